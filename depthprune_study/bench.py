@@ -1,0 +1,283 @@
+"""The workbench of a notebook: models, windows, finished pieces of work, figures, progress.
+
+A piece of work is done once: its record carries a stamp (code, parameters, inputs by content), and is read back only
+where the stamp still holds. A recovery that was cut goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from IPython.display import Image, display
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from depthprune_core import distillation, evaluation, figures, models, pruning, records, text
+from depthprune_core.assets import sha256_of
+from depthprune_core.records import Curve, Divergence, Plan, Score
+from depthprune_study import places, provenance, settings
+from depthprune_study.settings import StudyError
+
+
+def open_bench(notebook: str, cell: Mapping[str, Any]) -> Bench:
+    """The bench of a notebook, its parameters taken from the notebook's own variables (`globals()`) and checked."""
+    schema = settings.SCHEMAS[notebook]
+    parameters = settings.check(notebook, {name: cell[name] for name in schema.model_fields if name in cell})
+    return Bench(notebook, parameters)
+
+
+class Bench:
+    """What a notebook works with. `parameters` are the checked ones; every file goes under runs/<study>/."""
+
+    def __init__(self, notebook: str, parameters: settings.Common) -> None:
+        self.notebook, self.parameters = notebook, parameters
+        self.folder = places.runs(parameters.study)
+        self.device = _device(getattr(parameters, "device", "cpu"))
+        self.texts: dict[str, dict[str, list[text.Document]]] = {}
+        self._pool: tuple[Any, text.Windows] | None = None  # tokenised once a tokenizer
+        self._test_is_read = False
+        self._progress = _Progress(self.folder / "progress.json", notebook)
+        self.progress = self._progress.tell
+
+    # ------------------------------------------------------------ what goes in
+
+    def model(self, name: str) -> tuple[PreTrainedModel, Any]:
+        """A named model on the bench's device, with its tokenizer."""
+        return models.load(name, cache=places.cache(), assets=places.assets(), device=self.device, seed=self.parameters.seed)
+
+    def documents(self, split: str) -> list[text.Document]:
+        """The documents of a split; only `test_scores` reads the test split."""
+        if split == "test":
+            raise ValueError("the test split is read by bench.test_scores alone, once, after every choice is made")
+        return self._split(split)
+
+    def windows(self, split: str, tokenizer: Any, *, tokens_per_document: int) -> text.Windows:
+        """The first tokens of each document of a split, in windows of `seq_len`."""
+        return text.windows(self.documents(split), tokenizer, seq_len=self.parameters.seq_len, tokens_per_document=tokens_per_document)
+
+    def recovery_windows(self, tokenizer: Any, *, tokens: int, seed: int) -> text.Windows:
+        """A training sample of the recovery articles: each seed its own windows in its own order."""
+        if self._pool is None or self._pool[0] is not tokenizer:
+            pool = text.windows(self.documents("recovery"), tokenizer, seq_len=self.parameters.seq_len, whole=True)
+            self._pool = (tokenizer, pool)
+        return text.draw(self._pool[1], n_tokens=tokens, seed=seed)
+
+    def _split(self, split: str) -> list[text.Document]:
+        name = self.parameters.text
+        if name not in self.texts:
+            self.texts[name] = text.split_named(name, cache=places.cache(), assets=places.assets())
+        documents = self.texts[name][split]
+        return documents[: self.parameters.max_documents or None]
+
+    # ------------------------------------------------------------ finished pieces
+
+    def once(self, name: str, make: Callable[[], Any], *, on: list[Any], seed: int = 0) -> Any:
+        """The record(s) of a piece of work: read back where its stamp still holds, else made and saved.
+
+        `on`: what it depends on (models, windows, plans, records), hashed by content.
+        """
+        path = self.record_path(name)
+        stamp = self._stamp(name, on, seed)
+        if (kept := _kept(path, stamp)) is not None:
+            return kept
+        self._progress.begin(name)
+        record = make()
+        records.write(path, record, stamp)
+        self._progress.end()
+        return record
+
+    def recover(
+        self,
+        name: str,
+        plan: Plan,
+        teacher: PreTrainedModel,
+        windows: text.Windows,
+        *,
+        start: PreTrainedModel | None = None,
+        validation: text.Windows | None = None,
+        **recipe: Any,
+    ) -> tuple[PreTrainedModel, Curve]:
+        """The plan's student, recovered from `teacher` (or from the weights of `start`), and its curve.
+
+        A plan that drops nothing gives the control: the teacher itself, trained on the same windows. Options as in
+        `distillation.recover`. Arms are kept by recipe, not by notebook: what one notebook has recovered, another reads.
+        """
+        folder = self.folder / "arms" / name
+        stamp = self._stamp(f"arm/{name}", [teacher, plan, windows, start, validation, recipe], recipe["seed"], shared=True)
+        student = start if start is not None else pruning.drop_layers(teacher, plan)
+        path = folder / f"{stamp.key}.json"
+        weights = folder / f"{stamp.key}.safetensors"
+        kept = _kept(path, stamp)
+        if kept and weights.exists() and sha256_of(weights) == kept["arm"].recipe["weights_sha256"]:
+            student.load_state_dict(load_file(weights), strict=False)
+            return student, kept["arm"]
+        self._progress.begin(name)
+        checkpoint = folder / f"{stamp.key}.ckpt"
+        student, curve = distillation.recover(
+            student,
+            teacher,
+            windows,
+            plan=plan if plan.dropped else None,
+            validation=validation,
+            checkpoint=checkpoint,
+            progress=self.progress,
+            **recipe,
+        )
+        sha256 = _save_weights(student, weights)
+        curve = Curve(**{**vars(curve), "recipe": {**curve.recipe, "weights_sha256": sha256}})
+        records.write(path, {"arm": curve}, stamp)
+        checkpoint.unlink(missing_ok=True)
+        self._progress.end()
+        return student, curve
+
+    def validation_scores(self, arms: Mapping[str, PreTrainedModel], tokenizer: Any) -> dict[str, Score]:
+        """Each model's score on the validation articles; choices are made on these."""
+        windows = self.windows("validation", tokenizer, tokens_per_document=self.parameters.score_tokens)
+        return {name: self._score("validation", name, model, windows) for name, model in arms.items()}
+
+    def test_scores(self, arms: Mapping[str, PreTrainedModel], tokenizer: Any) -> dict[str, Score]:
+        """Each frozen model's score on the test articles. Can be called once, as the notebook's last measurement."""
+        if self._test_is_read:
+            raise ValueError("the test split was read already in this notebook: score every arm in one call")
+        self._test_is_read = True
+        tokens = self.parameters.score_tokens
+        windows = text.windows(self._split("test"), tokenizer, seq_len=self.parameters.seq_len, tokens_per_document=tokens)
+        return {name: self._score("test", name, model, windows) for name, model in arms.items()}
+
+    def divergences(self, arms: Mapping[str, PreTrainedModel], teacher: PreTrainedModel, tokenizer: Any) -> dict[str, Divergence]:
+        """KL(teacher || student) and top-1 agreement on the validation articles."""
+        windows = self.windows("validation", tokenizer, tokens_per_document=self.parameters.score_tokens)
+        return {
+            name: self.once(f"divergence/{name}", lambda m=model: evaluation.divergence(m, teacher, windows), on=[model, teacher, windows])
+            for name, model in arms.items()
+        }
+
+    def _score(self, split: str, name: str, model: PreTrainedModel, windows: text.Windows) -> Score:
+        return self.once(f"{split}/{name}", lambda: evaluation.score(model, windows, progress=self.progress), on=[model, windows])
+
+    # ------------------------------------------------------------ what comes out
+
+    def save(self, name: str, record: Any) -> Path:
+        """Keep a record that was derived from others in this notebook."""
+        return records.write(self.record_path(name), record, self._stamp(name, [record], 0))
+
+    def read(self, notebook: str, name: str) -> Any:
+        """A record that an earlier notebook of the study kept. Raises StudyError where it is not there yet."""
+        path = self.folder / "records" / notebook / f"{name}.json"
+        if not path.exists():
+            raise StudyError(f"record {notebook}/{name} is not there: run notebook {notebook} of study {self.parameters.study} first")
+        return records.read(path)
+
+    def show(self, name: str, figure: Any) -> None:
+        """Display a figure and keep it as PNG under runs/<study>/figures/."""
+        data = figures.png(figure)
+        path = self.folder / "figures" / f"{self.notebook}-{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+        display(Image(data=data, format="png", alt=figure.get_label() or name))
+
+    def record_path(self, name: str) -> Path:
+        return self.folder / "records" / self.notebook / f"{name}.json"
+
+    def _stamp(self, step: str, on: list[Any], seed: int, *, shared: bool = False) -> records.Stamp:
+        """`shared` leaves the notebook out: the piece is defined by its inputs alone."""
+        stamp = provenance.stamp(
+            study=self.parameters.study,
+            notebook="any" if shared else self.notebook,
+            step=step,
+            modules=("depthprune_core.distillation", "depthprune_core.pruning", "depthprune_core.speed", "depthprune_core.sensitivity"),
+            parameters={} if shared else self.parameters.model_dump(mode="json"),
+            inputs={str(i): _content_hash(item) for i, item in enumerate(on)},
+            device=self.device,
+            seed=seed,
+        )
+        return stamp
+
+
+def _device(wanted: str) -> str:
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise StudyError("device='cuda' was asked for, but no GPU is there: take device='auto' or 'cpu'")
+    return "cuda" if wanted != "cpu" and available else "cpu"
+
+
+def _kept(path: Path, stamp: records.Stamp) -> Any:
+    """The record(s) of a file that is whole and carries this stamp, else None."""
+    try:
+        return records.read(path) if records.read_stamp(path).key == stamp.key else None
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _content_hash(item: Any) -> str:
+    """A hash of what an input holds: weights, token ids, values."""
+    if isinstance(item, PreTrainedModel):
+        return _weights_hash(item)
+    if isinstance(item, text.Windows):
+        return item.token_hash
+    if hasattr(item, "__dataclass_fields__"):
+        item = {"kind": type(item).__name__, **vars(item)}
+    return hashlib.sha256(json.dumps(item, sort_keys=True, default=vars).encode()).hexdigest()[:16]
+
+
+_hashes: weakref.WeakKeyDictionary[PreTrainedModel, tuple[list[int], str]] = weakref.WeakKeyDictionary()
+
+
+def _weights_hash(model: PreTrainedModel) -> str:
+    """Hash of config and weights, computed again only when torch says that a tensor was written to."""
+    versions = [tensor._version for tensor in model.state_dict().values()]
+    if model not in _hashes or _hashes[model][0] != versions:
+        config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}  # where it was read is no content
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        _hashes[model] = (versions, digest.hexdigest()[:16])
+    return _hashes[model][1]
+
+
+def _save_weights(model: PreTrainedModel, path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, temporary)
+    os.replace(temporary, path)
+    return sha256_of(path)
+
+
+class _Progress:
+    """Tells the runner through a small file, and a reader of the live notebook through one line that is replaced."""
+
+    def __init__(self, path: Path, notebook: str) -> None:
+        self.path, self.notebook = path, notebook
+        self.piece, self.began, self.told, self.line = "", 0.0, 0.0, None
+
+    def begin(self, piece: str) -> None:
+        self.piece, self.began, self.told = piece, time.monotonic(), 0.0
+        self.line = display({"text/plain": f"{piece} ..."}, raw=True, display_id=True)
+
+    def tell(self, done: int, of: int, what: str) -> None:
+        now = time.monotonic()
+        if now - self.told < 1 and done != of:
+            return
+        self.told = now
+        share = f"{done:,} of {of:,} {what}" if of else f"{done:,} {what}"
+        left = f", about {(now - self.began) * (of - done) / done:.0f} s left" if of and done else ""
+        line = f"{self.piece}: {share}{left}"
+        records.write_atomically(self.path, json.dumps({"notebook": self.notebook, "line": line, "done": done, "of": of}))
+        if self.line is not None:
+            self.line.update({"text/plain": line}, raw=True)
+
+    def end(self) -> None:
+        if self.line is not None:
+            self.line.update({"text/plain": ""}, raw=True)
+            self.line = None

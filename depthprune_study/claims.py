@@ -1,0 +1,238 @@
+"""Verdicts on the source's claims: rules read from params/claims.yaml, applied to records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import yaml
+
+from depthprune_core import intervals
+from depthprune_core.intervals import Interval
+from depthprune_study import places
+from depthprune_study.evidence import Evidence
+
+REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
+SOURCE_MODELS = {"gpt2", "tinyllama-1.1b"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one model shows of a claim."""
+
+    model: str
+    figure: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One row of the claims table."""
+
+    id: str
+    claim: str
+    source: str
+    rule: str
+    verdict: str  # on the claim itself
+    why: str
+    figure: str  # on the source's own models; empty where they were not run
+    stand_ins: tuple[Measured, ...]
+    notebook: str  # where it is measured; empty = nowhere in this study
+
+    @property
+    def stable(self) -> bool:
+        """Whether the verdict is the same on every machine (it follows from shapes, or from what the study lacks)."""
+        return self.id in {"C1", "C9", "C11"}
+
+
+def judge(evidence: Evidence) -> list[Verdict]:
+    """A verdict a claim. A stand-in's figure never decides a claim about GPT-2 124M or TinyLlama."""
+    rules = yaml.safe_load((places.PARAMS / "claims.yaml").read_text(encoding="utf-8"))
+    return [_judge_one(name, entry, evidence) for name, entry in rules.items()]
+
+
+def _judge_one(name: str, entry: dict[str, Any], evidence: Evidence) -> Verdict:
+    measure, notebook, untestable = _MEASURES[name]
+    measured = measure(evidence, entry["rule"]) if measure else []
+    own = [item for item in measured if item.model in SOURCE_MODELS or name == "C1"]
+    stand_ins = tuple(item for item in measured if item not in own)
+    if own:
+        verdict, why, figure = _together([item.verdict for item in own]), "", "; ".join(f"{item.model}: {item.figure}" for item in own)
+    else:
+        verdict, figure = "not testable in this study", ""
+        why = untestable if not measured else "the source's model was not run; a stand-in decides nothing about it"
+    if name in {"C4", "C5"}:
+        figure = "; ".join(filter(None, [_published_share(evidence, name), figure]))
+    return Verdict(name, entry["claim"], entry["source"], _in_words(entry["rule"]), verdict, why, figure, stand_ins, notebook if measured else "")
+
+
+def _together(verdicts: list[str]) -> str:
+    return verdicts[0] if len(set(verdicts)) == 1 else INCONCLUSIVE
+
+
+def _in_words(rule: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in rule.items())
+
+
+# ---------------------------------------------------------------- rules
+
+
+def at_most(value: Interval, threshold: float) -> str:
+    """Reproduced if the whole interval is at or below the threshold, not if all of it is above, else inconclusive."""
+    if value.high <= threshold:
+        return REPRODUCED
+    return NOT_REPRODUCED if value.low > threshold else INCONCLUSIVE
+
+
+def at_least(value: Interval, threshold: float) -> str:
+    """The mirror image of `at_most`."""
+    if value.low >= threshold:
+        return REPRODUCED
+    return NOT_REPRODUCED if value.high < threshold else INCONCLUSIVE
+
+
+def within(value: Interval, low: float, high: float) -> str:
+    """Reproduced if the interval lies inside low..high, not if it lies outside, else inconclusive."""
+    if low <= value.low and value.high <= high:
+        return REPRODUCED
+    return NOT_REPRODUCED if value.high < low or value.low > high else INCONCLUSIVE
+
+
+def probability(value: float, holds: float, fails: float) -> str:
+    """Reproduced if the probability is at least `holds`, not if at most `fails`, else inconclusive."""
+    if value >= holds:
+        return REPRODUCED
+    return NOT_REPRODUCED if value <= fails else INCONCLUSIVE
+
+
+# ---------------------------------------------------------------- what each claim measures
+
+
+def _sizes(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
+    counts = evidence.record("02_prune_gpt2", "published_sizes").values["gpt2-shape"]
+    shares = [100 * (1 - counts[n] / counts["12"]) for n in ("10", "9")]
+    close = all(abs(share - value) <= rule["tolerance"] for share, value in zip(shares, rule["values"], strict=True))
+    return [Measured("GPT-2 124M's shape", " / ".join(f"{share:.2f} %" for share in shares), REPRODUCED if close else NOT_REPRODUCED)]
+
+
+def _published_share(evidence: Evidence, claim: str) -> str:
+    counts = evidence.record("02_prune_gpt2", "published_sizes").values["tinyllama-1.1b-shape"]
+    return f"TinyLlama's shape: -{100 * (1 - counts['20' if claim == 'C4' else '19'] / counts['22']):.2f} % parameters"
+
+
+def _first_recovered(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
+    ratio = evidence.ratio("03_recovery", "kl")
+    return [Measured(evidence.first_model, f"PPL ratio {ratio}", at_most(ratio, rule["threshold"]))]
+
+
+def _first_speed(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
+    gain = evidence.decode_gain("02_prune_gpt2", 2)
+    return [Measured(evidence.first_model, f"decode {gain}x", within(gain, rule["low"], rule["high"]))]
+
+
+def _second_arm(arm: str) -> Callable[[Evidence, dict[str, Any]], list[Measured]]:
+    def measure(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
+        ratio = evidence.ratio("04_transfer_tinyllama", arm)
+        return [Measured(evidence.second_model, f"PPL ratio {ratio}", at_most(ratio, rule["threshold"]))]
+
+    return measure
+
+
+def _second_speed(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
+    two, three = evidence.decode_gain("04_transfer_tinyllama", 2), evidence.decode_gain("04_transfer_tinyllama", 3)
+    if two.low > rule["clean"] and three.low <= two.high:
+        verdict = REPRODUCED
+    elif two.high < rule["clean"] or (two.low > rule["clean"] and three.low > two.high):
+        verdict = NOT_REPRODUCED
+    else:
+        verdict = INCONCLUSIVE
+    return [Measured(evidence.second_model, f"decode {two}x / {three}x", verdict)]
+
+
+def _seeds(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
+    facts = evidence.record("05_seed_stability", "seeds").values
+    spread = facts["spread"] / (math.fsum(facts["ratios"]) / len(facts["ratios"]))
+    verdict = REPRODUCED if spread <= rule["reproduced"] else NOT_REPRODUCED if spread > rule["not_reproduced"] else INCONCLUSIVE
+    return [Measured(evidence.parameter("05_seed_stability", "model"), f"spread {spread:.2%} over {len(facts['ratios'])} seeds", verdict)]
+
+
+def _ends_are_critical(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
+    measured = []
+    for model, profile in _profiles(evidence).items():
+        ranks = intervals.rank_draws(profile)
+        critical = math.ceil(rule["critical_share"] * profile.n_layers)
+        ends = (ranks[:, [0, -1]] >= profile.n_layers - critical).all(axis=1)
+        easiest = np.argmin(ranks, axis=1)
+        inner = (easiest > 0) & (easiest < 2 * profile.n_layers / 3)
+        share = float((ends & inner).mean())
+        verdict = probability(share, rule["holds"], rule["fails"])
+        measured.append(Measured(model, f"holds in {share:.0%} of resampled calibration sets (layer 0 {ends_text(ranks, 0)}, last {ends_text(ranks, -1)})", verdict))
+    return measured
+
+
+def ends_text(ranks: np.ndarray, layer: int) -> str:
+    """A layer's usual place in the ranking, 1 = the most sensitive."""
+    return f"ranks {ranks.shape[1] - int(np.median(ranks[:, layer]))} of {ranks.shape[1]}"
+
+
+def _transfers(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
+    scores = evidence.test("04_transfer_tinyllama")
+    change = intervals.nll_rise(scores["recovered"], scores["unrecovered"])
+    return [Measured(evidence.second_model, f"NLL changes by {change} nats per token in recovery", at_most(change, rule["threshold"]))]
+
+
+def _which_end(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
+    scores = evidence.test("02_prune_gpt2")
+    rise = intervals.nll_rise(scores[f"most_sensitive-{evidence.fewer}"], scores[f"least_sensitive-{evidence.fewer}"])
+    return [Measured(evidence.first_model, f"most minus least sensitive {rise} nats per token, before recovery", at_least(rise, rule["threshold"]))]
+
+
+def _middle(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
+    measured = []
+    for model, profile in _profiles(evidence).items():
+        rises = np.asarray(profile.by_document["drop_nll_nats"])
+        quarter = profile.n_layers // 4
+        inner = np.arange(profile.n_layers)[quarter:-quarter]
+        outer = np.setdiff1d(np.arange(profile.n_layers), inner)
+        gap = intervals.mean_per_token(rises[inner].mean(axis=0) - rises[outer].mean(axis=0), profile.teacher.n_tokens)
+        figure = f"middle half minus outer layers {gap} nats per token (the width half of the claim is not tested)"
+        measured.append(Measured(model, figure, at_most(gap, rule["threshold"])))
+    return measured
+
+
+def _real_work(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
+    measured = []
+    for model, notebook, arm in ((evidence.first_model, "03_recovery", "kl"), (evidence.second_model, "04_transfer_tinyllama", "recovered")):
+        scores = evidence.test(notebook)
+        gain = intervals.gain_difference(scores["unrecovered"], scores[arm], scores["teacher"], scores["teacher + same text (ce)"])
+        figure = f"student gains {gain} nats per token more than the whole model does from the same text"
+        measured.append(Measured(model, figure, at_least(gain, rule["threshold"])))
+    return measured
+
+
+def _profiles(evidence: Evidence) -> dict[str, Any]:
+    return {
+        evidence.first_model: evidence.record("01_sensitivity", "profile"),
+        evidence.second_model: evidence.record("04_transfer_tinyllama", "profile"),
+    }
+
+
+_MEASURES: dict[str, tuple[Callable[[Evidence, dict[str, Any]], list[Measured]] | None, str, str]] = {
+    "C1": (_sizes, "02_prune_gpt2", ""),
+    "C2": (_first_recovered, "03_recovery", ""),
+    "C3": (_first_speed, "02_prune_gpt2", ""),
+    "C4": (_second_arm("recovered"), "04_transfer_tinyllama", ""),
+    "C5": (_second_arm("staged"), "04_transfer_tinyllama", ""),
+    "C6": (_second_speed, "04_transfer_tinyllama", ""),
+    "C7": (_seeds, "05_seed_stability", ""),
+    "C8": (_ends_are_critical, "01_sensitivity", ""),
+    "C9": (None, "", "one pair is recovered here; the claim needs many"),
+    "C10": (_transfers, "04_transfer_tinyllama", ""),
+    "C11": (None, "", "no width-pruned arm is run here"),
+    "C12": (_which_end, "02_prune_gpt2", ""),
+    "C13": (_middle, "01_sensitivity", ""),
+    "C14": (_real_work, "03_recovery", ""),
+}

@@ -1,0 +1,116 @@
+"""The command line: run, report, status."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from depthprune_study import places
+from depthprune_study.settings import StudyError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Which whole layers can a causal language model lose, and how much does distillation win back? Runs the study's notebooks.",
+)
+Study = Annotated[str, typer.Argument(help="A study: the name of a folder under params/ (quick, ci, full).")]
+
+
+@app.command("run")
+def run_study(
+    study: Study = "quick",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and how long it should take; do nothing.")] = False,
+) -> None:
+    """Run a study's notebooks in order and write its report. What is finished and unchanged is not run again."""
+    from depthprune_study import report, run
+
+    with _sentences():
+        steps = run.plan(study)
+        _say_plan(study, steps)
+        if dry_run:
+            return
+        run.run(study, say=_say)
+        if all(step.done for step in steps) and all(report.is_current(study).values()):
+            page = places.reports(study) / "report.html"
+        else:
+            page = report.publish(study)
+        _say_answer(study, page)
+
+
+@app.command("report")
+def make_report(study: Study = "quick") -> None:
+    """Write reports/<study>/ anew from a finished run."""
+    from depthprune_study import report, run
+
+    with _sentences():
+        if waiting := [step.notebook for step in run.plan(study) if not step.done]:
+            raise StudyError(f"study {study} is not finished: {', '.join(waiting)} wait; `depthprune run {study}` runs them")
+        _say_answer(study, report.publish(study))
+
+
+@app.command("status")
+def show_status(study: Study = "quick") -> None:
+    """Say which notebooks are done, and whether the report in reports/ was made by the code as it is now."""
+    from depthprune_study import report, run
+
+    with _sentences():
+        current = report.is_current(study)
+        for step in run.plan(study):
+            done = "run: done" if step.done else "run: to do"
+            fresh = "report: current" if current[step.notebook] else "report: made by other code or parameters, or missing"
+            _say(f"{step.notebook:<24} {done:<11} {fresh}")
+
+
+def _say_plan(study: str, steps: list) -> None:
+    waiting = [step for step in steps if not step.done]
+    total = sum(step.expected_seconds for step in waiting)
+    known = f", about {total / 60:.0f} min on two CPU cores" if total else ""
+    _say(f"study {study}: {len(steps)} notebooks, {len(waiting)} to run{known}")
+    for step in steps:
+        about = f"about {step.expected_seconds:.0f} s" if step.expected_seconds else "time not measured"
+        models = ", ".join(str(step.parameters[key]) for key in ("model", "tokens") if key in step.parameters)
+        _say(f"  {step.notebook:<24} {'done' if step.done else about:<18} {models}")
+
+
+def _say_answer(study: str, page: Path) -> None:
+    from depthprune_study.evidence import read_evidence
+
+    _say("")
+    for line in read_evidence(study).answer_lines():
+        _say(line)
+    _say(f"\nreport: {page}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """What the user can mend is told in a sentence, without a traceback, and the exit code says that it failed."""
+    try:
+        yield
+    except StudyError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from None
+    except OSError as error:
+        print(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print("stopped: what is finished is kept, the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

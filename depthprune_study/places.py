@@ -1,0 +1,71 @@
+"""Where things lie: the repository, its folders, its address."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Badges and set-up cells are made from this one line (`python -m depthprune_study.places`); a test holds them to it.
+REPOSITORY = "depthprune/depthprune"
+BRANCH = "main"
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+PARAMS = ROOT / "params"
+
+
+def runs(study: str) -> Path:
+    """Where a run of the study works (git-ignored). DEPTHPRUNE_RUNS moves it, to a mounted drive for example."""
+    return Path(os.environ.get("DEPTHPRUNE_RUNS", ROOT / "runs")) / study
+
+
+def reports(study: str) -> Path:
+    """Where a finished study is put to be read. DEPTHPRUNE_REPORTS moves it."""
+    return Path(os.environ.get("DEPTHPRUNE_REPORTS", ROOT / "reports")) / study
+
+
+def cache() -> Path:
+    """Fetched and cleaned files, checked by hash whenever they are used. DEPTHPRUNE_CACHE moves it."""
+    return Path(os.environ.get("DEPTHPRUNE_CACHE", ROOT / ".cache"))
+
+
+def assets() -> Path | None:
+    """A folder of already fetched files that is looked in first, when DEPTHPRUNE_ASSETS names one."""
+    folder = os.environ.get("DEPTHPRUNE_ASSETS")
+    return Path(folder) if folder else None
+
+
+def badge(notebook: str) -> str:
+    """Markdown of the Colab badge of a notebook."""
+    link = f"https://colab.research.google.com/github/{REPOSITORY}/blob/{BRANCH}/notebooks/{notebook}.ipynb"
+    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
+
+
+def setup_cell() -> str:
+    """Source of the set-up cell: nothing outside Colab; there it takes the code from the repository, never a new torch."""
+    return f"""import sys
+
+if "google.colab" in sys.modules:  # anywhere else, the environment is already there
+    !test -d depthprune || git clone --quiet --depth 1 --branch {BRANCH} https://github.com/{REPOSITORY}.git depthprune
+    !pip install --quiet --no-deps -e depthprune
+    !pip install --quiet "mwparserfromhell<0.8" gguf
+    sys.path.insert(0, "depthprune")"""
+
+
+def write_addresses() -> None:
+    """Put the badge into each notebook's first cell and the set-up code into its cell tagged `setup`."""
+    import nbformat
+
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        title, *rest = notebook.cells[0].source.split("\n")
+        body = [line for line in rest if not line.startswith("[![Open in Colab]")]
+        notebook.cells[0].source = "\n".join([title, "", badge(path.stem), *body]).replace("\n\n\n", "\n\n")
+        for cell in notebook.cells:
+            if "setup" in cell.metadata.get("tags", []):
+                cell.source = setup_cell()
+        nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    write_addresses()

@@ -1,0 +1,118 @@
+"""Where a result comes from: hashes of code, notebook, inputs; versions, device, commit."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from depthprune_core.records import Stamp
+from depthprune_study import places
+
+PACKAGES = ("depthprune_core", "depthprune_study")
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "mwparserfromhell", "matplotlib")
+
+
+def code_hash(*modules: str) -> str:
+    """Hash of these modules and of all of ours that they import, docstrings and comments apart."""
+    digest = hashlib.sha256()
+    for module in sorted(closure(modules)):
+        digest.update(module.encode() + _meaning(_file_of(module)).encode())
+    return digest.hexdigest()[:16]
+
+
+def closure(modules: tuple[str, ...] | list[str]) -> set[str]:
+    """These modules of ours and all of ours that they import, directly or not."""
+    found: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found.add(module)
+            waiting += imports(_file_of(module).read_text(encoding="utf-8"))
+    return found
+
+
+def imports(source: str) -> list[str]:
+    """Modules of ours that a Python source imports."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [name for name in names if name.split(".")[0] in PACKAGES and "." in name and _file_of(name).exists()]
+
+
+def notebook_code(path: Path) -> str:
+    """The Python of a notebook's code cells, without shell and magic lines."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    lines = "\n".join(sources).split("\n")
+    return "\n".join("    pass" if line.lstrip().startswith(("!", "%")) else line for line in lines)
+
+
+def notebook_hash(path: Path, *, prose: bool = False) -> str:
+    """Hash of a notebook's code cells, with `prose` of its text too; outputs and execution counts apart."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    content = [[cell["cell_type"], "".join(cell["source"])] for cell in cells if prose or cell["cell_type"] == "code"]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of the libraries that can change a number."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+@cache
+def commit() -> str:
+    """The commit of the code, with `+changes` where tracked code differs from it; `no-git` outside a repository or without git."""
+    if shutil.which("git") is None:
+        return "no-git"
+    git = ["git", "-C", str(places.ROOT)]
+    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    if head.returncode != 0:
+        return "no-git"
+    changed = subprocess.run([*git, "status", "--porcelain", "--", *PACKAGES, "notebooks", "params"], capture_output=True, text=True)
+    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+
+
+def stamp(
+    *, study: str, notebook: str, step: str, modules: tuple[str, ...], parameters: dict[str, Any], inputs: dict[str, str], device: str, seed: int
+) -> Stamp:
+    """The stamp of one piece of work of one notebook."""
+    return Stamp(
+        study=study,
+        step=f"{notebook}/{step}",
+        code_hash=code_hash(*modules),
+        notebook_hash="" if notebook == "any" else notebook_hash(places.NOTEBOOKS / f"{notebook}.ipynb"),
+        parameters=parameters,
+        inputs=inputs,
+        versions=versions(),
+        device=device,
+        dtype="float32",
+        seed=seed,
+        commit=commit(),
+    )
+
+
+def _file_of(module: str) -> Path:
+    return places.ROOT / Path(*module.split(".")).with_suffix(".py")
+
+
+@cache
+def _meaning(path: Path) -> str:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            if isinstance(body[0].value.value, str):
+                node.body = body[1:] or [ast.Pass()]
+    return ast.dump(tree)

@@ -1,0 +1,62 @@
+"""The two marked blocks of README.md, filled from the published reports: `python -m depthprune_study.readme`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from depthprune_core.records import write_atomically
+from depthprune_study import places, run
+from depthprune_study.evidence import Evidence, read_evidence
+from depthprune_study.settings import StudyError
+
+README = places.ROOT / "README.md"
+TIMED = ("quick", "ci")
+
+
+def fill() -> str:
+    """README.md as it reads with both blocks filled. Raises StudyError where the report or a marker is missing."""
+    folder = places.reports("quick")
+    if not (folder / "records").exists():
+        raise StudyError("the report of study quick is not there: `make study` writes it")
+    page = README.read_text(encoding="utf-8")
+    page = replace(page, "answer", answer(read_evidence("quick", folder / "records")))
+    return replace(page, "minutes", minutes({study: run.read_seconds(places.reports(study)) for study in TIMED}))
+
+
+def answer(evidence: Evidence) -> str:
+    """The study's answer as a list."""
+    return "\n".join(f"- {line}" for line in evidence.answer_lines())
+
+
+def minutes(seconds: Mapping[str, Mapping[str, float]]) -> str:
+    """Seconds of each notebook, one column a study that was timed, and each study's sum in minutes."""
+    timed = {study: by_notebook for study, by_notebook in seconds.items() if by_notebook}
+    if not timed:
+        raise StudyError("no report has a seconds.json: `make study` writes one")
+    rows = [["notebook", *(f"`{study}`" for study in timed)], ["---", *("---:" for _ in timed)]]
+    for notebook in run.READS:
+        rows.append([notebook, *(f"{times[notebook]:.0f} s" if notebook in times else "" for times in timed.values())])
+    rows.append(["in all", *(f"{sum(times.values()) / 60:.1f} min" for times in timed.values())])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def replace(page: str, name: str, content: str) -> str:
+    """The page with `content` between the markers of that name. Raises StudyError unless each marker is there once."""
+    opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if page.count(opening) != 1 or page.count(closing) != 1 or page.index(opening) > page.index(closing):
+        raise StudyError(f"README.md should hold the lines {opening} and {closing} once each, in this order")
+    before, rest = page.split(opening)
+    return f"{before}{opening}\n{content}\n{closing}{rest.split(closing)[1]}"
+
+
+def main() -> None:
+    """Write README.md anew; what is wrong is told in a sentence."""
+    try:
+        write_atomically(README, fill())
+    except StudyError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

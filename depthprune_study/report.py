@@ -1,0 +1,87 @@
+"""A finished run -> reports/<study>/: executed notebooks, records, figures, pages that open offline."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from html import escape
+from pathlib import Path
+
+from depthprune_core import figures
+from depthprune_study import places, run
+from depthprune_study.evidence import read_evidence
+
+STYLE = (Path(__file__).with_name("page.css")).read_text(encoding="utf-8")
+
+
+def publish(study: str) -> Path:
+    """Build the report next to the old one and swap them; returns the path of its page."""
+    target = places.reports(study)
+    building = target.with_name(f".{target.name}.new")
+    shutil.rmtree(building, ignore_errors=True)
+    (building / "notebooks").mkdir(parents=True)
+    evidence = read_evidence(study)
+    shutil.copytree(evidence.folder, building / "records")
+    if (places.runs(study) / "figures").exists():
+        shutil.copytree(places.runs(study) / "figures", building / "figures")
+    (building / "figures").mkdir(exist_ok=True)
+    (building / "figures" / "answer.png").write_bytes(figures.png(figures.controls(evidence.answer_ratios())))
+    for notebook in run.READS:
+        shutil.copy(run.executed(study, notebook), building / "notebooks" / f"{notebook}.ipynb")
+        name = "report" if notebook == "06_report" else notebook
+        (building / f"{name}.html").write_text(page(building / "notebooks" / f"{notebook}.ipynb", study, with_code=name != "report"), encoding="utf-8")
+    (building / "seconds.json").write_text(json.dumps(run.read_seconds(places.runs(study)), indent=1) + "\n", encoding="utf-8")
+    keys = {step.notebook: step.key for step in run.plan(study)}
+    (building / "made-from.json").write_text(json.dumps(keys, indent=1) + "\n", encoding="utf-8")
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(building, target)
+    shutil.rmtree(old, ignore_errors=True)
+    return target / "report.html"
+
+
+def is_current(study: str) -> dict[str, bool]:
+    """Notebook -> whether the published report was made by the code and parameters as they are now."""
+    path = places.reports(study) / "made-from.json"
+    made_from = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {step.notebook: made_from.get(step.notebook) == step.key for step in run.plan(study)}
+
+
+def page(notebook: Path, study: str, *, with_code: bool) -> str:
+    """One executed notebook as a page of its own: no script, nothing fetched, readable on a phone and on paper."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(template_name="basic", exclude_input=not with_code, exclude_input_prompt=True, exclude_output_prompt=True)
+    content = nbformat.read(notebook, as_version=4)
+    content.cells = [cell for cell in content.cells if not _is_plumbing(cell, with_code)]
+    if content.cells and content.cells[0].cell_type == "markdown":
+        content.cells[0].source = "\n".join(line for line in content.cells[0].source.split("\n") if not line.startswith("[![Open in Colab]"))
+    body, _ = exporter.from_notebook_node(content)
+    body = re.sub(r"<script.*?</script>", "", body, flags=re.DOTALL)
+    body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
+    title = content.cells[0].source.split("\n")[0].lstrip("# ") if content.cells else notebook.stem
+    return (
+        "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>depthprune {escape(study)}: {escape(title)}</title><style>{STYLE}</style></head><body>"
+        f"<nav>{_navigation(study, notebook.stem)}</nav><main>{body}</main></body></html>\n"
+    )
+
+
+def _is_plumbing(cell: dict, with_code: bool) -> bool:
+    tags = cell.metadata.get("tags", [])
+    return "setup" in tags or (not with_code and ("facts" in tags or "parameters" in tags or "injected-parameters" in tags))
+
+
+def _navigation(study: str, current: str) -> str:
+    links = []
+    for notebook in run.READS:
+        file = "report.html" if notebook == "06_report" else f"{notebook}.html"
+        label = "report" if notebook == "06_report" else notebook[:2] + " " + notebook[3:].replace("_", " ")
+        here = " aria-current='page'" if notebook == current else ""
+        links.append(f"<a href='{file}'{here}>{escape(label)}</a>")
+    return f"<b>depthprune · {escape(study)}</b> " + " ".join([links[-1], *links[:-1]])

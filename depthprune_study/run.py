@@ -1,0 +1,268 @@
+"""Runs a study's notebooks in order with papermill, each in its own kernel; what is finished and unchanged is not run again."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+
+from depthprune_core.records import write_atomically
+from depthprune_study import places, provenance, settings
+from depthprune_study.settings import StudyError
+
+# Which earlier notebooks' records each one reads.
+READS = {
+    "01_sensitivity": (),
+    "02_prune_gpt2": ("01_sensitivity",),
+    "03_recovery": ("01_sensitivity", "02_prune_gpt2"),
+    "04_transfer_tinyllama": ("03_recovery",),
+    "05_seed_stability": ("02_prune_gpt2", "03_recovery"),
+    "06_report": ("01_sensitivity", "02_prune_gpt2", "03_recovery", "04_transfer_tinyllama", "05_seed_stability"),
+}
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook of a study: what it would run with, and whether that is done already."""
+
+    notebook: str
+    parameters: dict[str, Any]
+    key: str  # of everything that can change its output
+    done: bool
+    expected_seconds: float  # of the run whose report is committed; 0 = never measured
+
+
+def plan(study: str) -> list[Step]:
+    """The steps of a study, in order. Raises StudyError for bad parameters."""
+    checked = settings.read_study(study)
+    expected = read_seconds(places.ROOT / "reports" / study)
+    keys: dict[str, str] = {}
+    steps = []
+    for notebook, parameters in checked.items():
+        values = parameters.model_dump(mode="json")
+        keys[notebook] = _key(notebook, values, [keys[earlier] for earlier in READS[notebook]])
+        steps.append(Step(notebook, values, keys[notebook], _is_done(study, notebook, keys[notebook]), expected.get(notebook, 0)))
+    return steps
+
+
+def run(study: str, *, say: Callable[[str], None], terminal: TextIO = sys.stderr) -> None:
+    """Run what is not done. Raises StudyError when a notebook fails; what was finished before stays finished."""
+    steps = plan(study)
+    folder = places.runs(study)
+    with _alone(folder):
+        if not all(step.done for step in steps):
+            _fetch(steps, say)
+        for step in steps:
+            if step.done:
+                say(f"{step.notebook}: done already")
+                continue
+            expected = f", about {step.expected_seconds:.0f} s on two CPU cores" if step.expected_seconds else ""
+            say(f"{step.notebook}: running{expected}")
+            seconds = _execute(study, step, terminal)
+            say(f"{step.notebook}: done in {seconds:.0f} s")
+
+
+def read_seconds(folder: Path) -> dict[str, float]:
+    """Notebook -> seconds that it took, as far as they are known."""
+    path = folder / "seconds.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _fetch(steps: list[Step], say: Callable[[str], None]) -> None:
+    """Get every model and text that the steps name before the first of them runs: a missing network is told at once."""
+    from depthprune_core import models, text
+
+    wanted_texts = {step.parameters["text"] for step in steps if "text" in step.parameters}
+    wanted_models = {step.parameters["model"] for step in steps if "model" in step.parameters}
+    try:
+        for name in sorted(wanted_texts):
+            say(f"text {name}: fetching, or checking what is cached")
+            text.split_named(name, cache=places.cache(), assets=places.assets())
+        for name in sorted(wanted_models):
+            say(f"model {name}: fetching, or checking what is cached")
+            models.fetch_only(name, cache=places.cache(), assets=places.assets())
+    except (ValueError, RuntimeError) as error:
+        raise StudyError(str(error)) from None
+
+
+def executed(study: str, notebook: str) -> Path:
+    """Where a run leaves the executed notebook."""
+    return places.runs(study) / "notebooks" / f"{notebook}.ipynb"
+
+
+def _key(notebook: str, parameters: dict[str, Any], earlier: list[str]) -> str:
+    path = places.NOTEBOOKS / f"{notebook}.ipynb"
+    modules = provenance.imports(provenance.notebook_code(path))
+    content = {
+        "notebook": provenance.notebook_hash(path, prose=True),
+        "code": provenance.code_hash(*modules),
+        "parameters": parameters,
+        "earlier": earlier,
+        "versions": provenance.versions(),
+        "claims": hashlib.sha256((places.PARAMS / "claims.yaml").read_bytes()).hexdigest() if notebook == "06_report" else "",
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _mark(study: str, notebook: str) -> Path:
+    return places.runs(study) / "done" / f"{notebook}.json"
+
+
+def _is_done(study: str, notebook: str, key: str) -> bool:
+    try:
+        mark = json.loads(_mark(study, notebook).read_text(encoding="utf-8"))
+        return mark["key"] == key and mark["files"] == _outputs(study, notebook)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _outputs(study: str, notebook: str) -> dict[str, str]:
+    """Hashes of what a notebook leaves: the executed notebook and its records."""
+    paths = [executed(study, notebook), *(places.runs(study) / "records" / notebook).rglob("*.json")]
+    return {path.relative_to(places.runs(study)).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
+
+
+def _execute(study: str, step: Step, terminal: TextIO) -> float:
+    import logging
+
+    import papermill
+    from traitlets.config import Config
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    began = time.monotonic()
+    target = executed(study, step.notebook)
+    partial = target.with_name(f".{target.name}.partial.ipynb")
+    log = places.runs(study) / "logs" / f"{step.notebook}.log"
+    for folder in (target.parent, log.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    failure = ""
+    with (
+        open(log, "w", encoding="utf-8") as output,
+        tempfile.TemporaryDirectory(prefix="depthprune-") as sockets,  # else the files lie among the notebooks
+        _shown(places.runs(study) / "progress.json", terminal),
+    ):
+        try:
+            papermill.execute_notebook(
+                places.NOTEBOOKS / f"{step.notebook}.ipynb",
+                partial,
+                parameters=step.parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                stdout_file=output,
+                stderr_file=output,
+                cwd=places.NOTEBOOKS,
+                start_timeout=180,
+                coalesce_streams=True,
+                # Socket files: no port that others could reach.
+                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
+            )
+        except Exception as error:  # whatever stops a notebook is told in one sentence, and the partial notebook is kept
+            failure = _reason(error)
+    failure = failure or _unfinished(partial)
+    if failure:
+        raise StudyError(f"notebook {step.notebook} of study {study} stopped: {failure}\nthe partial notebook: {_shown_path(partial)}\nits output: {_shown_path(log)}")
+    _tidy(partial)
+    os.replace(partial, target)
+    write_atomically(_mark(study, step.notebook), json.dumps({"key": step.key, "files": _outputs(study, step.notebook)}, indent=1))
+    seconds = time.monotonic() - began
+    _remember_seconds(study, step.notebook, seconds)
+    return seconds
+
+
+def _reason(error: Exception) -> str:
+    name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
+    return f"{value.strip()}" if name in {"StudyError", "ValueError"} else f"{name}: {value.strip()}"
+
+
+def _unfinished(path: Path) -> str:
+    """A dead kernel leaves a notebook that says `completed`: only a cell count and no error output show the truth."""
+    cells = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code" and "".join(c["source"]).strip()]
+    for number, cell in enumerate(cells):
+        if any(output["output_type"] == "error" for output in cell["outputs"]):
+            return f"code cell {number} raised an error"
+        if cell["execution_count"] is None:
+            return f"code cell {number} was never executed: the kernel died"
+    return ""
+
+
+def _tidy(path: Path) -> None:
+    """Drop what differs from run to run and says nothing: papermill's clock, empty progress lines, machine paths."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    notebook["metadata"].pop("papermill", None)
+    notebook["metadata"].pop("widgets", None)
+    for cell in notebook["cells"]:
+        for key in ("papermill", "execution"):
+            cell["metadata"].pop(key, None)
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [output for output in cell["outputs"] if output.get("name") != "stderr" and not _is_empty(output)]
+    write_atomically(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+
+
+def _is_empty(output: dict[str, Any]) -> bool:
+    """What a progress line leaves when its piece of work is done."""
+    return output["output_type"] == "display_data" and not "".join(output["data"].get("text/plain", "-"))
+
+
+def _remember_seconds(study: str, notebook: str, seconds: float) -> None:
+    known = read_seconds(places.runs(study))
+    write_atomically(places.runs(study) / "seconds.json", json.dumps({**known, notebook: round(seconds, 1)}, indent=1))
+
+
+def _shown_path(path: Path) -> str:
+    return os.path.relpath(path)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One run of a study at a time: the lock goes with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StudyError(f"study {folder.name} is being run by another process: wait for it, or stop it") from None
+        yield
+
+
+@contextmanager
+def _shown(progress: Path, terminal: TextIO) -> Iterator[None]:
+    """Show the notebook's progress: a line that is rewritten in a terminal, one a half-minute elsewhere."""
+    progress.unlink(missing_ok=True)
+    stop = threading.Event()
+
+    def watch() -> None:
+        last, said = "", 0.0
+        while not stop.wait(1):
+            try:
+                line = json.loads(progress.read_text(encoding="utf-8"))["line"]
+            except (OSError, ValueError, KeyError):
+                continue
+            if terminal.isatty() and line != last:
+                terminal.write(f"\r\033[K  {line[: shutil.get_terminal_size().columns - 3]}")
+                terminal.flush()
+            elif not terminal.isatty() and line != last and time.monotonic() - said > 30:
+                terminal.write(f"  {line}\n")
+                terminal.flush()
+                said = time.monotonic()
+            last = line
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        if terminal.isatty():
+            terminal.write("\r\033[K")

@@ -1,0 +1,169 @@
+"""The parameters of each notebook, as pydantic models; a study's YAML files are checked as a whole before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from depthprune_study import places
+
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+class Common(BaseModel):
+    """What every notebook takes. Strict: `1e-4` (a string in YAML 1.1) and `no` (a bool) are refused, not guessed at."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    study: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$", description="folder under runs/ and params/")]
+
+
+class Work(Common):
+    """What every notebook that computes takes."""
+
+    model: Annotated[str, Field(description="named model or local folder", min_length=1)]
+    text: Annotated[str, Field(description="named text, file or folder", min_length=1)]
+    max_documents: Annotated[int, Field(ge=0, description="documents used of each split; 0 = all")]
+    seq_len: Annotated[int, Field(ge=8, le=8192, description="tokens a window")]
+    score_tokens: Annotated[int, Field(ge=8, description="tokens scored a document")]
+    device: Literal["auto", "cpu", "cuda"]
+    seed: CountOrZero
+
+
+class Sensitivity(Work):
+    calibration_tokens: Annotated[int, Field(ge=8, description="tokens a calibration document")]
+    pairs: Annotated[bool, Field(description="measure all pairs of layers")]
+
+
+class Prune(Work):
+    calibration_tokens: Annotated[int, Field(ge=8)]
+    drop_counts: Annotated[list[Count], Field(min_length=1, max_length=4, description="layers to drop, one set of plans each")]
+    random_draws: Annotated[int, Field(ge=1, le=50)]
+    timed_context: Annotated[int, Field(ge=1, description="tokens of prompt")]
+    timed_new_tokens: Count
+    timed_rounds: Annotated[int, Field(ge=3, le=200)]
+
+
+class Recovery(Work):
+    calibration_tokens: Annotated[int, Field(ge=8)]
+    rule: Literal["least_sensitive", "most_sensitive"]  # what a profile alone decides, so that notebook 04 can take it over
+    drop_count: Count
+    tokens: Annotated[int, Field(ge=8, description="recovery tokens a run")]
+    lr_grid: Annotated[list[Rate], Field(min_length=1, max_length=8)]
+    temperature: Annotated[float, Field(gt=0, le=20)]
+    mixed_ce: Annotated[float, Field(gt=0, le=10, description="weight of CE in the mixed loss")]
+    batch_size: Count
+    trained: Literal["all", "after_first_cut"]
+
+
+class Transfer(Work):
+    first_model: Annotated[str, Field(description="the family whose recipe is taken over")]
+    calibration_tokens: Annotated[int, Field(ge=8)]
+    drop_count: Count
+    tokens: Annotated[int, Field(ge=8)]
+    pilot_tokens: Annotated[int, Field(ge=8, description="tokens a trial of the learning rate")]
+    second_profile_tokens: Annotated[int, Field(ge=8, description="calibration tokens a document of the profile between two stages")]
+    timed_context: Count
+    timed_new_tokens: Count
+    timed_rounds: Annotated[int, Field(ge=3, le=200)]
+
+
+class Seeds(Work):
+    seeds: Annotated[list[CountOrZero], Field(min_length=2, max_length=50)]
+
+    @field_validator("seeds")
+    @classmethod
+    def _differ(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError("the seeds must differ from each other")
+        return seeds
+
+
+class Report(Common):
+    pass
+
+
+SCHEMAS: dict[str, type[Common]] = {
+    "01_sensitivity": Sensitivity,
+    "02_prune_gpt2": Prune,
+    "03_recovery": Recovery,
+    "04_transfer_tinyllama": Transfer,
+    "05_seed_stability": Seeds,
+    "06_report": Report,
+}
+
+
+class StudyError(ValueError):
+    """A message for the user: says what is wrong and what to do. The command line shows it without a traceback."""
+
+
+def studies() -> list[str]:
+    """Names of the studies that have parameters."""
+    return sorted(folder.name for folder in places.PARAMS.iterdir() if (folder / "06_report.yaml").exists())
+
+
+def read_study(study: str) -> dict[str, Common]:
+    """The checked parameters of each notebook of a study, in order. Raises StudyError with every problem found."""
+    if study not in studies():
+        raise StudyError(f"study {study!r} is not known: name one of {', '.join(studies())}")
+    folder = places.PARAMS / study
+    problems: list[str] = []
+    checked: dict[str, Common] = {}
+    for path in sorted(folder.glob("*.yaml")):
+        if path.stem not in SCHEMAS:
+            problems.append(f"{study}/{path.name}: there is no such notebook; known are {', '.join(SCHEMAS)}")
+    for name, schema in SCHEMAS.items():
+        path = folder / f"{name}.yaml"
+        if not path.exists():
+            problems.append(f"{study}/{path.name}: the file is missing")
+            continue
+        found, parameters = _check_file(path, schema)
+        problems += [f"{study}/{path.name}: {problem}" for problem in found]
+        if parameters is not None:
+            checked[name] = parameters
+            if parameters.study != study:
+                problems.append(f"{study}/{path.name}: study={parameters.study!r} should be {study!r}, as its folder says")
+    if problems:
+        raise StudyError("\n".join(problems))
+    return checked
+
+
+def check(notebook: str, values: dict[str, Any]) -> Common:
+    """Parameters as a notebook's cell has them. Raises StudyError with every problem found."""
+    try:
+        return SCHEMAS[notebook].model_validate(values)
+    except ValidationError as error:
+        raise StudyError("\n".join(f"{notebook}: {problem}" for problem in _sentences(error, SCHEMAS[notebook]))) from None
+
+
+def _check_file(path: Path, schema: type[Common]) -> tuple[list[str], Common | None]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        return [f"not readable as YAML ({' '.join(str(error).split())[:200]})"], None
+    if not isinstance(values, dict):
+        return ["a list of `name: value` lines is wanted"], None
+    try:
+        return [], schema.model_validate(values)
+    except ValidationError as error:
+        return _sentences(error, schema), None
+
+
+def _sentences(error: ValidationError, schema: type[Common]) -> list[str]:
+    sentences = []
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"]) or "parameters"
+        value = repr(item.get("input"))[:80]
+        if item["type"] in {"extra_forbidden", "invalid_key"}:
+            sentences.append(f"{key} is not a parameter; known are {', '.join(schema.model_fields)}")
+        elif item["type"] == "missing":
+            sentences.append(f"{key} is missing")
+        else:
+            hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if isinstance(item.get("input"), str) and item["type"] == "float_type" else ""
+            sentences.append(f"{key}={value}: {item['msg'].removeprefix('Value error, ')}{hint}")
+    return sentences

@@ -1,0 +1,236 @@
+"""Records -> the pieces of the report's page: sentences, tables, figures, all as escaped HTML."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from depthprune_core import figures, intervals
+from depthprune_study.claims import Verdict
+from depthprune_study.evidence import Evidence
+
+
+def answer_html(evidence: Evidence) -> str:
+    """The answer in a few sentences."""
+    return "".join(f"<p class='answer'>{escape(line)}</p>" for line in evidence.answer_lines())
+
+
+def claims_html(verdicts: Sequence[Verdict]) -> str:
+    """The claims table; the words say what the colours say."""
+    rows = []
+    for verdict in verdicts:
+        stand_ins = "<br>".join(
+            f"<b>{escape(item.model)}</b>: {escape(item.figure)} {_word(item.verdict)}" for item in verdict.stand_ins
+        )
+        link = f"<a href='{verdict.notebook}.html'>{verdict.notebook[:2]}</a>" if verdict.notebook else ""
+        rows.append([
+            f"<b>{verdict.id}</b>",
+            f"{escape(verdict.claim)}<br><small>rule: {escape(verdict.rule)}</small>",
+            escape(verdict.source),
+            f"{_word(verdict.verdict)} {escape(verdict.figure)}<br><small>{escape(verdict.why)}</small>",
+            stand_ins,
+            link,
+        ])  # fmt: skip
+    return table(["", "claim", "source", "verdict on the source's models", "what the stand-ins show", "notebook"], rows)
+
+
+def layer_figures(evidence: Evidence) -> list[str]:
+    """Profiles of both families, pairs, agreement of the criteria."""
+    first = evidence.record("01_sensitivity", "profile")
+    second = evidence.record("04_transfer_tinyllama", "profile")
+    plans = evidence.record("04_transfer_tinyllama", "plans")
+    shown = [
+        figure_html(
+            figures.profile_bars(second, dropped=plans["recovered"].dropped),
+            f"Rise in NLL when one layer of {evidence.second_model} is dropped: {_per_layer(second.drop_one)}",
+            f"{evidence.second_model}: what each layer is worth. The marked layers go. {_n(second)}",
+        ),
+        figure_html(
+            figures.profile_bars(first),
+            f"Rise in NLL when one layer of {evidence.first_model} is dropped: {_per_layer(first.drop_one)}",
+            f"{evidence.first_model}, the stand-in. {_n(first)}",
+        ),
+    ]
+    if evidence.has("01_sensitivity", "pairs"):
+        pairs = evidence.record("01_sensitivity", "pairs")
+        worst = max(pairs.pair, key=lambda key: pairs.interaction(*map(int, key.split(","))))
+        shown.append(
+            figure_html(
+                figures.pair_heatmap(pairs),
+                f"Cost of every pair of layers; the pair {worst} costs most above the sum of its two single costs",
+                f"{evidence.first_model}: every pair, and how far it differs from the sum of its two layers.",
+            )
+        )
+    shown.append(
+        figure_html(
+            figures.criteria_agreement(evidence.record("01_sensitivity", "criteria").values["spearman"]),
+            "Spearman correlations between the criteria over the layers",
+            f"{evidence.first_model}: do cheaper criteria rank the layers as the reference (drop_nll_nats) does?",
+        )
+    )
+    return shown
+
+
+def recovery_figures(evidence: Evidence) -> list[str]:
+    """Rules before recovery, controls, curves."""
+    scores = evidence.test("02_prune_gpt2")
+    size = f"-{evidence.fewer}"
+    ratios = {name.removesuffix(size): intervals.ppl_ratio(s, scores["teacher"]) for name, s in scores.items() if name.endswith(size)}
+    controls = {
+        name: evidence.ratio("03_recovery", name) for name in evidence.test("03_recovery") if name != "teacher"
+    }
+    validation = evidence.record("04_transfer_tinyllama", "validation_scores")
+    curves = {k: v for k, v in evidence.record("04_transfer_tinyllama", "curves").items() if k in ("recovered", "one_shot")}
+    return [
+        figure_html(
+            figures.curves(curves, teacher_nll_nats=validation["teacher"].mean_nll_nats),
+            "Validation perplexity ratio against recovery tokens: "
+            + "; ".join(f"{name} ends {c.validation_nll_nats[-1] - validation['teacher'].mean_nll_nats:.3f} nats above" for name, c in curves.items()),
+            f"{evidence.second_model}: recovery as it went, on validation.",
+        ),
+        figure_html(
+            figures.controls(controls),
+            _as_text(controls),
+            f"{evidence.first_model}: losses and controls on the test articles. {_articles(evidence, '03_recovery')}",
+        ),
+        figure_html(
+            figures.arms(ratios, title=f"{evidence.fewer} layers fewer, before recovery"),
+            _as_text(ratios),
+            f"{evidence.first_model}: every rule, {evidence.fewer} layers fewer, before recovery, on the test articles. {_articles(evidence, '02_prune_gpt2')}",
+        ),
+        rules_table(evidence),
+    ]
+
+
+def rules_table(evidence: Evidence) -> str:
+    """Each rule against the least sensitive one, with Holm's correction over the rules."""
+    scores = evidence.test("02_prune_gpt2")
+    size = f"-{evidence.fewer}"
+    reference = scores[f"least_sensitive{size}"]
+    others = {name: s for name, s in scores.items() if name.endswith(size) and s != reference}
+    p = {
+        name: intervals.bootstrap_p([a - b for a, b in zip(s.nll_nats, reference.nll_nats, strict=True)], s.n_tokens)
+        for name, s in others.items()
+    }
+    adjusted = intervals.holm(p)
+    rows = [
+        [escape(name.removesuffix(size)), str(intervals.nll_rise(s, reference)), f"{adjusted[name]:.4f}"]
+        for name, s in sorted(others.items(), key=lambda item: item[1].mean_nll_nats)
+    ]
+    caption = f"<p>Each rule minus least_sensitive, nats per token, before recovery ({len(reference.documents)} articles; p by bootstrap, Holm-corrected):</p>"
+    return caption + table(["rule", "difference", "p"], rows)
+
+
+def speed_figures(evidence: Evidence) -> list[str]:
+    """Measured gains with both expectations, one figure a family."""
+    shown = []
+    for notebook, model in (("04_transfer_tinyllama", evidence.second_model), ("02_prune_gpt2", evidence.first_model)):
+        timings = {f"{k} fewer": evidence.record(notebook, f"timing-{k}") for k in (evidence.fewer, evidence.fewer + 1) if evidence.has(notebook, f"timing-{k}")}
+        one = next(iter(timings.values()))
+        caption = (
+            f"{model} on {one.device}, {one.dtype}, {one.n_threads} threads, batch {one.batch_size}, {one.context} tokens of context, "
+            f"{len(one.student_decode_ms_per_token)} rounds; the two marks are the expectations by layer count and by bytes of weights."
+        )
+        alt = "; ".join(
+            f"{name}: decode {intervals.median_ratio(t.teacher_decode_ms_per_token, t.student_decode_ms_per_token)}x" for name, t in timings.items()
+        )
+        shown.append(figure_html(figures.speed(timings), f"{model}: {alt}", caption))
+    return shown
+
+
+def seed_figures(evidence: Evidence) -> list[str]:
+    """Seeds as points, beside the test set's own noise."""
+    facts = evidence.record("05_seed_stability", "seeds").values
+    over = intervals.over_seeds(facts["ratios"])
+    noise = evidence.ratio("05_seed_stability", f"seed {facts['seeds'][0]}")
+    model = evidence.parameter("05_seed_stability", "model")
+    figure = figures.seeds({"recovered": facts["ratios"]}, {"recovered": over}, noise=noise)
+    alt = f"PPL ratios of {len(facts['ratios'])} seeds, mean {over}; bootstrap interval over the test articles {noise}"
+    return [figure_html(figure, alt, f"{model}: {alt}.")]
+
+
+def continuations_html(evidence: Evidence) -> str:
+    """What the models say, before and after."""
+    facts = evidence.record("03_recovery", "continuations").values
+    rows = []
+    for i, prompt in enumerate(facts["prompts"]):
+        for name, texts in facts["samples"].items():
+            rows.append([escape(prompt) if name == "teacher" else "", escape(name), escape(texts[i])])
+    return table(["prompt", "model", "continuation"], rows)
+
+
+def failures_html(evidence: Evidence, verdicts: Sequence[Verdict]) -> str:
+    """What did not hold, from the verdicts, and the limits of the study, from its parameters."""
+    failed = [(v, item) for v in verdicts for item in v.stand_ins if item.verdict == "not reproduced"]
+    open_ = [(v, item) for v in verdicts for item in v.stand_ins if item.verdict == "inconclusive"]
+    lines = [f"{v.id} does not hold on {item.model}: {v.claim} ({item.figure})." for v, item in failed]
+    lines += [f"{v.id} is open on {item.model}: {item.figure}." for v, item in open_]
+    lines += [f"{v.id} is not testable in this study: {v.why}." for v in verdicts if not v.stand_ins and v.verdict.startswith("not testable")]
+    recipe = evidence.record("03_recovery", "recipe").values
+    unrecovered = evidence.ratio("03_recovery", "unrecovered")
+    if unrecovered.point < 1.05:
+        lines.append(f"Dropping two layers of {evidence.first_model} costs only {unrecovered}: there is little to win back.")
+    lines.append(
+        f"Recovery is short on purpose ({recipe['tokens']:,} tokens on {evidence.first_model}, "
+        f"{evidence.parameter('04_transfer_tinyllama', 'tokens'):,} on {evidence.second_model}); "
+        f"documents are scored on their first {evidence.parameter('03_recovery', 'score_tokens')} tokens."
+    )
+    lines += [f"{name}: {note}." for name, note in _notes(evidence)]
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def provenance_html(evidence: Evidence) -> str:
+    """Code, versions, device, of every notebook's test scores or profile."""
+    rows = []
+    for notebook, name in (
+        ("01_sensitivity", "profile"),
+        ("02_prune_gpt2", "test_scores"),
+        ("03_recovery", "test_scores"),
+        ("04_transfer_tinyllama", "test_scores"),
+        ("05_seed_stability", "test_scores"),
+    ):
+        stamp = evidence.stamp(notebook, name)
+        versions = ", ".join(f"{library} {version}" for library, version in stamp.versions.items())
+        rows.append([f"<a href='{notebook}.html'>{notebook}</a>", stamp.commit, stamp.code_hash, escape(stamp.device), versions])
+    return table(["notebook", "commit", "code", "device", "versions"], rows)
+
+
+def figure_html(figure: Any, alt: str, caption: str = "") -> str:
+    """The figure inline, with its alternative text."""
+    data = base64.b64encode(figures.png(figure)).decode()
+    image = f"<img src='data:image/png;base64,{data}' alt='{escape(alt, quote=True)}'>"
+    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """An HTML table. Cells are HTML already: escape what comes from data."""
+    top = "".join(f"<th scope='col'>{cell}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<div class='wide'><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _word(verdict: str) -> str:
+    return f"<span class='verdict {verdict.split(' in ')[0].replace(' ', '-')}'>{escape(verdict)}</span>"
+
+
+def _per_layer(values: Sequence[float]) -> str:
+    return ", ".join(f"{layer}: {value:.3f}" for layer, value in enumerate(values))
+
+
+def _as_text(ratios: dict[str, intervals.Interval]) -> str:
+    return "PPL ratio to the whole model: " + "; ".join(f"{name} {ratio}" for name, ratio in ratios.items())
+
+
+def _n(profile: Any) -> str:
+    return f"{len(profile.teacher.documents)} calibration articles, {sum(profile.teacher.n_tokens):,} tokens."
+
+
+def _articles(evidence: Evidence, notebook: str) -> str:
+    return f"n = {len(evidence.test(notebook)['teacher'].documents)} articles."
+
+
+def _notes(evidence: Evidence) -> list[tuple[str, str]]:
+    stored = evidence.record("04_transfer_tinyllama", "choice").values["notes"]
+    return sorted(stored.items())

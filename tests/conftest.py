@@ -1,0 +1,33 @@
+"""What every test of the core starts from: no network, few threads, warnings of our own package as errors."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test that reached for the hub would fail
+
+import pytest
+import torch
+from tiny import tiny, tiny_windows
+from transformers import PreTrainedModel
+
+from depthprune_core.text import Windows
+
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(min(2, os.cpu_count() or 1))  # the models are tiny: more threads only wait for each other
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", "error:::depthprune_core")
+
+
+@pytest.fixture
+def windows() -> Windows:
+    """Three documents of 29, 12 and 5 tokens in five windows of 12: two of them padded."""
+    return tiny_windows()
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    """One tiny model of each family."""
+    return tiny(request.param)

@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from depthprune_core import records
+from depthprune_core.records import Curve, Facts, Plan, Score
+from depthprune_study import bench as bench_module
+from depthprune_study import settings
+from depthprune_study.bench import Bench, open_bench
+from depthprune_study.settings import StudyError
+
+VALUES = {
+    "study": "bench-test",
+    "model": "llama-tiny",
+    "text": "wikipedia-excerpt",
+    "max_documents": 2,
+    "seq_len": 16,
+    "score_tokens": 32,
+    "device": "cpu",
+    "seed": 0,
+}
+RECIPE: dict[str, Any] = {"loss": {"kl": 1.0}, "lr": 1e-3, "seed": 0, "batch_size": 2, "checkpoint_every_seconds": 0}
+PLAN = Plan(6, (2, 4), "by hand")
+
+
+@pytest.fixture(autouse=True)
+def silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_module, "display", lambda *shown, **options: None)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DEPTHPRUNE_RUNS", str(tmp_path))
+    return tmp_path
+
+
+def new_bench(notebook: str = "05_seed_stability", **changes: Any) -> Bench:
+    more = {"01_sensitivity": {"calibration_tokens": 32, "pairs": True}, "05_seed_stability": {"seeds": [0, 1]}}
+    return Bench(notebook, settings.check(notebook, {**VALUES, **more[notebook], **changes}))
+
+
+@pytest.fixture
+def bench(runs: Path) -> Bench:
+    return new_bench()
+
+
+class Counted:
+    """A piece of work that counts how often it is done."""
+
+    def __init__(self, record: Any = None) -> None:
+        self.times = 0
+        self.record = record if record is not None else Facts({"answer": 42})
+
+    def __call__(self) -> Any:
+        self.times += 1
+        return self.record
+
+
+# ---------------------------------------------------------------- once
+
+
+def test_a_piece_of_work_is_done_once(bench: Bench) -> None:
+    make = Counted()
+    assert [bench.once("piece", make, on=[PLAN]) for _ in range(3)] == [make.record] * 3
+    assert make.times == 1
+
+
+def test_another_session_reads_it_back(bench: Bench) -> None:
+    make = Counted({"a": PLAN, "b": PLAN})
+    bench.once("piece", make, on=[PLAN])
+    assert new_bench().once("piece", make, on=[PLAN]) == {"a": PLAN, "b": PLAN}
+    assert make.times == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"on": [replace(PLAN, dropped=(1, 4))]}, {"on": [PLAN, PLAN]}, {"on": [vars(PLAN)]}, {"on": [PLAN], "seed": 1}],
+    ids=["another plan", "one input more", "another kind with the same values", "another seed"],
+)
+def test_it_is_done_again_when_what_it_depends_on_changes(bench: Bench, change: dict) -> None:
+    make = Counted()
+    bench.once("piece", make, on=[PLAN])
+    bench.once("piece", make, **change)
+    assert make.times == 2
+
+
+def test_it_is_done_again_when_a_parameter_changes(bench: Bench) -> None:
+    make = Counted()
+    bench.once("piece", make, on=[])
+    new_bench(score_tokens=33).once("piece", make, on=[])
+    assert make.times == 2
+
+
+def test_it_is_done_again_when_one_weight_changes(bench: Bench) -> None:
+    make, (model, _) = Counted(), bench.model("llama-tiny")
+    bench.once("piece", make, on=[model])
+    with torch.no_grad():
+        model.model.layers[3].mlp.up_proj.weight[5, 7] += 1e-3
+    bench.once("piece", make, on=[model])
+    assert make.times == 2
+
+
+def test_it_is_done_again_when_the_tokens_change(bench: Bench) -> None:
+    make, (_, tokenizer) = Counted(), bench.model("llama-tiny")
+    windows = [bench.recovery_windows(tokenizer, tokens=64, seed=seed) for seed in (0, 0, 1)]
+    for some in windows:
+        bench.once("piece", make, on=[some])
+    assert make.times == 2
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "not json", '"kind": "Plan"'])
+def test_it_is_done_again_when_the_record_is_damaged(bench: Bench, damage: str) -> None:
+    make = Counted()
+    bench.once("piece", make, on=[])
+    path = bench.record_path("piece")
+    path.write_text(path.read_text().replace('"kind": "Facts"', damage) if "kind" in damage else damage)
+    assert bench.once("piece", make, on=[]) == make.record
+    assert make.times == 2
+
+
+def test_work_that_fails_leaves_no_record(bench: Bench) -> None:
+    def fail() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        bench.once("piece", fail, on=[])
+    assert not bench.record_path("piece").exists()
+
+
+# ---------------------------------------------------------------- recover
+
+
+def recovered(bench: Bench, **changes: Any) -> tuple[dict[str, torch.Tensor], Curve]:
+    teacher, tokenizer = bench.model("llama-tiny")
+    windows = bench.recovery_windows(tokenizer, tokens=192, seed=0)  # six steps
+    validation = bench.windows("validation", tokenizer, tokens_per_document=16)
+    student, curve = bench.recover("arm", PLAN, teacher, windows, validation=validation, **{**RECIPE, **changes})
+    return student.state_dict(), curve
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def no_training(*args: Any, **options: Any) -> None:
+    raise AssertionError("trained again")
+
+
+def test_a_recovery_that_was_cut_goes_on_and_ends_bit_for_bit_where_an_uninterrupted_one_ends(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(done: int, of: int, what: str) -> None:
+        seen.append(done)
+        if done == 96:
+            raise KeyboardInterrupt
+
+    bench, seen = new_bench(), []
+    bench.progress = cut
+    with pytest.raises(KeyboardInterrupt):
+        recovered(bench)
+    bench = new_bench()
+    bench.progress = cut
+    weights, curve = recovered(bench)
+    assert seen == [32, 64, 96, 128, 160, 192]
+    monkeypatch.setenv("DEPTHPRUNE_RUNS", str(runs / "uninterrupted"))
+    other_weights, other_curve = recovered(new_bench())
+    assert same(weights, other_weights)
+    assert curve == other_curve
+
+
+def test_a_finished_arm_is_read_back_bit_for_bit(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, curve = recovered(bench)
+    monkeypatch.setattr(bench_module.distillation, "recover", no_training)
+    again, curve_again = recovered(new_bench())
+    assert same(weights, again)
+    assert curve == curve_again
+
+
+def test_a_finished_arm_is_read_back_by_another_notebook(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, _ = recovered(bench)
+    monkeypatch.setattr(bench_module.distillation, "recover", no_training)
+    assert same(weights, recovered(new_bench("01_sensitivity"))[0])
+
+
+def test_a_finished_arm_leaves_no_checkpoint(bench: Bench, runs: Path) -> None:
+    recovered(bench)
+    assert sorted(path.suffix for path in (runs / "bench-test" / "arms" / "arm").iterdir()) == [".json", ".safetensors"]
+
+
+@pytest.mark.parametrize("change", [{"lr": 2e-3}, {"temperature": 2.0}, {"seed": 1}, {"loss": {"kl": 1.0, "ce": 0.1}}])
+def test_another_recipe_is_another_arm(bench: Bench, change: dict) -> None:
+    assert recovered(bench)[1] != recovered(bench, **change)[1]
+
+
+def test_an_arm_with_damaged_weights_is_made_again(bench: Bench, runs: Path) -> None:
+    weights, curve = recovered(bench)
+    (file,) = (runs / "bench-test").rglob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    again, curve_again = recovered(new_bench())
+    assert same(weights, again)
+    assert curve == curve_again
+
+
+def test_the_teacher_stays_as_it_was(bench: Bench) -> None:
+    teacher, tokenizer = bench.model("llama-tiny")
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    nothing = Plan(6, (), "none")
+    windows = bench.recovery_windows(tokenizer, tokens=64, seed=0)
+    control, _ = bench.recover("control", nothing, teacher, windows, **{**RECIPE, "loss": {"ce": 1.0}})
+    assert same(before, teacher.state_dict())
+    assert not same(before, control.state_dict())
+
+
+# ---------------------------------------------------------------- splits
+
+
+@pytest.mark.parametrize("read", [lambda b, t: b.documents("test"), lambda b, t: b.windows("test", t, tokens_per_document=8)])
+def test_the_test_split_is_refused_to_everything_but_test_scores(bench: Bench, read: Callable) -> None:
+    _, tokenizer = bench.model("llama-tiny")
+    with pytest.raises(ValueError, match=r"the test split is read by bench\.test_scores alone, once"):
+        read(bench, tokenizer)
+
+
+def test_the_test_split_is_read_once(bench: Bench) -> None:
+    model, tokenizer = bench.model("llama-tiny")
+    scores = bench.test_scores({"teacher": model}, tokenizer)
+    assert isinstance(scores["teacher"], Score)
+    with pytest.raises(ValueError, match="was read already in this notebook: score every arm in one call"):
+        bench.test_scores({"teacher": model}, tokenizer)
+
+
+def test_test_and_validation_scores_are_of_different_articles(bench: Bench) -> None:
+    model, tokenizer = bench.model("llama-tiny")
+    arms = {"teacher": model}
+    test, validation = bench.test_scores(arms, tokenizer), bench.validation_scores(arms, tokenizer)
+    assert set(test["teacher"].documents).isdisjoint(validation["teacher"].documents)
+    assert set(test["teacher"].n_tokens) == {VALUES["score_tokens"]}
+
+
+def test_max_documents_cuts_every_split(bench: Bench) -> None:
+    assert [len(bench.documents(split)) for split in ("recovery", "calibration", "validation")] == [2, 2, 2]
+
+
+# ---------------------------------------------------------------- parameters, device
+
+
+def test_a_bench_opened_without_a_parameter_is_refused_in_a_sentence(runs: Path) -> None:
+    with pytest.raises(StudyError, match="^05_seed_stability: seeds is missing$"):
+        open_bench("05_seed_stability", VALUES)
+
+
+def test_a_bench_takes_its_parameters_from_the_cell_and_nothing_else(runs: Path) -> None:
+    cell = {**VALUES, "seeds": [0, 1], "torch": torch, "unrelated": 3}
+    assert open_bench("05_seed_stability", cell).parameters.model_dump() == {**VALUES, "seeds": [0, 1]}
+
+
+def test_a_gpu_that_is_not_there_is_told_in_a_sentence(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(StudyError, match="^device='cuda' was asked for, but no GPU is there: take device='auto' or 'cpu'$"):
+        new_bench(device="cuda")
+    assert new_bench(device="auto").device == "cpu"
+
+
+def test_a_record_that_is_not_there_yet_is_told_in_a_sentence(bench: Bench) -> None:
+    with pytest.raises(StudyError, match="^record 03_recovery/recipe is not there: run notebook 03_recovery of study bench-test first$"):
+        bench.read("03_recovery", "recipe")
+
+
+def test_a_record_of_an_earlier_notebook_is_read(bench: Bench) -> None:
+    new_bench("01_sensitivity").save("kept", Facts({"value": 1}))
+    assert bench.read("01_sensitivity", "kept") == Facts({"value": 1})
+
+
+# ---------------------------------------------------------------- figures, progress
+
+
+class Display:
+    """Stands for the notebook: keeps what is displayed, and what each line was replaced by."""
+
+    def __init__(self) -> None:
+        self.outputs: list[list[Any]] = []
+
+    def __call__(self, shown: Any, **options: Any) -> Any:
+        self.outputs.append([shown])
+        display = self
+
+        class Handle:
+            at = len(self.outputs) - 1
+
+            def update(self, shown: Any, **options: Any) -> None:
+                display.outputs[self.at].append(shown)
+
+        return Handle()
+
+
+def test_a_figure_is_shown_with_its_text_and_kept(bench: Bench, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Display()
+    monkeypatch.setattr(bench_module, "display", shown)
+    figure = plt.figure(label="what the figure says")
+    bench.show("plot", figure)
+    plt.close(figure)
+    assert shown.outputs[0][0].alt == "what the figure says"
+    assert (runs / "bench-test" / "figures" / "05_seed_stability-plot.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_progress_is_one_line_that_is_replaced_and_empty_in_the_end(bench: Bench, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Display()
+    monkeypatch.setattr(bench_module, "display", shown)
+
+    def make() -> Facts:
+        for done in range(1, 1001):
+            bench.progress(done, 1000, "things")
+        return Facts({})
+
+    bench.once("piece", make, on=[])
+    (line,) = shown.outputs
+    assert line[0] == {"text/plain": "piece ..."}
+    assert line[-1] == {"text/plain": ""}
+    assert len(line) <= 4  # at most one update a second, and the last one
+
+
+def test_progress_reaches_the_runner_through_a_file(bench: Bench, runs: Path) -> None:
+    bench.once("piece", lambda: bench.progress(5, 5, "things") or Facts({}), on=[])
+    assert '"line": "piece: 5 of 5 things' in (runs / "bench-test" / "progress.json").read_text()
+
+
+def test_records_carry_where_they_come_from(bench: Bench) -> None:
+    bench.once("piece", Counted(), on=[])
+    stamp = records.read_stamp(bench.record_path("piece"))
+    assert (stamp.study, stamp.step, stamp.device) == ("bench-test", "05_seed_stability/piece", "cpu")
+    assert {"torch", "transformers"} <= set(stamp.versions)
+    assert stamp.parameters["score_tokens"] == 32

@@ -1,0 +1,315 @@
+"""The runner, on two notebooks of a few lines."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from depthprune_study import places, provenance, run, settings
+from depthprune_study.settings import Common, StudyError
+
+ROOT = places.ROOT
+
+
+class One(Common):
+    number: int
+
+
+FIRST = [
+    "from depthprune_core.records import write_atomically",
+    "import json, os, sys, warnings\nfrom pathlib import Path\n"
+    "folder = Path(os.environ['DEPTHPRUNE_RUNS'], study)\n"
+    "write_atomically(folder / 'records' / '01_one' / 'number.json', str(number))\n"
+    "write_atomically(folder / 'ran' / f'01_one-{os.getpid()}', '')",
+    "for i in range(50):\n    print('line', i)\nprint('to the log', file=sys.stderr)\nwarnings.warn('from ' + os.getcwd())\nnumber",
+]
+LAST = [
+    "import os\nfrom pathlib import Path\nfolder = Path(os.environ['DEPTHPRUNE_RUNS'], study)\n"
+    "(folder / 'ran' / f'06_report-{os.getpid()}').write_text('')\n"
+    "int((folder / 'records' / '01_one' / 'number.json').read_text()) * 2",
+]
+
+
+def a_notebook(name: str, parameters: str, cells: list[str]) -> None:
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+    notebook.cells = [nbformat.v4.new_markdown_cell("# Title"), nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    notebook.cells += [nbformat.v4.new_code_cell(cell) for cell in cells]
+    nbformat.write(notebook, places.NOTEBOOKS / f"{name}.ipynb")
+
+
+def parameters(number: int = 21) -> None:
+    (places.PARAMS / "small" / "01_one.yaml").write_text(yaml.safe_dump({"study": "small", "number": number}))
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Two notebooks in place of the six; each test starts with them as they are written here."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("study")
+        patch.setattr(places, "NOTEBOOKS", folder / "notebooks")
+        patch.setattr(places, "PARAMS", folder / "params")
+        patch.setattr(settings, "SCHEMAS", {"01_one": One, "06_report": Common})
+        patch.setattr(run, "READS", {"01_one": (), "06_report": ("01_one",)})
+        patch.setenv("DEPTHPRUNE_RUNS", str(folder / "runs"))
+        patch.setenv("PYTHONPATH", str(ROOT))
+        (folder / "params" / "small").mkdir(parents=True)
+        (folder / "notebooks").mkdir()
+        write_study()
+        (folder / "params" / "claims.yaml").write_text("C1: {}\n")
+        yield folder
+
+
+def write_study() -> None:
+    parameters()
+    (places.PARAMS / "small" / "06_report.yaml").write_text("study: small\n")
+    a_notebook("01_one", 'study: str = "none"  # folder\nnumber: int = 1  # any', FIRST)
+    a_notebook("06_report", 'study: str = "none"  # folder', LAST)
+
+
+@pytest.fixture(scope="module")
+def finished(workplace: Path) -> Path:
+    """What a whole run leaves, to be copied."""
+    said: list[str] = []
+    run.run("small", say=said.append, terminal=io.StringIO())
+    assert [line.split(":")[0] for line in said] == ["01_one", "01_one", "06_report", "06_report"]
+    shutil.copytree(workplace / "runs", workplace / "finished")
+    return workplace / "finished"
+
+
+@pytest.fixture
+def done(workplace: Path, finished: Path) -> Iterator[Path]:
+    """runs/small/ of a finished study, which a test may spoil."""
+    shutil.rmtree(workplace / "runs", ignore_errors=True)
+    shutil.copytree(finished, workplace / "runs")
+    yield workplace / "runs" / "small"
+    write_study()
+    (places.PARAMS / "claims.yaml").write_text("C1: {}\n")
+
+
+@pytest.fixture
+def fresh(workplace: Path) -> Iterator[Path]:
+    """runs/small/ of a study that was never run."""
+    shutil.rmtree(workplace / "runs", ignore_errors=True)
+    yield workplace / "runs" / "small"
+    write_study()
+
+
+def state() -> dict[str, bool]:
+    return {step.notebook: step.done for step in run.plan("small")}
+
+
+# ---------------------------------------------------------------- a run that ends well
+
+
+def test_a_finished_study_is_done(done: Path) -> None:
+    assert state() == {"01_one": True, "06_report": True}
+
+
+def test_a_finished_notebook_is_not_run_again(done: Path) -> None:
+    before = sorted(path.name for path in (done / "ran").iterdir())
+    said: list[str] = []
+    run.run("small", say=said.append, terminal=io.StringIO())
+    assert said == ["01_one: done already", "06_report: done already"]
+    assert sorted(path.name for path in (done / "ran").iterdir()) == before
+
+
+def test_each_notebook_has_a_kernel_of_its_own(done: Path) -> None:
+    assert len({path.name.split("-")[1] for path in (done / "ran").iterdir()}) == 2
+
+
+def test_parameters_reach_the_notebook(done: Path) -> None:
+    cells = nbformat.read(run.executed("small", "06_report"), as_version=4).cells
+    assert cells[-1].outputs[0]["data"]["text/plain"] == "42"
+
+
+def test_an_executed_notebook_says_nothing_of_the_machine_or_the_clock(workplace: Path, done: Path) -> None:
+    for notebook in run.READS:
+        content = run.executed("small", notebook).read_text(encoding="utf-8")
+        assert str(workplace) not in content
+        assert str(ROOT) not in content
+        parsed = json.loads(content)
+        assert set(parsed["metadata"]) <= {"kernelspec", "language_info"}
+        assert all(set(cell["metadata"]) <= {"tags"} for cell in parsed["cells"])
+
+
+def test_what_a_cell_prints_is_one_output(done: Path) -> None:
+    cells = nbformat.read(run.executed("small", "01_one"), as_version=4).cells
+    assert [output.output_type for output in cells[-1].outputs] == ["stream", "execute_result"]
+
+
+def test_two_runs_leave_the_same_executed_notebook(done: Path) -> None:
+    before = {notebook: run.executed("small", notebook).read_bytes() for notebook in run.READS}
+    shutil.rmtree(done)
+    run.run("small", say=lambda line: None, terminal=io.StringIO())
+    assert {notebook: run.executed("small", notebook).read_bytes() for notebook in run.READS} == before
+
+
+def test_what_goes_to_stderr_is_in_the_log(done: Path) -> None:
+    assert "to the log" in (done / "logs" / "01_one.log").read_text()
+
+
+def test_a_run_leaves_nothing_among_the_notebooks(done: Path) -> None:
+    assert sorted(path.name for path in places.NOTEBOOKS.iterdir()) == ["01_one.ipynb", "06_report.ipynb"]
+
+
+def test_the_seconds_of_every_notebook_are_kept(done: Path) -> None:
+    assert sorted(run.read_seconds(done)) == ["01_one", "06_report"]
+
+
+# ---------------------------------------------------------------- what makes a notebook run again
+
+
+def test_another_parameter_makes_it_and_what_reads_it_run_again(done: Path) -> None:
+    parameters(number=22)
+    assert state() == {"01_one": False, "06_report": False}
+
+
+def test_another_code_cell_makes_it_and_what_reads_it_run_again(done: Path) -> None:
+    a_notebook("01_one", 'study: str = "none"  # folder\nnumber: int = 1  # any', [*FIRST, "1 + 1"])
+    assert state() == {"01_one": False, "06_report": False}
+
+
+def test_another_code_cell_leaves_what_was_before_it_done(done: Path) -> None:
+    a_notebook("06_report", 'study: str = "none"  # folder', [*LAST, "1 + 1"])
+    assert state() == {"01_one": True, "06_report": False}
+
+
+def test_other_code_of_ours_makes_what_imports_it_run_again(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = provenance.code_hash
+    monkeypatch.setattr(provenance, "code_hash", lambda *modules: plain(*modules) + ("+edit" if "depthprune_core.records" in modules else ""))
+    assert state() == {"01_one": False, "06_report": False}
+
+
+def test_another_library_makes_everything_run_again(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "versions", lambda: {"torch": "1.0"})
+    assert state() == {"01_one": False, "06_report": False}
+
+
+def test_other_rules_make_the_report_run_again(done: Path) -> None:
+    (places.PARAMS / "claims.yaml").write_text("C1: {rule: another}\n")
+    assert state() == {"01_one": True, "06_report": False}
+
+
+def test_a_record_that_was_changed_is_noticed(done: Path) -> None:
+    (done / "records" / "01_one" / "number.json").write_text("3")
+    assert state()["01_one"] is False
+
+
+def test_a_record_that_was_removed_is_noticed(done: Path) -> None:
+    (done / "records" / "01_one" / "number.json").unlink()
+    assert state()["01_one"] is False
+
+
+@pytest.mark.parametrize("damage", ["edited", "emptied", "removed"])
+def test_an_executed_notebook_that_was_changed_is_noticed(done: Path, damage: str) -> None:
+    path = run.executed("small", "06_report")
+    content = path.read_text(encoding="utf-8")
+    path.unlink() if damage == "removed" else path.write_text(content.replace('"42"', '"43"') if damage == "edited" else "")
+    assert state() == {"01_one": True, "06_report": False}
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"key": 1}', "\x00"])
+def test_a_damaged_mark_counts_as_not_done(done: Path, content: str) -> None:
+    (done / "done" / "06_report.json").write_text(content)
+    assert state() == {"01_one": True, "06_report": False}
+
+
+def test_a_notebook_that_runs_again_makes_what_reads_it_run_again(done: Path) -> None:
+    before = {path.name.split("-")[0]: path.name for path in (done / "ran").iterdir()}
+    (done / "records" / "01_one" / "number.json").write_text("3")
+    said: list[str] = []
+    run.run("small", say=said.append, terminal=io.StringIO())
+    assert said[0].startswith("01_one: running")
+    assert [line for line in said if line.startswith("06_report: running")]
+    assert len(list((done / "ran").iterdir())) == len(before) + 2
+    assert (done / "records" / "01_one" / "number.json").read_text() == "21"
+
+
+# ---------------------------------------------------------------- a run that does not
+
+
+def stopped() -> str:
+    with pytest.raises(StudyError) as error:
+        run.run("small", say=lambda line: None, terminal=io.StringIO())
+    return str(error.value)
+
+
+def test_a_failing_cell_stops_the_study_and_keeps_what_there_is(fresh: Path) -> None:
+    failing = "import sys\nprint('so far', file=sys.stderr)\nraise ValueError('the answer is not 42')"
+    a_notebook("06_report", 'study: str = "none"  # folder', [failing, "print('never')"])
+    told = stopped().split("\n")
+    assert told[0] == "notebook 06_report of study small stopped: the answer is not 42"
+    partial, log = (Path(line.split(": ")[1]) for line in told[1:])
+    assert "the answer is not 42" in partial.read_text(encoding="utf-8")
+    assert "so far" in log.read_text()
+    assert state() == {"01_one": True, "06_report": False}
+    assert not run.executed("small", "06_report").exists()
+
+
+def test_an_unforeseen_error_is_told_with_its_name(fresh: Path) -> None:
+    a_notebook("01_one", 'study: str = "none"  # folder\nnumber: int = 1  # any', ["{}['key']"])
+    assert stopped().split("\n")[0] == "notebook 01_one of study small stopped: KeyError: 'key'"
+
+
+@pytest.mark.parametrize("death", ["os._exit(0)", "os._exit(1)", "os.kill(os.getpid(), 9)"])
+def test_a_dead_kernel_is_a_failure(fresh: Path, death: str) -> None:
+    a_notebook("01_one", 'study: str = "none"  # folder\nnumber: int = 1  # any', [f"import os\n{death}", "print('never')"])
+    assert "died" in stopped().split("\n")[0].lower()
+    assert state() == {"01_one": False, "06_report": False}
+
+
+def test_a_kernel_that_dies_in_the_last_cell_is_a_failure(fresh: Path) -> None:
+    a_notebook("01_one", 'study: str = "none"  # folder\nnumber: int = 1  # any', ["import os\nos.kill(os.getpid(), 9)"])
+    assert "died" in stopped().split("\n")[0].lower()
+
+
+def test_bad_parameters_stop_the_study_before_any_work(fresh: Path) -> None:
+    (places.PARAMS / "small" / "01_one.yaml").write_text("study: small\nnumber: many\n")
+    assert stopped() == "small/01_one.yaml: number='many': Input should be a valid integer"
+    assert not fresh.exists()
+
+
+# ---------------------------------------------------------------- two at once
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from depthprune_study import run
+with run._alone(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_run_at_once_is_refused_in_a_sentence(done: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(done)], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout.readline() == "held\n"
+            assert stopped() == "study small is being run by another process: wait for it, or stop it"
+        finally:
+            other.kill()
+    run.run("small", say=lambda line: None, terminal=io.StringIO())  # the lock went with the process
+
+
+def test_the_committed_notebooks_read_only_what_ran_before_them() -> None:
+    real = json.loads(subprocess.check_output([sys.executable, "-c", "import json; from depthprune_study import run; print(json.dumps(run.READS))"]))
+    assert list(real) == sorted(real)
+    assert all(earlier < notebook for notebook, reads in real.items() for earlier in reads)
+
+
+def test_a_notebook_reads_the_records_of_no_other_notebook_than_its_list_says() -> None:
+    script = "import json; from depthprune_study import run; print(json.dumps(run.READS))"
+    for notebook, reads in json.loads(subprocess.check_output([sys.executable, "-c", script])).items():
+        code = provenance.notebook_code(ROOT / "notebooks" / f"{notebook}.ipynb")
+        named = {part.split('"')[1] for part in code.split("bench.read(")[1:]}
+        assert named <= set(reads), notebook

@@ -1,0 +1,119 @@
+"""Rules that choose layers, on examples by hand."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from depthprune_core import selection
+
+SENSITIVITY = (9.0, 0.3, 0.1, 0.4, 0.1, 5.0)
+
+
+def additive(dropped: frozenset[int]) -> float:
+    return sum(SENSITIVITY[layer] for layer in dropped)
+
+
+def stand_ins(dropped: frozenset[int]) -> float:
+    """Layers 2 and 4 can each stand in for the other, but not both go; 1 and 3 are worth a bit more, alone or together."""
+    return additive(dropped) + (3.0 if {2, 4} <= dropped else 0.0)
+
+
+def trap(dropped: frozenset[int]) -> float:
+    """The best single layer belongs to no good pair: {1, 2} is best, and greedy, which begins with 0, never sees it."""
+    singles, pairs = (
+        {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.9},
+        {(0, 1): 5.0, (0, 2): 6.0, (0, 3): 4.0, (1, 2): 0.5, (1, 3): 7.0, (2, 3): 8.0},
+    )
+    return singles[next(iter(dropped))] if len(dropped) == 1 else pairs[tuple(sorted(dropped))]
+
+
+def test_least_sensitive_takes_the_lowest_and_ties_go_to_the_lower_layer():
+    assert selection.least_sensitive(SENSITIVITY, 1).dropped == (2,)
+    assert selection.least_sensitive(SENSITIVITY, 3).dropped == (1, 2, 4)
+    assert selection.least_sensitive(SENSITIVITY, 3).evidence == {"sensitivity": {"2": 0.1, "4": 0.1, "1": 0.3}}
+
+
+def test_most_sensitive_takes_the_highest():
+    assert selection.most_sensitive(SENSITIVITY, 2).dropped == (0, 5)
+    assert selection.most_sensitive((1.0, 1.0, 1.0), 1).dropped == (0,)
+
+
+def test_greedy_looks_again_after_each_removal():
+    plan = selection.greedy(6, 2, stand_ins)
+    assert plan.dropped == (1, 2)
+    assert [step["layer"] for step in plan.evidence["steps"]] == [2, 1]
+    assert [step["rise_nll_nats"] for step in plan.evidence["steps"]] == pytest.approx([0.1, 0.4])
+    assert selection.least_sensitive([stand_ins(frozenset({layer})) for layer in range(6)], 2).dropped == (
+        2,
+        4,
+    )  # one shot falls for it
+
+
+def test_exhaustive_finds_what_greedy_misses():
+    assert selection.greedy(4, 2, trap).dropped == (0, 3)
+    best = selection.exhaustive(4, 2, trap)
+    assert best.dropped == (1, 2) and best.evidence == {"rise_nll_nats": 0.5, "candidates": 6}
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_greedy_and_exhaustive_agree_where_costs_add_up(k):
+    assert selection.greedy(6, k, additive).dropped == selection.exhaustive(6, k, additive).dropped
+
+
+def test_contiguous_takes_the_best_span():
+    assert selection.contiguous(6, 3, additive).dropped == (2, 3, 4)
+    assert selection.contiguous(6, 2, additive).dropped == (1, 2)
+    assert selection.contiguous(6, 3, additive).evidence["candidates"] == 4
+
+
+def test_last_k_takes_the_tail():
+    assert selection.last_k(6, 2).dropped == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "k", "dropped"),
+    [(12, 2, (4, 8)), (12, 3, (3, 6, 9)), (22, 2, (7, 14)), (22, 3, (5, 11, 16)), (30, 2, (10, 20))],
+)
+def test_evenly_spaced_layers_are_evenly_spaced(n_layers, k, dropped):
+    assert selection.evenly_spaced(n_layers, k).dropped == dropped
+
+
+@pytest.mark.parametrize("n_layers", [2, 5, 12, 22, 30, 32])
+def test_evenly_spaced_works_for_every_number_and_spares_the_first_layer(n_layers):
+    for k in range(1, n_layers):
+        dropped = selection.evenly_spaced(n_layers, k).dropped
+        gaps = {b - a for a, b in itertools.pairwise(dropped)}
+        assert len(set(dropped)) == k and 0 not in dropped
+        assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_random_draws_differ_and_repeat_with_the_seed():
+    draws = selection.random_draws(12, 2, draws=10, seed=3)
+    assert len({plan.dropped for plan in draws}) == 10
+    assert draws == selection.random_draws(12, 2, draws=10, seed=3)
+    assert {plan.dropped for plan in draws} != {plan.dropped for plan in selection.random_draws(12, 2, draws=10, seed=4)}
+    assert sorted(plan.dropped for plan in selection.random_draws(4, 2, draws=99, seed=0)) == list(
+        itertools.combinations(range(4), 2)
+    )
+
+
+@pytest.mark.parametrize("k", [0, 6, -1])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda k: selection.least_sensitive(SENSITIVITY, k),
+        lambda k: selection.most_sensitive(SENSITIVITY, k),
+        lambda k: selection.greedy(6, k, additive),
+        lambda k: selection.exhaustive(6, k, additive),
+        lambda k: selection.contiguous(6, k, additive),
+        lambda k: selection.evenly_spaced(6, k),
+        lambda k: selection.last_k(6, k),
+        lambda k: selection.random_draws(6, k, draws=1, seed=0),
+    ],
+    ids=["least", "most", "greedy", "exhaustive", "contiguous", "evenly", "last", "random"],
+)
+def test_a_number_of_layers_that_cannot_go_is_refused(rule, k):
+    with pytest.raises(ValueError, match=rf"k={k} layers to drop: a model of 6 layers can lose 1\.\.5"):
+        rule(k)

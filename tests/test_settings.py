@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import papermill
+import pytest
+import yaml
+from hypothesis import HealthCheck, given
+from hypothesis import settings as given_settings
+from hypothesis import strategies as st
+
+from depthprune_study import places, settings
+from depthprune_study.settings import SCHEMAS, StudyError
+
+NOTEBOOKS = tuple(SCHEMAS)
+STUDIES = settings.studies()
+FILES = [(study, notebook) for study in STUDIES for notebook in NOTEBOOKS]
+
+
+def values_of(study: str, notebook: str) -> dict[str, Any]:
+    return yaml.safe_load((places.PARAMS / study / f"{notebook}.yaml").read_text(encoding="utf-8"))
+
+
+def parameters_cell(notebook: str) -> str:
+    cells = json.loads((places.NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    (cell,) = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    return "".join(cell["source"])
+
+
+@pytest.fixture
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of params/ci that a test may spoil."""
+    shutil.copytree(places.PARAMS / "ci", tmp_path / "ci")
+    monkeypatch.setattr(places, "PARAMS", tmp_path)
+    return tmp_path / "ci"
+
+
+def changed(params: Path, notebook: str, **values: Any) -> None:
+    path = params / f"{notebook}.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text(encoding="utf-8")), **values}), encoding="utf-8")
+
+
+def problems(study: str = "ci") -> list[str]:
+    with pytest.raises(StudyError) as error:
+        settings.read_study(study)
+    return str(error.value).split("\n")
+
+
+# ---------------------------------------------------------------- the committed files
+
+
+def test_the_studies_of_the_design_are_there() -> None:
+    assert {"ci", "quick", "full"} <= set(STUDIES)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_committed_study_is_valid(study: str) -> None:
+    assert tuple(settings.read_study(study)) == NOTEBOOKS
+
+
+@pytest.mark.parametrize(("study", "notebook"), FILES)
+def test_every_committed_file_holds_plain_values_that_papermill_takes(study: str, notebook: str) -> None:
+    def is_plain(value: Any) -> bool:
+        return type(value) in (str, int, float, bool) or (isinstance(value, list) and all(map(is_plain, value)))
+
+    assert all(is_plain(value) for value in values_of(study, notebook).values())
+
+
+@pytest.mark.parametrize(("study", "notebook"), FILES)
+def test_every_committed_value_reaches_the_notebook_unchanged(study: str, notebook: str) -> None:
+    values = values_of(study, notebook)
+    assert settings.check(notebook, values).model_dump(mode="json") == values
+
+
+@pytest.mark.parametrize(("study", "notebook"), FILES)
+def test_every_line_of_a_committed_file_says_what_it_means(study: str, notebook: str) -> None:
+    lines = (places.PARAMS / study / f"{notebook}.yaml").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.strip() and "  # " not in line] == []
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_notebooks_of_a_study_agree_on_what_they_share(study: str) -> None:
+    first_family = ("01_sensitivity", "02_prune_gpt2", "03_recovery", "05_seed_stability")
+    models = {values_of(study, notebook)["model"] for notebook in first_family}
+    assert models == {values_of(study, "04_transfer_tinyllama")["first_model"]}
+    for key in ("text", "max_documents"):
+        assert len({values_of(study, notebook)[key] for notebook in NOTEBOOKS[:5]}) == 1, key
+
+
+# ---------------------------------------------------------------- the notebooks' parameters cells
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_a_parameters_cell_names_exactly_the_fields_of_its_schema(notebook: str) -> None:
+    named = [node.target.id for node in ast.parse(parameters_cell(notebook)).body if isinstance(node, ast.AnnAssign)]
+    assert sorted(named) == sorted(SCHEMAS[notebook].model_fields)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_papermill_reads_every_parameter_with_its_meaning(notebook: str) -> None:
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    read = papermill.inspect_notebook(str(places.NOTEBOOKS / f"{notebook}.ipynb"))
+    assert sorted(read) == sorted(SCHEMAS[notebook].model_fields)
+    assert [name for name, found in read.items() if not found["help"] or found["inferred_type_name"] == "None"] == []
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_the_defaults_are_the_quick_study(notebook: str) -> None:
+    defaults = {node.target.id: ast.literal_eval(node.value) for node in ast.parse(parameters_cell(notebook)).body}
+    assert defaults == values_of("quick", notebook)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_a_parameters_cell_has_one_name_type_value_and_meaning_a_line(notebook: str) -> None:
+    for line in parameters_cell(notebook).splitlines():
+        code, _, meaning = line.partition("  # ")
+        (assignment,) = ast.parse(code).body
+        assert isinstance(assignment, ast.AnnAssign), line
+        assert meaning.strip(), line
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_no_line_of_a_parameters_cell_is_one_that_papermill_drops(notebook: str) -> None:
+    for line in parameters_cell(notebook).splitlines():
+        assert line.count("=") == 1, line
+        assert "|" not in line, line
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_the_defaults_are_valid(notebook: str) -> None:
+    defaults = {node.target.id: ast.literal_eval(node.value) for node in ast.parse(parameters_cell(notebook)).body}
+    assert settings.check(notebook, defaults).study == "quick"
+
+
+# ---------------------------------------------------------------- what is refused, and how it is told
+
+
+def test_an_unknown_study_is_refused_and_the_known_ones_named() -> None:
+    with pytest.raises(StudyError, match=r"^study 'nosuch' is not known: name one of ci, full, quick"):
+        settings.read_study("nosuch")
+
+
+@pytest.mark.parametrize(
+    ("notebook", "values", "sentence"),
+    [
+        ("03_recovery", {"temperature": "1e-4"}, "temperature='1e-4': Input should be a valid number (YAML reads 1e-4 as text: write 1.0e-4)"),
+        ("03_recovery", {"lr_grid": [1e-4, "1e-4"]}, "lr_grid.1='1e-4': Input should be a valid number (YAML reads 1e-4 as text: write 1.0e-4)"),
+        ("01_sensitivity", {"text": False}, "text=False: Input should be a valid string"),
+        ("01_sensitivity", {"pairs": "yes"}, "pairs='yes': Input should be a valid boolean"),
+        ("01_sensitivity", {"pairs": 1}, "pairs=1: Input should be a valid boolean"),
+        ("01_sensitivity", {"seed": 1.5}, "seed=1.5: Input should be a valid integer"),
+        ("01_sensitivity", {"seed": True}, "seed=True: Input should be a valid integer"),
+        ("01_sensitivity", {"seed": -1}, "seed=-1: Input should be greater than or equal to 0"),
+        ("01_sensitivity", {"seq_len": 7}, "seq_len=7: Input should be greater than or equal to 8"),
+        ("01_sensitivity", {"seq_len": 10_000}, "seq_len=10000: Input should be less than or equal to 8192"),
+        ("01_sensitivity", {"seq_len": None}, "seq_len=None: Input should be a valid integer"),
+        ("01_sensitivity", {"device": "tpu"}, "device='tpu': Input should be 'auto', 'cpu' or 'cuda'"),
+        ("01_sensitivity", {"model": ""}, "model='': String should have at least 1 character"),
+        ("03_recovery", {"temperature": float("nan")}, "temperature=nan: Input should be a finite number"),
+        ("03_recovery", {"temperature": float("inf")}, "temperature=inf: Input should be a finite number"),
+        ("03_recovery", {"lr_grid": []}, "lr_grid=[]: List should have at least 1 item after validation, not 0"),
+        ("03_recovery", {"lr_grid": [2.0]}, "lr_grid.0=2.0: Input should be less than or equal to 1"),
+        ("03_recovery", {"trained": "lora"}, "trained='lora': Input should be 'all' or 'after_first_cut'"),
+        ("05_seed_stability", {"seeds": [0, 1, 0]}, "seeds=[0, 1, 0]: the seeds must differ from each other"),
+        ("05_seed_stability", {"seeds": [0]}, "seeds=[0]: List should have at least 2 items after validation, not 1"),
+        ("05_seed_stability", {"sedes": [0, 1]}, "sedes is not a parameter; known are study, model, text, max_documents, "),
+        ("05_seed_stability", {"study": "quick"}, "study='quick' should be 'ci', as its folder says"),
+    ],
+)
+def test_a_bad_value_is_told_with_file_key_value_and_what_is_allowed(params: Path, notebook: str, values: dict, sentence: str) -> None:
+    changed(params, notebook, **values)
+    (problem,) = problems()
+    assert problem.startswith(f"ci/{notebook}.yaml: {sentence}")
+
+
+def test_every_problem_of_a_study_is_told_at_once(params: Path) -> None:
+    changed(params, "01_sensitivity", seq_len=1, pairs="yes", sead=3)
+    changed(params, "05_seed_stability", seeds=[1, 1])
+    (params / "02_prune_gpt2.yaml").unlink()
+    (params / "03_recovery.yaml").write_text("- a list\n")
+    (params / "04_transfer_tinyllama.yaml").write_text("model: [never closed\n")
+    (params / "07_more.yaml").write_text("study: ci\n")
+    told = problems()
+    assert len(told) == 8
+    assert {line.split(":")[0] for line in told} == {f"ci/{name}.yaml" for name in (*NOTEBOOKS[:5], "07_more")}
+
+
+def test_a_missing_key_is_told(params: Path) -> None:
+    (params / "06_report.yaml").write_text("{}\n")
+    assert problems() == ["ci/06_report.yaml: study is missing"]
+
+
+@pytest.mark.parametrize("content", [b"model: [never closed\n", b"a: b: c\n", b"\xff\xfe", b"!!python/object:os.system x\n", b"[" * 5_000, b"\x00"])
+def test_a_file_that_is_no_yaml_is_told_in_one_line(params: Path, content: bytes) -> None:
+    (params / "06_report.yaml").write_bytes(content)
+    (problem,) = problems()
+    assert problem.startswith("ci/06_report.yaml: not readable as YAML (")
+
+
+@pytest.mark.parametrize("content", ["", "- study\n", "text\n", "3\n"])
+def test_a_file_that_holds_no_parameters_is_told(params: Path, content: str) -> None:
+    (params / "06_report.yaml").write_text(content)
+    assert problems() == ["ci/06_report.yaml: a list of `name: value` lines is wanted"]
+
+
+@pytest.mark.parametrize("name", ["3: x", "null: x", "2020-01-01: x"])
+def test_a_key_that_is_no_name_is_told(params: Path, name: str) -> None:
+    (params / "06_report.yaml").write_text(f"study: ci\n{name}\n")
+    (problem,) = problems()
+    assert "is not a parameter" in problem
+
+
+def test_a_missing_file_is_told(params: Path) -> None:
+    (params / "01_sensitivity.yaml").unlink()
+    assert problems() == ["ci/01_sensitivity.yaml: the file is missing"]
+
+
+def test_a_notebook_that_is_run_by_hand_is_checked_in_the_same_words() -> None:
+    with pytest.raises(StudyError, match="^06_report: study='Ünknown': String should match pattern"):
+        settings.check("06_report", {"study": "Ünknown"})
+
+
+# ---------------------------------------------------------------- whatever comes
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.dates() | st.binary(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@given(data=st.data(), notebook=st.sampled_from(NOTEBOOKS))
+@given_settings(max_examples=200, deadline=None)
+def test_whatever_the_values_are_they_are_accepted_or_refused_in_a_sentence(data: st.DataObject, notebook: str) -> None:
+    values: dict[Any, Any] = values_of("ci", notebook)
+    keys = data.draw(st.lists(st.sampled_from([*values, "another", 3, None]), min_size=1, max_size=3))
+    for key in keys:
+        values[key] = data.draw(ANYTHING)
+    try:
+        accepted = settings.check(notebook, values)
+    except StudyError as error:
+        assert all(line.startswith(f"{notebook}: ") for line in str(error).split("\n"))
+    else:
+        assert accepted.model_dump() == values
+
+
+@given(content=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+@given_settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_the_file_holds_it_is_refused_in_a_sentence(params: Path, content: bytes) -> None:
+    (params / "03_recovery.yaml").write_bytes(content)
+    with pytest.raises(StudyError, match=r"^ci/03_recovery\.yaml: "):
+        settings.read_study("ci")

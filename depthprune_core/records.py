@@ -273,7 +273,9 @@ def _dump(data: Any) -> str:
 def _content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        intact = content["kind"] in _KINDS and hashlib.sha256(_dump(content["data"]).encode()).hexdigest() == content["data_sha256"]
+        intact = (
+            content["kind"] in _KINDS and hashlib.sha256(_dump(content["data"]).encode()).hexdigest() == content["data_sha256"]
+        )
     except (ValueError, KeyError, TypeError, AttributeError):
         intact = False
     if not intact:

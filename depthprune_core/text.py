@@ -84,9 +84,7 @@ class Windows:
 
     def take(self, rows: torch.Tensor | slice) -> Windows:
         """The same documents, but only these windows, in this order."""
-        return Windows(
-            self.inputs[rows], self.targets[rows], self.mask[rows], self.document[rows], self.names, self.n_bytes
-        )
+        return Windows(self.inputs[rows], self.targets[rows], self.mask[rows], self.document[rows], self.names, self.n_bytes)
 
     def batches(self, batch_size: int) -> Iterator[Windows]:
         for start in range(0, len(self), batch_size):
@@ -115,7 +113,9 @@ def load(name: str, *, cache: Path, assets: Path | None = None) -> list[Document
         return [_from_file(path)]
     if path.is_dir() and (files := sorted(path.glob("*.txt"))):
         return [_from_file(file) for file in files]
-    raise ValueError(f"text {name!r} is not known: name wikipedia-excerpt, news-excerpt, wikitext-2, a text file or a folder of .txt files")
+    raise ValueError(
+        f"text {name!r} is not known: name wikipedia-excerpt, news-excerpt, wikitext-2, a text file or a folder of .txt files"
+    )
 
 
 def _from_file(path: Path) -> Document:
@@ -134,9 +134,17 @@ def wikitext(folder: Path | None = None) -> dict[str, list[Document]]:
     import datasets
 
     if folder is None:
-        rows = datasets.load_dataset(**_WIKITEXT)
+        try:
+            rows = datasets.load_dataset(**_WIKITEXT)
+        except OSError:  # ConnectionError too
+            raise RuntimeError(
+                f"could not fetch wikitext-2 ({_WIKITEXT['path']} at {_WIKITEXT['revision'][:8]}) from the data hub: check the network "
+                "(and HF_HUB_OFFLINE), or name a local folder with its parquet files"
+            ) from None
     else:
-        files = {split: sorted(str(f) for f in Path(folder).glob(f"{split}-*.parquet")) for split in ("train", "validation", "test")}
+        files = {
+            split: sorted(str(f) for f in Path(folder).glob(f"{split}-*.parquet")) for split in ("train", "validation", "test")
+        }
         if missing := [split for split, found in files.items() if not found]:
             raise ValueError(f"folder {folder} has no {missing[0]}-*.parquet: it does not have WikiText-2's layout")
         rows = datasets.load_dataset("parquet", data_files=files)
@@ -199,7 +207,9 @@ def _clean(source: str) -> str:
                 code.remove(link)
             except ValueError:
                 continue  # it went with the link around it
-    for tag in code.filter_tags(matches=lambda node: str(node.tag).lower() in {"math", "gallery", "table", "timeline", "score"}):
+    for tag in code.filter_tags(
+        matches=lambda node: str(node.tag).lower() in {"math", "gallery", "table", "timeline", "score"}
+    ):
         try:
             code.remove(tag)
         except ValueError:
@@ -233,7 +243,10 @@ def make_splits(documents: Sequence[Document], *, seed: int = 0) -> dict[str, li
             f"{len(documents)} documents of {total:,} characters give {sizes} documents, and recovery keeps {kept:,} characters: "
             "none may be empty and at least 60% of the text is wanted for recovery, so name a text of about 100 documents"
         )
-    return {split: [{"title": d.name, "sha256": d.sha256} for d in sorted(part, key=lambda d: d.name)] for split, part in held_out.items()}
+    return {
+        split: [{"title": d.name, "sha256": d.sha256} for d in sorted(part, key=lambda d: d.name)]
+        for split, part in held_out.items()
+    }
 
 
 def split(documents: Sequence[Document], splits_file: Path = SPLITS_FILE) -> dict[str, list[Document]]:
@@ -246,7 +259,9 @@ def split(documents: Sequence[Document], splits_file: Path = SPLITS_FILE) -> dic
             document = by_name.get(entry["title"])
             if document is None or document.sha256 != entry["sha256"]:
                 state = "is missing" if document is None else "has another text"
-                raise ValueError(f"document {entry['title']!r} of split {name} {state}: the text is not the one that the splits were made for")
+                raise ValueError(
+                    f"document {entry['title']!r} of split {name} {state}: the text is not the one that the splits were made for"
+                )
             parts[name].append(document)
     return parts
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
+import sys
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -61,7 +63,9 @@ class Bench:
 
     def windows(self, split: str, tokenizer: Any, *, tokens_per_document: int) -> text.Windows:
         """The first tokens of each document of a split, in windows of `seq_len`."""
-        return text.windows(self.documents(split), tokenizer, seq_len=self.parameters.seq_len, tokens_per_document=tokens_per_document)
+        return text.windows(
+            self.documents(split), tokenizer, seq_len=self.parameters.seq_len, tokens_per_document=tokens_per_document
+        )
 
     def recovery_windows(self, tokenizer: Any, *, tokens: int, seed: int) -> text.Windows:
         """A training sample of the recovery articles: each seed its own windows in its own order."""
@@ -152,16 +156,22 @@ class Bench:
         windows = text.windows(self._split("test"), tokenizer, seq_len=self.parameters.seq_len, tokens_per_document=tokens)
         return {name: self._score("test", name, model, windows) for name, model in arms.items()}
 
-    def divergences(self, arms: Mapping[str, PreTrainedModel], teacher: PreTrainedModel, tokenizer: Any) -> dict[str, Divergence]:
+    def divergences(
+        self, arms: Mapping[str, PreTrainedModel], teacher: PreTrainedModel, tokenizer: Any
+    ) -> dict[str, Divergence]:
         """KL(teacher || student) and top-1 agreement on the validation articles."""
         windows = self.windows("validation", tokenizer, tokens_per_document=self.parameters.score_tokens)
         return {
-            name: self.once(f"divergence/{name}", lambda m=model: evaluation.divergence(m, teacher, windows), on=[model, teacher, windows])
+            name: self.once(
+                f"divergence/{name}", lambda m=model: evaluation.divergence(m, teacher, windows), on=[model, teacher, windows]
+            )
             for name, model in arms.items()
         }
 
     def _score(self, split: str, name: str, model: PreTrainedModel, windows: text.Windows) -> Score:
-        return self.once(f"{split}/{name}", lambda: evaluation.score(model, windows, progress=self.progress), on=[model, windows])
+        return self.once(
+            f"{split}/{name}", lambda: evaluation.score(model, windows, progress=self.progress), on=[model, windows]
+        )
 
     # ------------------------------------------------------------ what comes out
 
@@ -173,7 +183,9 @@ class Bench:
         """A record that an earlier notebook of the study kept. Raises StudyError where it is not there yet."""
         path = self.folder / "records" / notebook / f"{name}.json"
         if not path.exists():
-            raise StudyError(f"record {notebook}/{name} is not there: run notebook {notebook} of study {self.parameters.study} first")
+            raise StudyError(
+                f"record {notebook}/{name} is not there: run notebook {notebook} of study {self.parameters.study} first"
+            )
         return records.read(path)
 
     def show(self, name: str, figure: Any) -> None:
@@ -191,17 +203,21 @@ class Bench:
 
     def _stamp(self, step: str, on: list[Any], seed: int, *, shared: bool = False) -> records.Stamp:
         """`shared` leaves the notebook out: the piece is defined by its inputs alone."""
-        stamp = provenance.stamp(
+        return provenance.stamp(
             study=self.parameters.study,
             notebook="any" if shared else self.notebook,
             step=step,
-            modules=("depthprune_core.distillation", "depthprune_core.pruning", "depthprune_core.speed", "depthprune_core.sensitivity"),
+            modules=(
+                "depthprune_core.distillation",
+                "depthprune_core.pruning",
+                "depthprune_core.speed",
+                "depthprune_core.sensitivity",
+            ),
             parameters={} if shared else self.parameters.model_dump(mode="json"),
             inputs={str(i): _content_hash(item) for i, item in enumerate(on)},
             device=self.device,
             seed=seed,
         )
-        return stamp
 
 
 def _device(wanted: str) -> str:
@@ -237,7 +253,9 @@ def _weights_hash(model: PreTrainedModel) -> str:
     """Hash of config and weights, computed again only when torch says that a tensor was written to."""
     versions = [tensor._version for tensor in model.state_dict().values()]
     if model not in _hashes or _hashes[model][0] != versions:
-        config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}  # where it was read is no content
+        config = {
+            key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"
+        }  # where it was read is no content
         digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
         for name, tensor in sorted(model.state_dict().items()):
             digest.update(name.encode())
@@ -252,6 +270,12 @@ def _save_weights(model: PreTrainedModel, path: Path) -> str:
     save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, temporary)
     os.replace(temporary, path)
     return sha256_of(path)
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process has held so far (main memory, not a GPU's)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class _Progress:
@@ -273,11 +297,13 @@ class _Progress:
         share = f"{done:,} of {of:,} {what}" if of else f"{done:,} {what}"
         left = f", about {(now - self.began) * (of - done) / done:.0f} s left" if of and done else ""
         line = f"{self.piece}: {share}{left}"
-        records.write_atomically(self.path, json.dumps({"notebook": self.notebook, "line": line, "done": done, "of": of}))
+        records.write_atomically(self.path, json.dumps({"notebook": self.notebook, "line": line}))
         if self.line is not None:
             self.line.update({"text/plain": line}, raw=True)
 
     def end(self) -> None:
+        state = {"notebook": self.notebook, "line": f"{self.piece}: done", "peak_bytes": _peak_bytes()}
+        records.write_atomically(self.path, json.dumps(state))
         if self.line is not None:
             self.line.update({"text/plain": ""}, raw=True)
             self.line = None

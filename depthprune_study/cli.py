@@ -25,7 +25,9 @@ Study = Annotated[str, typer.Argument(help="A study: the name of a folder under 
 @app.command("run")
 def run_study(
     study: Study = "quick",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and how long it should take; do nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and how long it should take; do nothing.")
+    ] = False,
 ) -> None:
     """Run a study's notebooks in order and write its report. What is finished and unchanged is not run again."""
     from depthprune_study import report, run
@@ -36,11 +38,8 @@ def run_study(
         if dry_run:
             return
         run.run(study, say=_say)
-        if all(step.done for step in steps) and all(report.is_current(study).values()):
-            page = places.reports(study) / "report.html"
-        else:
-            page = report.publish(study)
-        _say_answer(study, page)
+        nothing_new = all(step.done for step in steps) and all(report.is_current(study).values())
+        _say_answer(study, places.reports(study) / "report.html" if nothing_new else report.publish(study))
 
 
 @app.command("report")
@@ -96,7 +95,7 @@ def _sentences() -> Iterator[None]:
     """What the user can mend is told in a sentence, without a traceback, and the exit code says that it failed."""
     try:
         yield
-    except StudyError as error:
+    except (ValueError, RuntimeError) as error:  # the core's sentences as well as StudyError
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None
     except OSError as error:

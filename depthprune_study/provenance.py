@@ -80,12 +80,22 @@ def commit() -> str:
     head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
     if head.returncode != 0:
         return "no-git"
-    changed = subprocess.run([*git, "status", "--porcelain", "--", *PACKAGES, "notebooks", "params"], capture_output=True, text=True)
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "--", *PACKAGES, "notebooks", "params"], capture_output=True, text=True
+    )
     return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
 
 
 def stamp(
-    *, study: str, notebook: str, step: str, modules: tuple[str, ...], parameters: dict[str, Any], inputs: dict[str, str], device: str, seed: int
+    *,
+    study: str,
+    notebook: str,
+    step: str,
+    modules: tuple[str, ...],
+    parameters: dict[str, Any],
+    inputs: dict[str, str],
+    device: str,
+    seed: int,
 ) -> Stamp:
     """The stamp of one piece of work of one notebook."""
     return Stamp(
@@ -111,8 +121,9 @@ def _file_of(module: str) -> Path:
 def _meaning(path: Path) -> str:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-            if isinstance(body[0].value.value, str):
-                node.body = body[1:] or [ast.Pass()]
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and ast.get_docstring(node, clean=False) is not None
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
     return ast.dump(tree)

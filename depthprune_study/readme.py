@@ -21,7 +21,7 @@ def fill() -> str:
         raise StudyError("the report of study quick is not there: `make study` writes it")
     page = README.read_text(encoding="utf-8")
     page = replace(page, "answer", answer(read_evidence("quick", folder / "records")))
-    return replace(page, "minutes", minutes({study: run.read_seconds(places.reports(study)) for study in TIMED}))
+    return replace(page, "minutes", minutes({study: run.read_costs(places.reports(study)) for study in TIMED}))
 
 
 def answer(evidence: Evidence) -> str:
@@ -29,15 +29,20 @@ def answer(evidence: Evidence) -> str:
     return "\n".join(f"- {line}" for line in evidence.answer_lines())
 
 
-def minutes(seconds: Mapping[str, Mapping[str, float]]) -> str:
-    """Seconds of each notebook, one column a study that was timed, and each study's sum in minutes."""
-    timed = {study: by_notebook for study, by_notebook in seconds.items() if by_notebook}
+def minutes(costs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Seconds of each notebook, one column a study that was timed, each study's sum in minutes, and its peak memory."""
+    timed = {study: by_notebook for study, by_notebook in costs.items() if by_notebook}
     if not timed:
-        raise StudyError("no report has a seconds.json: `make study` writes one")
+        raise StudyError("no report has a costs.json: `make study` writes one")
     rows = [["notebook", *(f"`{study}`" for study in timed)], ["---", *("---:" for _ in timed)]]
     for notebook in run.READS:
-        rows.append([notebook, *(f"{times[notebook]:.0f} s" if notebook in times else "" for times in timed.values())])
-    rows.append(["in all", *(f"{sum(times.values()) / 60:.1f} min" for times in timed.values())])
+        rows.append(
+            [notebook, *(f"{times[notebook]['seconds']:.0f} s" if notebook in times else "" for times in timed.values())]
+        )
+    rows.append(["in all", *(f"{sum(cost['seconds'] for cost in times.values()) / 60:.1f} min" for times in timed.values())])
+    rows.append(
+        ["peak memory", *(f"{max(cost['peak_bytes'] for cost in times.values()) / 2**30:.1f} GiB" for times in timed.values())]
+    )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

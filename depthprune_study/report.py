@@ -31,23 +31,29 @@ def publish(study: str) -> Path:
     for notebook in run.READS:
         shutil.copy(run.executed(study, notebook), building / "notebooks" / f"{notebook}.ipynb")
         name = "report" if notebook == "06_report" else notebook
-        (building / f"{name}.html").write_text(page(building / "notebooks" / f"{notebook}.ipynb", study, with_code=name != "report"), encoding="utf-8")
-    (building / "seconds.json").write_text(json.dumps(run.read_seconds(places.runs(study)), indent=1) + "\n", encoding="utf-8")
-    keys = {step.notebook: step.key for step in run.plan(study)}
+        (building / f"{name}.html").write_text(
+            page(building / "notebooks" / f"{notebook}.ipynb", study, with_code=name != "report"), encoding="utf-8"
+        )
+    (building / "costs.json").write_text(json.dumps(run.read_costs(places.runs(study)), indent=1) + "\n", encoding="utf-8")
+    keys = {step.notebook: step.key for step in run.plan(study) if step.done}  # else the code was changed under the run
     (building / "made-from.json").write_text(json.dumps(keys, indent=1) + "\n", encoding="utf-8")
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.replace(target, old)
-    os.replace(building, target)
+    try:
+        os.replace(building, target)
+    except OSError:
+        if old.exists():
+            os.replace(old, target)
+        raise
     shutil.rmtree(old, ignore_errors=True)
     return target / "report.html"
 
 
 def is_current(study: str) -> dict[str, bool]:
     """Notebook -> whether the published report was made by the code and parameters as they are now."""
-    path = places.reports(study) / "made-from.json"
-    made_from = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    made_from = run.read_named(places.reports(study) / "made-from.json")
     return {step.notebook: made_from.get(step.notebook) == step.key for step in run.plan(study)}
 
 
@@ -56,11 +62,15 @@ def page(notebook: Path, study: str, *, with_code: bool) -> str:
     import nbformat
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(template_name="basic", exclude_input=not with_code, exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter = HTMLExporter(
+        template_name="basic", exclude_input=not with_code, exclude_input_prompt=True, exclude_output_prompt=True
+    )
     content = nbformat.read(notebook, as_version=4)
     content.cells = [cell for cell in content.cells if not _is_plumbing(cell, with_code)]
     if content.cells and content.cells[0].cell_type == "markdown":
-        content.cells[0].source = "\n".join(line for line in content.cells[0].source.split("\n") if not line.startswith("[![Open in Colab]"))
+        content.cells[0].source = "\n".join(
+            line for line in content.cells[0].source.split("\n") if not line.startswith("[![Open in Colab]")
+        )
     body, _ = exporter.from_notebook_node(content)
     body = re.sub(r"<script.*?</script>", "", body, flags=re.DOTALL)
     body = re.sub(r'<a class="anchor-link".*?</a>', "", body)

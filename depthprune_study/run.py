@@ -12,13 +12,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-
-from depthprune_core.records import write_atomically
+from depthprune_core.records import read_stamp, write_atomically
 from depthprune_study import places, provenance, settings
 from depthprune_study.settings import StudyError
 
@@ -31,6 +30,7 @@ READS = {
     "05_seed_stability": ("02_prune_gpt2", "03_recovery"),
     "06_report": ("01_sensitivity", "02_prune_gpt2", "03_recovery", "04_transfer_tinyllama", "05_seed_stability"),
 }
+
 
 @dataclass(frozen=True)
 class Step:
@@ -46,13 +46,15 @@ class Step:
 def plan(study: str) -> list[Step]:
     """The steps of a study, in order. Raises StudyError for bad parameters."""
     checked = settings.read_study(study)
-    expected = read_seconds(places.ROOT / "reports" / study)
+    expected = {notebook: cost["seconds"] for notebook, cost in read_costs(places.ROOT / "reports" / study).items()}
     keys: dict[str, str] = {}
     steps = []
     for notebook, parameters in checked.items():
         values = parameters.model_dump(mode="json")
         keys[notebook] = _key(notebook, values, [keys[earlier] for earlier in READS[notebook]])
-        steps.append(Step(notebook, values, keys[notebook], _is_done(study, notebook, keys[notebook]), expected.get(notebook, 0)))
+        steps.append(
+            Step(notebook, values, keys[notebook], _is_done(study, notebook, keys[notebook]), expected.get(notebook, 0))
+        )
     return steps
 
 
@@ -64,7 +66,7 @@ def run(study: str, *, say: Callable[[str], None], terminal: TextIO = sys.stderr
         if not all(step.done for step in steps):
             _fetch(steps, say)
         for step in steps:
-            if step.done:
+            if _is_done(study, step.notebook, step.key):  # asked anew: an earlier one may have left other records just now
                 say(f"{step.notebook}: done already")
                 continue
             expected = f", about {step.expected_seconds:.0f} s on two CPU cores" if step.expected_seconds else ""
@@ -73,10 +75,18 @@ def run(study: str, *, say: Callable[[str], None], terminal: TextIO = sys.stderr
             say(f"{step.notebook}: done in {seconds:.0f} s")
 
 
-def read_seconds(folder: Path) -> dict[str, float]:
-    """Notebook -> seconds that it took, as far as they are known."""
-    path = folder / "seconds.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def read_costs(folder: Path) -> dict[str, dict[str, float]]:
+    """Notebook -> {"seconds", "peak_bytes"} that it took, as far as they are known."""
+    return read_named(folder / "costs.json")
+
+
+def read_named(path: Path) -> dict[str, Any]:
+    """Values by name from a small JSON file; none where it is missing or damaged."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _fetch(steps: list[Step], say: Callable[[str], None]) -> None:
@@ -122,15 +132,19 @@ def _mark(study: str, notebook: str) -> Path:
 def _is_done(study: str, notebook: str, key: str) -> bool:
     try:
         mark = json.loads(_mark(study, notebook).read_text(encoding="utf-8"))
-        return mark["key"] == key and mark["files"] == _outputs(study, notebook)
+        return mark["key"] == key and mark["files"] == _files(study, notebook)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _outputs(study: str, notebook: str) -> dict[str, str]:
-    """Hashes of what a notebook leaves: the executed notebook and its records."""
-    paths = [executed(study, notebook), *(places.runs(study) / "records" / notebook).rglob("*.json")]
-    return {path.relative_to(places.runs(study)).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
+def _files(study: str, notebook: str) -> dict[str, str]:
+    """Hashes of what a notebook leaves, the executed notebook and its records, and of the records that it has read."""
+    paths = [executed(study, notebook)]
+    for name in (notebook, *READS[notebook]):
+        paths += (places.runs(study) / "records" / name).rglob("*.json")
+    return {
+        path.relative_to(places.runs(study)).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)
+    }
 
 
 def _execute(study: str, step: Step, terminal: TextIO) -> float:
@@ -146,6 +160,8 @@ def _execute(study: str, step: Step, terminal: TextIO) -> float:
     log = places.runs(study) / "logs" / f"{step.notebook}.log"
     for folder in (target.parent, log.parent):
         folder.mkdir(parents=True, exist_ok=True)
+    for figure in (places.runs(study) / "figures").glob(f"{step.notebook}-*.png"):
+        figure.unlink()  # the notebook draws them again
     failure = ""
     with (
         open(log, "w", encoding="utf-8") as output,
@@ -171,12 +187,16 @@ def _execute(study: str, step: Step, terminal: TextIO) -> float:
             failure = _reason(error)
     failure = failure or _unfinished(partial)
     if failure:
-        raise StudyError(f"notebook {step.notebook} of study {study} stopped: {failure}\nthe partial notebook: {_shown_path(partial)}\nits output: {_shown_path(log)}")
+        kept = f"the partial notebook: {_shown_path(partial)}\nits output: {_shown_path(log)}"
+        raise StudyError(f"notebook {step.notebook} of study {study} stopped: {failure}\n{kept}")
     _tidy(partial)
+    _drop_stale(study, step)
     os.replace(partial, target)
-    write_atomically(_mark(study, step.notebook), json.dumps({"key": step.key, "files": _outputs(study, step.notebook)}, indent=1))
+    write_atomically(
+        _mark(study, step.notebook), json.dumps({"key": step.key, "files": _files(study, step.notebook)}, indent=1)
+    )
     seconds = time.monotonic() - began
-    _remember_seconds(study, step.notebook, seconds)
+    _remember_cost(study, step.notebook, seconds)
     return seconds
 
 
@@ -187,7 +207,11 @@ def _reason(error: Exception) -> str:
 
 def _unfinished(path: Path) -> str:
     """A dead kernel leaves a notebook that says `completed`: only a cell count and no error output show the truth."""
-    cells = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code" and "".join(c["source"]).strip()]
+    cells = [
+        c
+        for c in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if c["cell_type"] == "code" and "".join(c["source"]).strip()
+    ]
     for number, cell in enumerate(cells):
         if any(output["output_type"] == "error" for output in cell["outputs"]):
             return f"code cell {number} raised an error"
@@ -204,6 +228,8 @@ def _tidy(path: Path) -> None:
     for cell in notebook["cells"]:
         for key in ("papermill", "execution"):
             cell["metadata"].pop(key, None)
+        if "injected-parameters" in cell["metadata"].get("tags", []):
+            cell["id"] = "injected-parameters"  # papermill draws a new one each time
         if cell["cell_type"] == "code":
             cell["outputs"] = [output for output in cell["outputs"] if output.get("name") != "stderr" and not _is_empty(output)]
     write_atomically(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
@@ -214,9 +240,22 @@ def _is_empty(output: dict[str, Any]) -> bool:
     return output["output_type"] == "display_data" and not "".join(output["data"].get("text/plain", "-"))
 
 
-def _remember_seconds(study: str, notebook: str, seconds: float) -> None:
-    known = read_seconds(places.runs(study))
-    write_atomically(places.runs(study) / "seconds.json", json.dumps({**known, notebook: round(seconds, 1)}, indent=1))
+def _remember_cost(study: str, notebook: str, seconds: float) -> None:
+    """What a notebook took; one that was cut and resumed counts its last part alone."""
+    folder = places.runs(study)
+    peak = read_named(folder / "progress.json").get("peak_bytes", 0)  # 0: a notebook that reads records alone tells nothing
+    cost = {"seconds": round(seconds, 1), "peak_bytes": peak}
+    write_atomically(folder / "costs.json", json.dumps({**read_costs(folder), notebook: cost}, indent=1))
+
+
+def _drop_stale(study: str, step: Step) -> None:
+    """Remove what an earlier version of the notebook has left: records that were made under another stamp."""
+    of_now = provenance.notebook_hash(places.NOTEBOOKS / f"{step.notebook}.ipynb")
+    for path in (places.runs(study) / "records" / step.notebook).rglob("*.json"):
+        with suppress(ValueError):  # what is no record was not left by a notebook of ours
+            stamp = read_stamp(path)
+            if stamp.notebook_hash != of_now or stamp.parameters != step.parameters:
+                path.unlink()
 
 
 def _shown_path(path: Path) -> str:

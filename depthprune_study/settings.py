@@ -67,7 +67,9 @@ class Transfer(Work):
     drop_count: Count
     tokens: Annotated[int, Field(ge=8)]
     pilot_tokens: Annotated[int, Field(ge=8, description="tokens a trial of the learning rate")]
-    second_profile_tokens: Annotated[int, Field(ge=8, description="calibration tokens a document of the profile between two stages")]
+    second_profile_tokens: Annotated[
+        int, Field(ge=8, description="calibration tokens a document of the profile between two stages")
+    ]
     timed_context: Count
     timed_new_tokens: Count
     timed_rounds: Annotated[int, Field(ge=3, le=200)]
@@ -164,6 +166,10 @@ def _sentences(error: ValidationError, schema: type[Common]) -> list[str]:
         elif item["type"] == "missing":
             sentences.append(f"{key} is missing")
         else:
-            hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if isinstance(item.get("input"), str) and item["type"] == "float_type" else ""
+            hint = (
+                " (YAML reads 1e-4 as text: write 1.0e-4)"
+                if isinstance(item.get("input"), str) and item["type"] == "float_type"
+                else ""
+            )
             sentences.append(f"{key}={value}: {item['msg'].removeprefix('Value error, ')}{hint}")
     return sentences

@@ -77,17 +77,20 @@ def recovery_figures(evidence: Evidence) -> list[str]:
     """Rules before recovery, controls, curves."""
     scores = evidence.test("02_prune_gpt2")
     size = f"-{evidence.fewer}"
-    ratios = {name.removesuffix(size): intervals.ppl_ratio(s, scores["teacher"]) for name, s in scores.items() if name.endswith(size)}
-    controls = {
-        name: evidence.ratio("03_recovery", name) for name in evidence.test("03_recovery") if name != "teacher"
+    ratios = {
+        name.removesuffix(size): intervals.ppl_ratio(s, scores["teacher"]) for name, s in scores.items() if name.endswith(size)
     }
+    controls = {name: evidence.ratio("03_recovery", name) for name in evidence.test("03_recovery") if name != "teacher"}
     validation = evidence.record("04_transfer_tinyllama", "validation_scores")
     curves = {k: v for k, v in evidence.record("04_transfer_tinyllama", "curves").items() if k in ("recovered", "one_shot")}
     return [
         figure_html(
             figures.curves(curves, teacher_nll_nats=validation["teacher"].mean_nll_nats),
             "Validation perplexity ratio against recovery tokens: "
-            + "; ".join(f"{name} ends {c.validation_nll_nats[-1] - validation['teacher'].mean_nll_nats:.3f} nats above" for name, c in curves.items()),
+            + "; ".join(
+                f"{name} ends {c.validation_nll_nats[-1] - validation['teacher'].mean_nll_nats:.3f} nats above"
+                for name, c in curves.items()
+            ),
             f"{evidence.second_model}: recovery as it went, on validation.",
         ),
         figure_html(
@@ -127,15 +130,18 @@ def speed_figures(evidence: Evidence) -> list[str]:
     """Measured gains with both expectations, one figure a family."""
     shown = []
     for notebook, model in (("04_transfer_tinyllama", evidence.second_model), ("02_prune_gpt2", evidence.first_model)):
-        timings = {f"{k} fewer": evidence.record(notebook, f"timing-{k}") for k in (evidence.fewer, evidence.fewer + 1) if evidence.has(notebook, f"timing-{k}")}
+        depths = [k for k in (evidence.fewer, evidence.fewer + 1) if evidence.has(notebook, f"timing-{k}")]
+        timings = {f"{k} fewer": evidence.record(notebook, f"timing-{k}") for k in depths}
         one = next(iter(timings.values()))
         caption = (
             f"{model} on {one.device}, {one.dtype}, {one.n_threads} threads, batch {one.batch_size}, {one.context} tokens of context, "
             f"{len(one.student_decode_ms_per_token)} rounds; the two marks are the expectations by layer count and by bytes of weights."
         )
-        alt = "; ".join(
-            f"{name}: decode {intervals.median_ratio(t.teacher_decode_ms_per_token, t.student_decode_ms_per_token)}x" for name, t in timings.items()
-        )
+        gains = {
+            name: intervals.median_ratio(t.teacher_decode_ms_per_token, t.student_decode_ms_per_token)
+            for name, t in timings.items()
+        }
+        alt = "; ".join(f"{name}: decode {gain}x" for name, gain in gains.items())
         shown.append(figure_html(figures.speed(timings), f"{model}: {alt}", caption))
     return shown
 
@@ -167,7 +173,11 @@ def failures_html(evidence: Evidence, verdicts: Sequence[Verdict]) -> str:
     open_ = [(v, item) for v in verdicts for item in v.stand_ins if item.verdict == "inconclusive"]
     lines = [f"{v.id} does not hold on {item.model}: {v.claim} ({item.figure})." for v, item in failed]
     lines += [f"{v.id} is open on {item.model}: {item.figure}." for v, item in open_]
-    lines += [f"{v.id} is not testable in this study: {v.why}." for v in verdicts if not v.stand_ins and v.verdict.startswith("not testable")]
+    lines += [
+        f"{v.id} is not testable in this study: {v.why}."
+        for v in verdicts
+        if not v.stand_ins and v.verdict.startswith("not testable")
+    ]
     recipe = evidence.record("03_recovery", "recipe").values
     unrecovered = evidence.ratio("03_recovery", "unrecovered")
     if unrecovered.point < 1.05:
@@ -193,7 +203,9 @@ def provenance_html(evidence: Evidence) -> str:
     ):
         stamp = evidence.stamp(notebook, name)
         versions = ", ".join(f"{library} {version}" for library, version in stamp.versions.items())
-        rows.append([f"<a href='{notebook}.html'>{notebook}</a>", stamp.commit, stamp.code_hash, escape(stamp.device), versions])
+        rows.append(
+            [f"<a href='{notebook}.html'>{notebook}</a>", stamp.commit, stamp.code_hash, escape(stamp.device), versions]
+        )
     return table(["notebook", "commit", "code", "device", "versions"], rows)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -254,7 +255,7 @@ def test_max_documents_cuts_every_split(bench: Bench) -> None:
 
 
 def test_a_bench_opened_without_a_parameter_is_refused_in_a_sentence(runs: Path) -> None:
-    with pytest.raises(StudyError, match="^05_seed_stability: seeds is missing$"):
+    with pytest.raises(StudyError, match=r"^05_seed_stability: seeds is missing$"):
         open_bench("05_seed_stability", VALUES)
 
 
@@ -265,13 +266,15 @@ def test_a_bench_takes_its_parameters_from_the_cell_and_nothing_else(runs: Path)
 
 def test_a_gpu_that_is_not_there_is_told_in_a_sentence(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(StudyError, match="^device='cuda' was asked for, but no GPU is there: take device='auto' or 'cpu'$"):
+    with pytest.raises(StudyError, match=r"^device='cuda' was asked for, but no GPU is there: take device='auto' or 'cpu'$"):
         new_bench(device="cuda")
     assert new_bench(device="auto").device == "cpu"
 
 
 def test_a_record_that_is_not_there_yet_is_told_in_a_sentence(bench: Bench) -> None:
-    with pytest.raises(StudyError, match="^record 03_recovery/recipe is not there: run notebook 03_recovery of study bench-test first$"):
+    with pytest.raises(
+        StudyError, match=r"^record 03_recovery/recipe is not there: run notebook 03_recovery of study bench-test first$"
+    ):
         bench.read("03_recovery", "recipe")
 
 
@@ -312,7 +315,9 @@ def test_a_figure_is_shown_with_its_text_and_kept(bench: Bench, runs: Path, monk
     assert (runs / "bench-test" / "figures" / "05_seed_stability-plot.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_progress_is_one_line_that_is_replaced_and_empty_in_the_end(bench: Bench, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_one_line_that_is_replaced_and_empty_in_the_end(
+    bench: Bench, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown = Display()
     monkeypatch.setattr(bench_module, "display", shown)
 
@@ -329,8 +334,16 @@ def test_progress_is_one_line_that_is_replaced_and_empty_in_the_end(bench: Bench
 
 
 def test_progress_reaches_the_runner_through_a_file(bench: Bench, runs: Path) -> None:
-    bench.once("piece", lambda: bench.progress(5, 5, "things") or Facts({}), on=[])
-    assert '"line": "piece: 5 of 5 things' in (runs / "bench-test" / "progress.json").read_text()
+    file, told = runs / "bench-test" / "progress.json", []
+
+    def make() -> Facts:
+        bench.progress(5, 5, "things")
+        told.append(json.loads(file.read_text())["line"])
+        return Facts({})
+
+    bench.once("piece", make, on=[])
+    assert told[0].startswith("piece: 5 of 5 things")
+    assert json.loads(file.read_text())["line"] == "piece: done"
 
 
 def test_records_carry_where_they_come_from(bench: Bench) -> None:

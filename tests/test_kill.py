@@ -24,7 +24,9 @@ def _environment(folder: Path) -> dict[str, str]:
 def _hashes(folder: Path) -> dict[str, str]:
     """Content of every record but the measured times, which live in records of their own."""
     root = folder / "reports" / "ci" / "records"
-    return {str(p.relative_to(root)): records.data_hash(p) for p in sorted(root.rglob("*.json")) if not p.name.startswith("timing-")}
+    return {
+        str(p.relative_to(root)): records.data_hash(p) for p in sorted(root.rglob("*.json")) if not p.name.startswith("timing-")
+    }
 
 
 @pytest.mark.slow
@@ -33,7 +35,9 @@ def test_a_study_killed_at_random_moments_ends_in_the_records_of_an_undisturbed_
     subprocess.run(RUN, env=_environment(calm), check=True, capture_output=True)
     moments = random.Random(0)
     for _ in range(6):
-        process = subprocess.Popen(RUN, env=_environment(harried), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            RUN, env=_environment(harried), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         time.sleep(moments.uniform(5, 25))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

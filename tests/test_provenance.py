@@ -45,7 +45,9 @@ def test_a_function_that_is_only_a_docstring_has_a_hash(write: Callable[[str, st
     assert provenance.code_hash("depthprune_core.alpha") == before
 
 
-@pytest.mark.parametrize("change", [("2 * x", "3 * x"), ("double", "twice"), ("x: int", "x: float"), ("2 * x", "2 * x if x else 'text'")])
+@pytest.mark.parametrize(
+    "change", [("2 * x", "3 * x"), ("double", "twice"), ("x: int", "x: float"), ("2 * x", "2 * x if x else 'text'")]
+)
 def test_code_changes_the_code_hash(write: Callable[[str, str], None], change: tuple[str, str]) -> None:
     before = provenance.code_hash("depthprune_core.alpha")
     write("alpha", CORE["alpha"].replace(*change))
@@ -82,7 +84,9 @@ def test_the_closure_ends_where_two_modules_import_each_other(write: Callable[[s
 
 
 def test_names_that_are_no_modules_are_passed_over(write: Callable[[str, str], None]) -> None:
-    source = "import os\nfrom depthprune_core.alpha import double\nfrom depthprune_core import nothing\nimport depthprune_core\n"
+    source = (
+        "import os\nfrom depthprune_core.alpha import double\nfrom depthprune_core import nothing\nimport depthprune_core\n"
+    )
     assert provenance.imports(source) == ["depthprune_core.alpha"]
 
 
@@ -102,7 +106,13 @@ def test_the_python_of_every_notebook_can_be_parsed(notebook: str) -> None:
 def a_notebook(path: Path, *, code: str = "x = 1", prose: str = "# Title", outputs: list | None = None) -> Path:
     cells = [
         {"cell_type": "markdown", "metadata": {}, "source": [prose]},
-        {"cell_type": "code", "metadata": {}, "source": [code], "outputs": outputs or [], "execution_count": 3 if outputs else None},
+        {
+            "cell_type": "code",
+            "metadata": {},
+            "source": [code],
+            "outputs": outputs or [],
+            "execution_count": 3 if outputs else None,
+        },
     ]
     path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8")
     return path
@@ -110,7 +120,9 @@ def a_notebook(path: Path, *, code: str = "x = 1", prose: str = "# Title", outpu
 
 def test_a_notebook_hash_ignores_outputs_and_prose(tmp_path: Path) -> None:
     plain = a_notebook(tmp_path / "a.ipynb")
-    run = a_notebook(tmp_path / "b.ipynb", prose="# Another", outputs=[{"output_type": "stream", "name": "stdout", "text": ["1"]}])
+    run = a_notebook(
+        tmp_path / "b.ipynb", prose="# Another", outputs=[{"output_type": "stream", "name": "stdout", "text": ["1"]}]
+    )
     assert provenance.notebook_hash(plain) == provenance.notebook_hash(run)
 
 
@@ -132,7 +144,14 @@ def test_shell_and_magic_lines_are_no_python(tmp_path: Path) -> None:
 
 def test_a_stamp_of_an_arm_leaves_the_notebook_out() -> None:
     stamp = provenance.stamp(
-        study="ci", notebook="any", step="arm/kl", modules=("depthprune_core.records",), parameters={}, inputs={}, device="cpu", seed=0
+        study="ci",
+        notebook="any",
+        step="arm/kl",
+        modules=("depthprune_core.records",),
+        parameters={},
+        inputs={},
+        device="cpu",
+        seed=0,
     )
     assert (stamp.step, stamp.notebook_hash) == ("any/arm/kl", "")
 

@@ -121,8 +121,9 @@ def test_a_missing_or_doubled_marker_is_an_error(page):
 
 
 def test_minutes_are_summed_and_a_study_without_times_has_no_column():
-    table = readme.minutes({"quick": {"01_sensitivity": 60.4, "06_report": 29.6}, "ci": {}})
+    costs = {"01_sensitivity": {"seconds": 60.4, "peak_bytes": 3 * 2**29}, "06_report": {"seconds": 29.6, "peak_bytes": 0}}
+    table = readme.minutes({"quick": costs, "ci": {}})
     lines = table.split("\n")
     assert lines[0] == "| notebook | `quick` |"
     assert "| 01_sensitivity | 60 s |" in lines and "| 02_prune_gpt2 |  |" in lines
-    assert lines[-1] == "| in all | 1.5 min |"
+    assert lines[-2:] == ["| in all | 1.5 min |", "| peak memory | 1.5 GiB |"]

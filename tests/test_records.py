@@ -101,7 +101,15 @@ def damaged(path: Path, how: str) -> None:
         path.write_text("[1, 2]")
 
 
-DAMAGE = ("emptied", "truncated", "bit flipped in its data", "of another kind", "of an unknown kind", "said to hold several", "not text")
+DAMAGE = (
+    "emptied",
+    "truncated",
+    "bit flipped in its data",
+    "of another kind",
+    "of an unknown kind",
+    "said to hold several",
+    "not text",
+)
 
 
 @pytest.mark.parametrize("how", [*DAMAGE, "other JSON", "a list"])

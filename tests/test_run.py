@@ -40,9 +40,16 @@ LAST = [
 
 
 def a_notebook(name: str, parameters: str, cells: list[str]) -> None:
-    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
-    notebook.cells = [nbformat.v4.new_markdown_cell("# Title"), nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    notebook = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    )
+    notebook.cells = [
+        nbformat.v4.new_markdown_cell("# Title"),
+        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+    ]
     notebook.cells += [nbformat.v4.new_code_cell(cell) for cell in cells]
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number}"
     nbformat.write(notebook, places.NOTEBOOKS / f"{name}.ipynb")
 
 
@@ -103,6 +110,13 @@ def fresh(workplace: Path) -> Iterator[Path]:
     write_study()
 
 
+def ran_by(study: str) -> list[str]:
+    """The notebooks that a run executes."""
+    said: list[str] = []
+    run.run(study, say=said.append, terminal=io.StringIO())
+    return [line.split(":")[0] for line in said if ": running" in line]
+
+
 def state() -> dict[str, bool]:
     return {step.notebook: step.done for step in run.plan("small")}
 
@@ -161,8 +175,14 @@ def test_a_run_leaves_nothing_among_the_notebooks(done: Path) -> None:
     assert sorted(path.name for path in places.NOTEBOOKS.iterdir()) == ["01_one.ipynb", "06_report.ipynb"]
 
 
-def test_the_seconds_of_every_notebook_are_kept(done: Path) -> None:
-    assert sorted(run.read_seconds(done)) == ["01_one", "06_report"]
+def test_the_cost_of_every_notebook_is_kept(done: Path) -> None:
+    assert sorted(run.read_costs(done)) == ["01_one", "06_report"]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "null", "not json"])
+def test_damaged_costs_are_no_reason_to_stop(done: Path, content: str) -> None:
+    (done / "costs.json").write_text(content)
+    assert run.read_costs(done) == {}
 
 
 # ---------------------------------------------------------------- what makes a notebook run again
@@ -185,7 +205,9 @@ def test_another_code_cell_leaves_what_was_before_it_done(done: Path) -> None:
 
 def test_other_code_of_ours_makes_what_imports_it_run_again(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = provenance.code_hash
-    monkeypatch.setattr(provenance, "code_hash", lambda *modules: plain(*modules) + ("+edit" if "depthprune_core.records" in modules else ""))
+    monkeypatch.setattr(
+        provenance, "code_hash", lambda *modules: plain(*modules) + ("+edit" if "depthprune_core.records" in modules else "")
+    )
     assert state() == {"01_one": False, "06_report": False}
 
 
@@ -201,12 +223,12 @@ def test_other_rules_make_the_report_run_again(done: Path) -> None:
 
 def test_a_record_that_was_changed_is_noticed(done: Path) -> None:
     (done / "records" / "01_one" / "number.json").write_text("3")
-    assert state()["01_one"] is False
+    assert state() == {"01_one": False, "06_report": False}
 
 
 def test_a_record_that_was_removed_is_noticed(done: Path) -> None:
     (done / "records" / "01_one" / "number.json").unlink()
-    assert state()["01_one"] is False
+    assert state() == {"01_one": False, "06_report": False}
 
 
 @pytest.mark.parametrize("damage", ["edited", "emptied", "removed"])
@@ -223,15 +245,27 @@ def test_a_damaged_mark_counts_as_not_done(done: Path, content: str) -> None:
     assert state() == {"01_one": True, "06_report": False}
 
 
-def test_a_notebook_that_runs_again_makes_what_reads_it_run_again(done: Path) -> None:
-    before = {path.name.split("-")[0]: path.name for path in (done / "ran").iterdir()}
-    (done / "records" / "01_one" / "number.json").write_text("3")
-    said: list[str] = []
-    run.run("small", say=said.append, terminal=io.StringIO())
-    assert said[0].startswith("01_one: running")
-    assert [line for line in said if line.startswith("06_report: running")]
-    assert len(list((done / "ran").iterdir())) == len(before) + 2
+def test_a_record_that_was_removed_is_made_again(done: Path) -> None:
+    (done / "records" / "01_one" / "number.json").unlink()
+    assert "01_one" in ran_by("small")
     assert (done / "records" / "01_one" / "number.json").read_text() == "21"
+
+
+def test_a_notebook_that_leaves_the_same_records_leaves_what_reads_it_done(done: Path) -> None:
+    run.executed("small", "01_one").unlink()
+    assert ran_by("small") == ["01_one"]
+
+
+def test_a_record_that_differs_from_run_to_run_makes_what_reads_it_run_again(done: Path) -> None:
+    a_notebook(
+        "01_one",
+        'study: str = "none"  # folder\nnumber: int = 1  # any',
+        [*FIRST, "import time; number = time.time_ns()", *FIRST],
+    )
+    assert ran_by("small") == ["01_one", "06_report"]
+    run.executed("small", "01_one").unlink()
+    assert state() == {"01_one": False, "06_report": True}
+    assert ran_by("small") == ["01_one", "06_report"]
 
 
 # ---------------------------------------------------------------- a run that does not
@@ -302,7 +336,11 @@ def test_a_second_run_at_once_is_refused_in_a_sentence(done: Path) -> None:
 
 
 def test_the_committed_notebooks_read_only_what_ran_before_them() -> None:
-    real = json.loads(subprocess.check_output([sys.executable, "-c", "import json; from depthprune_study import run; print(json.dumps(run.READS))"]))
+    real = json.loads(
+        subprocess.check_output(
+            [sys.executable, "-c", "import json; from depthprune_study import run; print(json.dumps(run.READS))"]
+        )
+    )
     assert list(real) == sorted(real)
     assert all(earlier < notebook for notebook, reads in real.items() for earlier in reads)
 

@@ -148,8 +148,16 @@ def test_an_unknown_study_is_refused_and_the_known_ones_named() -> None:
 @pytest.mark.parametrize(
     ("notebook", "values", "sentence"),
     [
-        ("03_recovery", {"temperature": "1e-4"}, "temperature='1e-4': Input should be a valid number (YAML reads 1e-4 as text: write 1.0e-4)"),
-        ("03_recovery", {"lr_grid": [1e-4, "1e-4"]}, "lr_grid.1='1e-4': Input should be a valid number (YAML reads 1e-4 as text: write 1.0e-4)"),
+        (
+            "03_recovery",
+            {"temperature": "1e-4"},
+            "temperature='1e-4': Input should be a valid number (YAML reads 1e-4 as text: write 1.0e-4)",
+        ),
+        (
+            "03_recovery",
+            {"lr_grid": [1e-4, "1e-4"]},
+            "lr_grid.1='1e-4': Input should be a valid number (YAML reads 1e-4 as text: write 1.0e-4)",
+        ),
         ("01_sensitivity", {"text": False}, "text=False: Input should be a valid string"),
         ("01_sensitivity", {"pairs": "yes"}, "pairs='yes': Input should be a valid boolean"),
         ("01_sensitivity", {"pairs": 1}, "pairs=1: Input should be a valid boolean"),
@@ -172,7 +180,9 @@ def test_an_unknown_study_is_refused_and_the_known_ones_named() -> None:
         ("05_seed_stability", {"study": "quick"}, "study='quick' should be 'ci', as its folder says"),
     ],
 )
-def test_a_bad_value_is_told_with_file_key_value_and_what_is_allowed(params: Path, notebook: str, values: dict, sentence: str) -> None:
+def test_a_bad_value_is_told_with_file_key_value_and_what_is_allowed(
+    params: Path, notebook: str, values: dict, sentence: str
+) -> None:
     changed(params, notebook, **values)
     (problem,) = problems()
     assert problem.startswith(f"ci/{notebook}.yaml: {sentence}")
@@ -195,7 +205,9 @@ def test_a_missing_key_is_told(params: Path) -> None:
     assert problems() == ["ci/06_report.yaml: study is missing"]
 
 
-@pytest.mark.parametrize("content", [b"model: [never closed\n", b"a: b: c\n", b"\xff\xfe", b"!!python/object:os.system x\n", b"[" * 5_000, b"\x00"])
+@pytest.mark.parametrize(
+    "content", [b"model: [never closed\n", b"a: b: c\n", b"\xff\xfe", b"!!python/object:os.system x\n", b"[" * 5_000, b"\x00"]
+)
 def test_a_file_that_is_no_yaml_is_told_in_one_line(params: Path, content: bytes) -> None:
     (params / "06_report.yaml").write_bytes(content)
     (problem,) = problems()
@@ -221,7 +233,7 @@ def test_a_missing_file_is_told(params: Path) -> None:
 
 
 def test_a_notebook_that_is_run_by_hand_is_checked_in_the_same_words() -> None:
-    with pytest.raises(StudyError, match="^06_report: study='Ünknown': String should match pattern"):
+    with pytest.raises(StudyError, match=r"^06_report: study='Ünknown': String should match pattern"):
         settings.check("06_report", {"study": "Ünknown"})
 
 

@@ -42,7 +42,12 @@ def test_splits_share_no_document() -> None:
 
 
 def test_splits_are_as_large_as_the_protocol_says() -> None:
-    assert {name: len(part) for name, part in SPLITS.items()} == {"test": 30, "validation": 12, "calibration": 8, "recovery": 46}
+    assert {name: len(part) for name, part in SPLITS.items()} == {
+        "test": 30,
+        "validation": 12,
+        "calibration": 8,
+        "recovery": 46,
+    }
 
 
 def test_the_hashes_hold_against_the_real_text(articles: list[Document]) -> None:
@@ -75,11 +80,15 @@ def test_a_missing_document_is_refused_and_named(articles: list[Document]) -> No
         text.split(articles[1:])
 
 
-def test_a_damaged_cleaned_text_is_cleaned_again(tmp_path: Path, articles: list[Document], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_cleaned_text_is_cleaned_again(
+    tmp_path: Path, articles: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "wikipedia-excerpt.json").write_text("[]")
     monkeypatch.setattr(text, "fetch", lambda asset, **where: Path("no such dump"))
     monkeypatch.setattr(text, "_pages", lambda dump: [("One", "other text")])
-    with pytest.raises(ValueError, match=r"expected a5cf88f7[0-9a-f]+: install the mwparserfromhell version that constraints\.txt names"):
+    with pytest.raises(
+        ValueError, match=r"expected a5cf88f7[0-9a-f]+: install the mwparserfromhell version that constraints\.txt names"
+    ):
         text.load("wikipedia-excerpt", cache=tmp_path)
 
 
@@ -99,7 +108,10 @@ def test_the_out_of_domain_text_has_a_test_split_alone(tmp_path: Path, monkeypat
 
 
 def test_an_unknown_text_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="text 'no-such-text' is not known: name wikipedia-excerpt, news-excerpt, wikitext-2, a text file or a folder"):
+    with pytest.raises(
+        ValueError,
+        match="text 'no-such-text' is not known: name wikipedia-excerpt, news-excerpt, wikitext-2, a text file or a folder",
+    ):
         text.load("no-such-text", cache=tmp_path)
 
 
@@ -192,7 +204,9 @@ def test_windows_to_train_on_are_whole(tokenizer: PreTrainedTokenizerFast) -> No
 
 
 @pytest.mark.parametrize(("documents", "whole"), [(MIXED[2:], True), ([Document("empty", "")], False), ([], False)])
-def test_a_text_shorter_than_one_window_is_refused(tokenizer: PreTrainedTokenizerFast, documents: list[Document], whole: bool) -> None:
+def test_a_text_shorter_than_one_window_is_refused(
+    tokenizer: PreTrainedTokenizerFast, documents: list[Document], whole: bool
+) -> None:
     with pytest.raises(ValueError, match=r"shorter than one window: \d+ characters give no window of seq_len=64 tokens"):
         text.windows(documents, tokenizer, seq_len=64, whole=whole)
 
@@ -256,7 +270,17 @@ def test_the_token_hash_knows_the_order(pool: Windows) -> None:
 # ---------------------------------------------------------------- WikiText-2's layout
 
 
-LINES = ["", " = Robert Boulter = \n", "", " He was born . \n", " = = Career = = \n", " = = = Stage = = = \n", " x = y = z \n", " = Du Fu = \n", " Poet . \n"]
+LINES = [
+    "",
+    " = Robert Boulter = \n",
+    "",
+    " He was born . \n",
+    " = = Career = = \n",
+    " = = = Stage = = = \n",
+    " x = y = z \n",
+    " = Du Fu = \n",
+    " Poet . \n",
+]
 
 
 @pytest.fixture

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import handmade
+import pytest
+import yaml
+from handmade import evidence, profile, score, timing
+
+from depthprune_core.intervals import Interval
+from depthprune_core.records import Facts
+from depthprune_study import claims, places
+from depthprune_study.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, at_least, at_most, judge, probability, within
+from depthprune_study.settings import StudyError
+
+CLAIMS = tuple(f"C{i}" for i in range(1, 15))
+SOURCE = {"first": "gpt2", "second": "tinyllama-1.1b"}
+RULES = yaml.safe_load((places.PARAMS / "claims.yaml").read_text(encoding="utf-8"))
+
+
+def between(low: float, high: float) -> Interval:
+    return Interval((low + high) / 2, low, high, 8, 8.0)
+
+
+# ---------------------------------------------------------------- rules
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.9, 1.13, REPRODUCED),  # touches the threshold from below
+        (0.9, 1.1300001, INCONCLUSIVE),
+        (1.13, 1.2, INCONCLUSIVE),  # touches it from above
+        (1.1300001, 1.2, NOT_REPRODUCED),
+        (-math.inf, math.inf, INCONCLUSIVE),  # one document alone
+    ],
+)
+def test_at_most_asks_for_the_whole_interval(low: float, high: float, verdict: str) -> None:
+    assert at_most(between(low, high), 1.13) == verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.0, 0.1, REPRODUCED), (-1e-9, 0.1, INCONCLUSIVE), (-0.1, 0.0, INCONCLUSIVE), (-0.1, -1e-9, NOT_REPRODUCED)],
+)
+def test_at_least_is_the_mirror_image(low: float, high: float, verdict: str) -> None:
+    assert at_least(between(low, high), 0.0) == verdict
+    assert at_most(between(-high, -low), 0.0) == verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (1.1, 1.3, REPRODUCED),
+        (1.2, 1.31, INCONCLUSIVE),
+        (1.0, 1.1, INCONCLUSIVE),
+        (1.0, 1.4, INCONCLUSIVE),
+        (1.3, 1.4, INCONCLUSIVE),
+        (1.0, 1.09, NOT_REPRODUCED),
+        (1.31, 1.4, NOT_REPRODUCED),
+    ],
+)
+def test_within_asks_for_the_whole_interval_on_one_side(low: float, high: float, verdict: str) -> None:
+    assert within(between(low, high), 1.1, 1.3) == verdict
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"),
+    [
+        (1.0, REPRODUCED),
+        (0.95, REPRODUCED),
+        (0.949, INCONCLUSIVE),
+        (0.051, INCONCLUSIVE),
+        (0.05, NOT_REPRODUCED),
+        (0.0, NOT_REPRODUCED),
+    ],
+)
+def test_probability_has_two_thresholds(value: float, verdict: str) -> None:
+    assert probability(value, 0.95, 0.05) == verdict
+
+
+def test_two_models_that_disagree_decide_nothing() -> None:
+    assert claims._together([REPRODUCED, REPRODUCED]) == REPRODUCED
+    assert claims._together([REPRODUCED, NOT_REPRODUCED]) == INCONCLUSIVE
+
+
+# ---------------------------------------------------------------- the table of claims
+
+
+def test_every_claim_has_a_rule_and_a_measure_or_a_reason() -> None:
+    assert tuple(RULES) == tuple(claims._MEASURES) == CLAIMS
+    for name, (measure, notebook, reason) in claims._MEASURES.items():
+        assert bool(measure) == bool(notebook) != bool(reason), name
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_every_claim_is_stated_with_its_source_and_a_rule_in_numbers(claim: str) -> None:
+    entry = RULES[claim]
+    assert entry["claim"]
+    assert entry["source"]
+    numbers = [value for value in entry["rule"].values() if not isinstance(value, str)]
+    assert numbers
+
+
+def test_every_claim_gets_one_verdict_in_order(tmp_path: Path) -> None:
+    assert tuple(verdict.id for verdict in judge(evidence(tmp_path))) == CLAIMS
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_a_stand_in_decides_nothing_about_the_sources_models(tmp_path: Path, claim: str) -> None:
+    (verdict,) = (v for v in judge(evidence(tmp_path)) if v.id == claim)
+    if claim == "C1":  # follows from shapes, whatever was run
+        assert verdict.verdict == REPRODUCED
+        assert verdict.stand_ins == ()
+        assert verdict.figure == "GPT-2 124M's shape: 11.39 % / 17.09 %"
+    else:
+        assert verdict.verdict == "not testable in this study"
+        assert verdict.why
+    if claim not in {"C1", "C9", "C11"}:
+        assert {item.model for item in verdict.stand_ins} <= {"gpt2-mini", "smollm2-135m"}
+        assert {item.verdict for item in verdict.stand_ins} == {REPRODUCED}
+
+
+@pytest.mark.parametrize("claim", [c for c in CLAIMS if c not in {"C9", "C11"}])
+def test_the_sources_own_models_decide(tmp_path: Path, claim: str) -> None:
+    (verdict,) = (v for v in judge(evidence(tmp_path, **SOURCE)) if v.id == claim)
+    assert (verdict.verdict, verdict.why, verdict.stand_ins) == (REPRODUCED, "", ())
+    assert verdict.figure
+
+
+@pytest.mark.parametrize("claim", ["C9", "C11"])
+def test_what_no_notebook_measures_is_not_testable_even_on_the_sources_models(tmp_path: Path, claim: str) -> None:
+    (verdict,) = (v for v in judge(evidence(tmp_path, **SOURCE)) if v.id == claim)
+    assert (verdict.verdict, verdict.figure, verdict.notebook) == ("not testable in this study", "", "")
+    assert verdict.why
+
+
+def test_one_of_the_sources_models_beside_a_stand_in_decides_alone(tmp_path: Path) -> None:
+    (verdict,) = (v for v in judge(evidence(tmp_path, first="gpt2")) if v.id == "C8")
+    assert verdict.verdict == REPRODUCED
+    assert [item.model for item in verdict.stand_ins] == ["smollm2-135m"]
+
+
+@pytest.mark.parametrize("claim", ["C4", "C5"])
+def test_the_share_of_parameters_follows_from_the_shape(tmp_path: Path, claim: str) -> None:
+    (verdict,) = (v for v in judge(evidence(tmp_path)) if v.id == claim)
+    assert verdict.figure == f"TinyLlama's shape: -{'8.01' if claim == 'C4' else '12.01'} % parameters"
+
+
+def test_what_a_verdict_rests_on_that_is_missing_is_told(tmp_path: Path) -> None:
+    with pytest.raises(
+        StudyError, match="record 05_seed_stability/seeds of study by-hand is not there: run the notebook first"
+    ):
+        judge(evidence(tmp_path, changes={("05_seed_stability", "seeds"): None}))
+
+
+# ---------------------------------------------------------------- each rule can fail
+
+
+def flat(value: float) -> Any:
+    return profile((value,) * 12)
+
+
+WITHOUT_ENDS = tuple(reversed(handmade.EDGY[1:-1]))
+THIRD, FOURTH = (handmade.contents()[notebook]["test_scores"] for notebook in ("03_recovery", "04_transfer_tinyllama"))
+SPREAD_FACTS = {"seeds": [0, 1, 2], "ratios": [1.05, 1.06, 1.07], "spread": 0.02}
+
+
+@pytest.mark.parametrize(
+    ("claim", "notebook", "name", "record"),
+    [
+        (
+            "C1",
+            "02_prune_gpt2",
+            "published_sizes",
+            Facts({"gpt2-shape": {"12": 100, "10": 80, "9": 70}, "tinyllama-1.1b-shape": {"22": 22, "20": 20, "19": 19}}),
+        ),
+        ("C2", "03_recovery", "test_scores", THIRD | {"kl": score(3.2)}),
+        ("C3", "02_prune_gpt2", "timing-2", timing(1.0)),
+        ("C3", "02_prune_gpt2", "timing-2", timing(1.4)),
+        ("C4", "04_transfer_tinyllama", "test_scores", FOURTH | {"recovered": score(3.1)}),
+        ("C5", "04_transfer_tinyllama", "test_scores", FOURTH | {"staged": score(3.1)}),
+        ("C6", "04_transfer_tinyllama", "timing-2", timing(1.0)),
+        ("C6", "04_transfer_tinyllama", "timing-3", timing(1.5)),
+        ("C7", "05_seed_stability", "seeds", Facts(SPREAD_FACTS)),
+        ("C8", "01_sensitivity", "profile", profile((0.1, *WITHOUT_ENDS, 0.1))),
+        ("C10", "04_transfer_tinyllama", "test_scores", FOURTH | {"recovered": score(3.3)}),
+        (
+            "C12",
+            "02_prune_gpt2",
+            "test_scores",
+            {"teacher": score(3.0), "least_sensitive-2": score(3.5), "most_sensitive-2": score(3.1)},
+        ),
+        ("C13", "01_sensitivity", "profile", profile((0.1,) * 3 + (0.5,) * 6 + (0.1,) * 3)),
+        ("C14", "03_recovery", "test_scores", THIRD | {"kl": score(4.0)}),
+    ],
+)
+def test_a_claim_that_does_not_hold_is_not_reproduced(
+    tmp_path: Path, claim: str, notebook: str, name: str, record: Any
+) -> None:
+    (verdict,) = (v for v in judge(evidence(tmp_path, changes={(notebook, name): record})) if v.id == claim)
+    verdicts = [item.verdict for item in verdict.stand_ins] or [verdict.verdict]
+    assert verdicts[0 if notebook != "04_transfer_tinyllama" else -1] == NOT_REPRODUCED
+
+
+def test_a_ce_student_that_gains_less_than_the_whole_model_from_the_same_text_does_no_real_work(tmp_path: Path) -> None:
+    changed = THIRD | {"teacher + same text (ce)": score(2.0)}
+    (verdict,) = (v for v in judge(evidence(tmp_path, changes={("03_recovery", "test_scores"): changed})) if v.id == "C14")
+    assert [item.verdict for item in verdict.stand_ins] == [REPRODUCED, REPRODUCED, NOT_REPRODUCED]
+
+
+def test_a_layer_that_is_sensitive_on_few_articles_leaves_c8_open(tmp_path: Path) -> None:
+    plain = profile(handmade.EDGY)
+    rows = [list(row) for row in plain.by_document["drop_nll_nats"]]
+    rows[-1] = [-1_000.0 if i % 2 else 1_500.0 for i in range(len(rows[-1]))]  # the last layer: now critical, now not
+    mixed = type(plain)(12, plain.teacher, {"drop_nll_nats": tuple(map(tuple, rows))}, plain.by_layer, plain.angular_distance)
+    (verdict,) = (v for v in judge(evidence(tmp_path, changes={("01_sensitivity", "profile"): mixed})) if v.id == "C8")
+    assert verdict.stand_ins[0].verdict == INCONCLUSIVE
+
+
+@pytest.mark.parametrize("n", [6, 7, 12, 22, 30])
+def test_the_middle_half_is_the_layers_between_the_outer_quarters(tmp_path: Path, n: int) -> None:
+    quarter = n // 4
+    rises = tuple(0.0 if quarter <= layer < n - quarter else 1.0 for layer in range(n))
+    changed = evidence(tmp_path, changes={("01_sensitivity", "profile"): profile(rises)})
+    measured = claims._middle(changed, RULES["C13"]["rule"])
+    assert measured[0].figure.startswith("middle half minus outer layers -1.000 [-1.000, -1.000]")

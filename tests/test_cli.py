@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from depthprune_study import cli, places, report, run
+from depthprune_study.settings import StudyError
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEPTHPRUNE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("DEPTHPRUNE_REPORTS", str(tmp_path / "reports"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+def depthprune(*words: str) -> Result:
+    return CliRunner().invoke(cli.app, list(words))
+
+
+def assert_refused(result: Result, *sentences: str) -> None:
+    assert result.exit_code == 1, result.output
+    assert "Traceback" not in result.output
+    assert result.stderr.strip().split("\n") == list(sentences)
+    assert isinstance(result.exception, SystemExit)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["report", "--help"], ["status", "--help"]])
+def test_help_is_there(words: list[str]) -> None:
+    result = depthprune(*words)
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_without_a_word_it_says_what_it_can_do() -> None:
+    output = depthprune().output
+    assert all(command in output for command in ("run", "report", "status"))
+
+
+@pytest.mark.parametrize("study", ["ci", "quick", "full"])
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path: Path, study: str) -> None:
+    result = depthprune("run", study, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"study {study}: 6 notebooks, 6 to run")
+    assert all(notebook in result.stdout for notebook in run.READS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_default_study_is_quick() -> None:
+    assert depthprune("run", "--dry-run").stdout == depthprune("run", "quick", "--dry-run").stdout
+
+
+def test_status_says_what_is_done_and_what_is_current(tmp_path: Path) -> None:
+    result = depthprune("status", "quick")
+    assert result.exit_code == 0
+    lines = result.stdout.strip().split("\n")
+    assert [line.split()[0] for line in lines] == list(run.READS)
+    assert all("run: to do" in line and "report: made by other code or parameters, or missing" in line for line in lines)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words", [["run", "nosuch"], ["run", "nosuch", "--dry-run"], ["report", "nosuch"], ["status", "nosuch"]]
+)
+def test_an_unknown_study_is_refused_in_one_sentence(words: list[str]) -> None:
+    result = depthprune(*words)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("study 'nosuch' is not known: name one of ci, full, quick")
+    assert len(result.stderr.strip().split("\n")) == 1
+
+
+@pytest.mark.parametrize("study", ["../params/ci", "..", "", "/etc", "ci/"])
+def test_a_study_is_a_name_and_no_path(study: str) -> None:
+    assert_refused(depthprune("run", study, "--dry-run"), depthprune("run", study).stderr.strip())
+    assert "is not known: name one of" in depthprune("run", study).stderr
+
+
+def test_a_report_of_an_unfinished_study_is_refused() -> None:
+    waiting = ", ".join(run.READS)
+    assert_refused(depthprune("report", "ci"), f"study ci is not finished: {waiting} wait; `depthprune run ci` runs them")
+
+
+@pytest.mark.parametrize("command", [["run"], ["run", "--dry-run"], ["status"], ["report"]])
+def test_bad_parameters_are_told_all_at_once_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    shutil.copytree(places.PARAMS, tmp_path / "params")
+    monkeypatch.setattr(places, "PARAMS", tmp_path / "params")
+    for notebook, values in {"01_sensitivity": {"seq_len": 1}, "03_recovery": {"temperature": "1e-4"}}.items():
+        path = tmp_path / "params" / "ci" / f"{notebook}.yaml"
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **values}))
+    assert_refused(
+        depthprune(command[0], "ci", *command[1:]),
+        "ci/01_sensitivity.yaml: seq_len=1: Input should be greater than or equal to 8",
+        "ci/03_recovery.yaml: temperature='1e-4': Input should be a valid number (YAML reads 1e-4 as text: write 1.0e-4)",
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (StudyError("notebook 01 stopped"), "notebook 01 stopped"),
+        (ValueError("member.bin has sha256 0"), "member.bin has sha256 0"),
+        (RuntimeError("could not fetch gensim with pip"), "could not fetch gensim with pip"),
+        (PermissionError(13, "Permission denied", "/x/runs"), "Permission denied: /x/runs"),
+        (OSError("disk full"), "disk full"),
+    ],
+)
+def test_what_the_user_can_mend_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception, sentence: str) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(run, "run", fail)
+    assert_refused(depthprune("run", "ci"), sentence)
+
+
+def test_a_stopped_run_says_that_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "run", stop)
+    result = depthprune("run", "ci")
+    assert result.exit_code == 130
+    assert result.stderr == "stopped: what is finished is kept, the same command goes on from here\n"
+
+
+def test_a_run_without_a_network_is_refused_before_any_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = {"PIP_NO_INDEX": "1", "DEPTHPRUNE_CACHE": str(tmp_path / "cache")}
+    for name, value in empty.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("DEPTHPRUNE_ASSETS", raising=False)
+    result = depthprune("run", "ci")
+    assert result.exit_code == 1
+    (sentence,) = result.stderr.strip().split("\n")
+    assert sentence.startswith("could not fetch gensim==4.4.0 with pip (ERROR: ")
+    assert sentence.endswith("check the network, or put the file in the assets folder")
+    assert not list((tmp_path / "runs").rglob("*.ipynb"))
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_a_finished_study_with_a_current_report_is_only_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [run.Step(notebook, {}, "key", True, 0) for notebook in run.READS]
+    monkeypatch.setattr(run, "plan", lambda study: steps)
+    monkeypatch.setattr(run, "run", lambda study, say: None)
+    monkeypatch.setattr(report, "is_current", lambda study: dict.fromkeys(run.READS, True))
+    monkeypatch.setattr(report, "publish", lambda study: pytest.fail("published again"))
+    monkeypatch.setattr(cli, "_say_answer", lambda study, page: print(f"report: {page}"))
+    result = depthprune("run", "ci")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip().endswith(f"report: {places.reports('ci') / 'report.html'}")
+
+
+def test_the_program_itself_says_the_same_in_a_process_of_its_own() -> None:
+    command = [sys.executable, "-m", "depthprune_study.cli", "run", "nosuch"]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("study 'nosuch' is not known")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,160 @@
+"""The parts of the `full` study that need the hubs, on local copies of their layout; and what is said when neither is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import tiny, tiny_tokenizer
+from transformers import PreTrainedModel
+
+from depthprune_core import evaluation, models, pruning, records, text
+from depthprune_core.models import Source
+from depthprune_core.records import Plan
+from depthprune_study import bench as bench_module
+from depthprune_study import settings
+from depthprune_study.bench import Bench
+
+WORDS = " ".join(f"w{i}" for i in range(1, 120))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, PreTrainedModel]:
+    """A folder with GPT-2's layout that stands where the hub's gpt2 does."""
+    model, folder = tiny("gpt2"), tmp_path / "openai-community" / "gpt2"
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    monkeypatch.setitem(models.SOURCES, "gpt2", Source("hub", str(folder), "0" * 40))
+    return folder, model
+
+
+@pytest.fixture
+def wikitext_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+    folder = tmp_path / "wikitext"
+    folder.mkdir()
+    for split, count in (("train", 12), ("validation", 2), ("test", 3)):
+        lines = [line for i in range(count) for line in ("", f" = Article {i} of {split} = \n", "", f" {WORDS} \n" * 7)]
+        pyarrow.parquet.write_table(pyarrow.table({"text": lines}), folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+# ---------------------------------------------------------------- models
+
+
+def test_a_model_of_the_hub_is_loaded_as_it_lies_there(tmp_path: Path, hub: tuple[Path, PreTrainedModel]) -> None:
+    model, tokenizer = models.load("gpt2", cache=tmp_path)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), hub[1].parameters(), strict=True))
+    assert tokenizer("w3 w5").input_ids == [3, 5]
+
+
+def test_masks_in_files_of_the_first_days_are_passed_over(tmp_path: Path, hub: tuple[Path, PreTrainedModel]) -> None:
+    weights = load_file(hub[0] / "model.safetensors")
+    masks = {f"h.{i}.attn.bias": torch.ones(1, 1, 64, 64) for i in range(5)}
+    bare = {
+        name.removeprefix("transformer."): tensor.clone() for name, tensor in weights.items()
+    }  # as in the hub's file: no prefix
+    save_file({**bare, **masks}, hub[0] / "model.safetensors", metadata={"format": "pt"})
+    model, _ = models.load("gpt2", cache=tmp_path)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), hub[1].parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["transformer.h.2.mlp.c_fc.weight", "transformer.wte.weight"])
+def test_a_model_of_the_hub_that_misses_a_tensor_is_refused(
+    tmp_path: Path, hub: tuple[Path, PreTrainedModel], name: str
+) -> None:
+    weights = load_file(hub[0] / "model.safetensors")
+    weights.pop(name)
+    save_file(weights, hub[0] / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="missing keys"):
+        models.load("gpt2", cache=tmp_path)
+
+
+def test_a_model_of_the_hub_without_safetensors_is_refused_in_a_sentence(
+    tmp_path: Path, hub: tuple[Path, PreTrainedModel]
+) -> None:
+    torch.save(hub[1].state_dict(), hub[0] / "pytorch_model.bin")
+    (hub[0] / "model.safetensors").unlink()
+    with pytest.raises(RuntimeError, match="could not fetch model gpt2"):
+        models.load("gpt2", cache=tmp_path)
+
+
+HUB_NAMES = [name for name, source in models.SOURCES.items() if source.kind == "hub"]
+
+
+@pytest.mark.parametrize("name", HUB_NAMES)
+@pytest.mark.parametrize("get", [models.load, models.fetch_only])
+def test_without_the_hub_the_reason_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, get: Any
+) -> None:
+    source = models.SOURCES[name]
+    monkeypatch.setitem(
+        models.SOURCES, name, Source("hub", "nobody/" + source.where.split("/")[1], source.revision)
+    )  # in no cache
+    with pytest.raises(RuntimeError) as error:
+        get(name, cache=tmp_path)
+    told = str(error.value)
+    assert told.startswith(f"could not fetch model {name} (nobody/")
+    assert "check the network" in told
+    assert "local folder" in told
+    assert "\n" not in told
+
+
+def test_the_models_of_the_hub_are_pinned() -> None:
+    assert {"gpt2", "distilgpt2", "tinyllama-1.1b"} <= set(HUB_NAMES)
+    for name in HUB_NAMES:
+        assert len(models.SOURCES[name].revision) == 40
+        int(models.SOURCES[name].revision, 16)
+
+
+# ---------------------------------------------------------------- text
+
+
+def test_without_the_data_hub_the_reason_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setitem(text._WIKITEXT, "path", "nobody/wikitext")  # in no cache
+    with pytest.raises(RuntimeError) as error:
+        text.wikitext()
+    told = str(error.value)
+    assert told.startswith("could not fetch wikitext-2 (nobody/wikitext at ")
+    assert "check the network" in told
+    assert "\n" not in told
+
+
+def test_the_full_study_can_be_scored_and_cut_from_local_copies(
+    tmp_path: Path, hub: tuple[Path, PreTrainedModel], wikitext_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEPTHPRUNE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(bench_module, "display", lambda *shown, **options: None)
+    values = {
+        "study": "full",
+        "model": "gpt2",
+        "text": str(wikitext_folder),
+        "max_documents": 0,
+        "seq_len": 16,
+        "score_tokens": 40,
+    }
+    parameters = settings.check("05_seed_stability", {**values, "device": "cpu", "seed": 0, "seeds": [0, 1]})
+    bench = Bench("05_seed_stability", parameters)
+    teacher, tokenizer = bench.model("gpt2")
+    assert [len(bench.documents(split)) for split in ("recovery", "calibration", "validation")] == [4, 8, 2]
+    student = pruning.drop_layers(teacher, Plan(5, (1, 3), "by hand"))
+    scores = bench.test_scores({"teacher": teacher, "student": student}, tokenizer)
+    assert scores["student"].documents == tuple(f"test/Article {i} of test" for i in range(3))
+    assert scores["student"].n_tokens == (40, 40, 40)
+    assert scores["student"].nll_nats != scores["teacher"].nll_nats
+    assert json.loads(bench.record_path("test/student").read_text())["kind"] == "Score"
+    assert records.read(bench.record_path("test/student")) == evaluation.score(
+        student, text.windows(text.wikitext(wikitext_folder)["test"], tokenizer, seq_len=16, tokens_per_document=40)
+    )

@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import html.parser
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import handmade
+import matplotlib.pyplot as plt
+import nbformat
+import pytest
+
+from depthprune_study import claims, places, report, run, settings, story
+from depthprune_study.evidence import Evidence
+
+NASTY = "<script>alert('x')</script>"
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+class Elements(html.parser.HTMLParser):
+    """Every start tag of a page with its attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def assert_self_contained(page: str) -> None:
+    elements = Elements(page)
+    assert elements.of("script") == []
+    assert elements.of("link") == []
+    assert elements.of("iframe") == []
+    for tag, attributes in elements.found:
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            if name in {"src", "srcset", "href", "data", "poster", "action"} and value:
+                allowed = tag == "a" or value.startswith("data:image/png;base64,")
+                assert allowed, (tag, name, value[:80])
+                assert not value.lower().startswith("javascript:")
+    styles = "".join(re.findall(r"<style.*?</style>", page, flags=re.DOTALL))
+    assert "@import" not in styles
+    assert not re.search(r"url\((?!['\"]?data:)", styles)
+
+
+def assert_every_image_has_a_text(page: str) -> None:
+    images = Elements(page).of("img")
+    assert images
+    for image in images:
+        assert image.get("alt"), str(image)[:200]
+        assert image["src"].startswith("data:image/png;base64,")
+
+
+# ---------------------------------------------------------------- one notebook as a page
+
+
+@pytest.fixture
+def executed(tmp_path: Path) -> Path:
+    """A small executed notebook with a figure, a stream, HTML and a script."""
+    v4 = nbformat.v4
+    figure = {"image/png": PNG, "text/plain": "<image>"}
+    outputs = [
+        v4.new_output("stream", name="stdout", text=f"plain {NASTY}\n"),
+        v4.new_output("display_data", figure, metadata={"image/png": {"alt": 'costs "most" & least'}}),
+        v4.new_output(
+            "display_data",
+            {"text/html": f"<p>kept</p>{NASTY}<img src='data:image/png;base64,{PNG}' alt='inline'>", "text/plain": ""},
+        ),
+        v4.new_output("execute_result", {"text/plain": "{'layers': 12}"}, execution_count=1),
+    ]
+    notebook = v4.new_notebook(
+        cells=[
+            v4.new_markdown_cell(f"# 01 · What <is> it?\n\n{places.badge('01_sensitivity')}\n\n**Question.** Which $x$?"),
+            v4.new_code_cell("import sys", metadata={"tags": ["setup"]}),
+            v4.new_code_cell('study: str = "quick"', metadata={"tags": ["parameters"]}),
+            v4.new_code_cell("secret_code = 1", outputs=outputs, execution_count=1),
+            v4.new_code_cell("facts", metadata={"tags": ["facts"]}, outputs=outputs[-1:], execution_count=2),
+        ]
+    )
+    nbformat.write(notebook, tmp_path / "01_sensitivity.ipynb")
+    return tmp_path / "01_sensitivity.ipynb"
+
+
+@pytest.mark.parametrize("with_code", [True, False])
+def test_a_page_needs_nothing_but_itself(executed: Path, with_code: bool) -> None:
+    page = report.page(executed, "quick", with_code=with_code)
+    assert page.startswith("<!DOCTYPE html>")
+    assert_self_contained(page)
+
+
+def test_every_image_of_a_page_has_its_text(executed: Path) -> None:
+    page = report.page(executed, "quick", with_code=True)
+    assert_every_image_has_a_text(page)
+    assert [image["alt"] for image in Elements(page).of("img")] == ['costs "most" & least', "inline"]
+
+
+def test_what_a_cell_printed_is_escaped(executed: Path) -> None:
+    assert "plain &lt;script&gt;alert(" in report.page(executed, "quick", with_code=True)
+
+
+def test_a_page_of_results_shows_no_code_and_no_plumbing(executed: Path) -> None:
+    page = report.page(executed, "quick", with_code=False)
+    assert "secret_code" not in page
+    assert page.count("{'layers': 12}") == 1  # of the cell that is no plumbing
+    assert "import sys" not in page
+    assert "colab" not in page
+
+
+def test_a_page_has_title_language_and_a_way_around(executed: Path) -> None:
+    page = report.page(executed, "quick", with_code=True)
+    assert "<title>depthprune quick: 01 · What &lt;is&gt; it?</title>" in page
+    assert "<html lang='en'>" in page
+    targets = [link["href"] for link in Elements(page).of("a")][: len(run.READS)]
+    assert targets == ["report.html", *(f"{name}.html" for name in list(run.READS)[:5])]
+
+
+# ---------------------------------------------------------------- the story
+
+
+@pytest.fixture(scope="module")
+def nasty(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+    """A study whose models have names that would be code in a page."""
+    return handmade.evidence(tmp_path_factory.mktemp("records"), first=NASTY, second=NASTY + "2")
+
+
+PIECES = {
+    "answer": lambda e: story.answer_html(e),
+    "claims": lambda e: story.claims_html(claims.judge(e)),
+    "layers": lambda e: "".join(story.layer_figures(e)),
+    "recovery": lambda e: "".join(story.recovery_figures(e)),
+    "speed": lambda e: "".join(story.speed_figures(e)),
+    "seeds": lambda e: "".join(story.seed_figures(e)),
+    "continuations": lambda e: story.continuations_html(e),
+    "failures": lambda e: story.failures_html(e, claims.judge(e)),
+    "provenance": lambda e: story.provenance_html(e),
+}
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_a_model_that_is_named_like_code_is_escaped(nasty: Evidence, piece: str) -> None:
+    page = PIECES[piece](nasty)
+    assert "<script" not in page
+    assert_self_contained(page)
+
+
+@pytest.mark.parametrize("piece", ["layers", "recovery", "speed", "seeds"])
+def test_every_figure_of_the_story_is_inline_and_has_its_text(nasty: Evidence, piece: str) -> None:
+    assert_every_image_has_a_text(PIECES[piece](nasty))
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_every_piece_is_well_formed(nasty: Evidence, piece: str) -> None:
+    page = PIECES[piece](nasty)
+    for tag in ("table", "tr", "td", "figure", "ul", "li", "p", "span", "b"):
+        assert len(re.findall(rf"<{tag}[\s>]", page)) == page.count(f"</{tag}>"), tag
+
+
+def test_what_a_model_says_is_escaped(tmp_path: Path) -> None:
+    said = handmade.Facts({"prompts": [NASTY], "samples": {"teacher": [NASTY], "kl": ["& more"]}})
+    page = story.continuations_html(handmade.evidence(tmp_path, changes={("03_recovery", "continuations"): said}))
+    assert page.count("&lt;script&gt;") == 2
+    assert "<script" not in page
+
+
+def test_no_two_families_stand_in_one_row_of_the_claims(tmp_path: Path) -> None:
+    verdicts = claims.judge(handmade.evidence(tmp_path))
+    page = story.claims_html(verdicts)
+    assert page.count("not testable in this study") == len(claims._MEASURES) - 1
+    assert "<th scope='col'>what the stand-ins show</th>" in page
+
+
+def test_failures_are_told_with_their_figures(tmp_path: Path) -> None:
+    slow = handmade.evidence(tmp_path, changes={("02_prune_gpt2", "timing-2"): handmade.timing(1.0)})
+    page = story.failures_html(slow, claims.judge(slow))
+    assert "<li>C3 does not hold on gpt2-mini: and it decodes faster (decode 1.000 [1.000, 1.000]x).</li>" in page
+    assert "C9 is not testable in this study" in page
+
+
+def test_a_figure_carries_its_caption_and_escapes_both() -> None:
+    figure = plt.figure()
+    page = story.figure_html(figure, 'a "text" <b>', "a caption <b>")
+    plt.close(figure)
+    assert "alt='a &quot;text&quot; &lt;b&gt;'" in page
+    assert "<figcaption>a caption &lt;b&gt;</figcaption>" in page
+
+
+# ---------------------------------------------------------------- publishing
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The ci study as if it had run: records by hand, notebooks as they are in the repository."""
+    monkeypatch.setenv("DEPTHPRUNE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("DEPTHPRUNE_REPORTS", str(tmp_path / "reports"))
+    shutil.copytree(places.PARAMS, tmp_path / "params")
+    monkeypatch.setattr(places, "PARAMS", tmp_path / "params")
+    handmade.evidence(places.runs("ci") / "records")
+    run.executed("ci", "06_report").parent.mkdir(parents=True)
+    for notebook in run.READS:
+        shutil.copy(places.NOTEBOOKS / f"{notebook}.ipynb", run.executed("ci", notebook))
+    (places.runs("ci") / "figures").mkdir()
+    (places.runs("ci") / "done").mkdir()
+    for step in run.plan("ci"):
+        run._mark("ci", step.notebook).write_text(json.dumps({"key": step.key, "files": run._files("ci", step.notebook)}))
+    return "ci"
+
+
+def test_a_report_holds_pages_notebooks_records_and_the_answer(study: str) -> None:
+    page = report.publish(study)
+    folder = places.reports(study)
+    assert page == folder / "report.html"
+    pages = {f"{name}.html" for name in list(run.READS)[:5]} | {"report.html"}
+    assert {path.name for path in folder.glob("*.html")} == pages
+    assert {path.stem for path in (folder / "notebooks").iterdir()} == set(run.READS)
+    assert (folder / "figures" / "answer.png").read_bytes()[:4] == b"\x89PNG"
+    assert sorted(path.name for path in (folder / "records").iterdir()) == list(handmade.NOTEBOOKS)
+
+
+def test_every_link_between_the_pages_leads_somewhere(study: str) -> None:
+    report.publish(study)
+    folder = places.reports(study)
+    for path in folder.glob("*.html"):
+        for link in Elements(path.read_text(encoding="utf-8")).of("a"):
+            target = link.get("href") or ""
+            assert target.startswith(("http", "#")) or (folder / target).exists(), (path.name, target)
+
+
+def test_a_new_report_replaces_the_old_one_whole(study: str) -> None:
+    report.publish(study)
+    (places.reports(study) / "stale.txt").write_text("of the old report")
+    report.publish(study)
+    assert not (places.reports(study) / "stale.txt").exists()
+    assert [path.name for path in places.reports(study).parent.iterdir()] == ["ci"]
+
+
+def test_the_old_report_stays_where_building_a_new_one_fails(study: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    report.publish(study)
+    before = {path: path.read_bytes() for path in places.reports(study).rglob("*") if path.is_file()}
+
+    def fail(*args: Any, **options: Any) -> str:
+        raise RuntimeError("the page cannot be made")
+
+    monkeypatch.setattr(report, "page", fail)
+    with pytest.raises(RuntimeError, match="the page cannot be made"):
+        report.publish(study)
+    assert {path: path.read_bytes() for path in places.reports(study).rglob("*") if path.is_file()} == before
+
+
+def test_the_old_report_stays_where_it_cannot_be_replaced(study: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    report.publish(study)
+    before = {path: path.read_bytes() for path in places.reports(study).rglob("*") if path.is_file()}
+    plain = report.os.replace
+
+    def fail_at_the_last(source: Path, target: Path) -> None:
+        if Path(source).name.endswith(".new"):
+            raise OSError("disk full")
+        plain(source, target)
+
+    monkeypatch.setattr(report.os, "replace", fail_at_the_last)
+    with pytest.raises(OSError, match="disk full"):
+        report.publish(study)
+    assert {path: path.read_bytes() for path in places.reports(study).rglob("*") if path.is_file()} == before
+
+
+def test_a_report_is_current_until_a_parameter_changes(study: str) -> None:
+    report.publish(study)
+    assert set(report.is_current(study).values()) == {True}
+    path = places.PARAMS / "ci" / "02_prune_gpt2.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("random_draws: 2", "random_draws: 3"), encoding="utf-8")
+    current = report.is_current(study)
+    assert current["01_sensitivity"]
+    assert not any(current[name] for name in ("02_prune_gpt2", "03_recovery", "06_report"))
+
+
+def test_a_report_of_a_run_that_was_overtaken_by_an_edit_is_not_current(study: str) -> None:
+    path = places.PARAMS / "ci" / "05_seed_stability.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("seeds: [0, 1, 2]", "seeds: [0, 1, 3]"), encoding="utf-8")
+    report.publish(study)
+    assert [name for name, current in report.is_current(study).items() if not current] == ["05_seed_stability", "06_report"]
+
+
+def test_a_report_that_was_never_made_is_not_current(study: str) -> None:
+    assert set(report.is_current(study).values()) == {False}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "not json"])
+def test_a_report_whose_origin_is_damaged_is_not_current(study: str, content: str) -> None:
+    places.reports(study).mkdir(parents=True)
+    (places.reports(study) / "made-from.json").write_text(content)
+    assert set(report.is_current(study).values()) == {False}
+
+
+# ---------------------------------------------------------------- the committed reports
+
+COMMITTED = [path.parent for path in sorted(places.reports("any").parent.glob("*/report.html"))]
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_a_committed_report_opens_offline(folder: Path) -> None:
+    for path in folder.glob("*.html"):
+        page = path.read_text(encoding="utf-8")
+        assert_self_contained(page)
+        assert_every_image_has_a_text(page)
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_a_committed_notebook_has_few_outputs_a_cell(folder: Path) -> None:
+    for path in (folder / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        counts = [len(cell["outputs"]) for cell in cells if cell["cell_type"] == "code"]
+        assert max(counts) <= 5, path.name
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_a_committed_report_names_no_path_of_the_machine(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.suffix in {".html", ".ipynb", ".json"}:
+            content = path.read_text(encoding="utf-8")
+            assert str(places.ROOT) not in content, path
+            assert str(Path.home()) + "/" not in content, path
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_a_committed_study_is_one_that_can_be_run(folder: Path) -> None:
+    assert folder.name in settings.studies()
+
+
+def test_a_page_is_the_same_each_time(executed: Path) -> None:
+    pages = {report.page(executed, "quick", with_code=True) for _ in range(2)}
+    assert len(pages) == 1
+    assert io.StringIO(pages.pop()).readline() == "<!DOCTYPE html>\n"

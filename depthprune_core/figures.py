@@ -135,15 +135,17 @@ def rank_stability(stability: dict[int, float], *, n_tokens_per_document: float)
 
 
 def pair_heatmap(pairs: PairCosts, *, chosen: Sequence[int] = ()) -> Figure:
-    """Left, what each pair costs when dropped; right, by how much that exceeds the two single costs. `chosen` is outlined."""
-    figure = Figure(figsize=(WIDTH, 4.6), dpi=DPI, layout="constrained")
+    """Left, what each pair costs when dropped; right, by how much that exceeds the two single costs (colours end at the
+    95th percentile). `chosen` is outlined."""
+    figure = Figure(figsize=(WIDTH, 4.9), dpi=DPI, layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0, 1, 0.95))  # square axes push their titles out of the figure
     cells = [tuple(map(int, key.split(","))) for key in pairs.pair]
     costs = {cell: pairs.cost(frozenset(cell)) for cell in cells}
     interactions = {cell: pairs.interaction(*cell) for cell in cells}
     clip = float(np.quantile(np.abs(list(interactions.values())), 0.95)) or 1.0
     left, right = figure.subplots(1, 2)
     _triangle(left, costs, pairs.n_layers, "viridis", f"{_RISE}\nteacher = 0")
-    note = f"pair minus both singles (nats/token)\nclipped at ±{clip:.2g}, the 95th percentile; dot: below 0"
+    note = f"pair minus both singles (nats/token)\nclipped at ±{clip:.2g}; dot: below 0"
     _triangle(right, interactions, pairs.n_layers, "RdBu_r", note, clip=clip)
     below = [cell for cell, value in interactions.items() if value < 0]
     right.scatter([i for i, _ in below], [j for _, j in below], s=3, color="black")  # in grey, blue and red look alike
@@ -282,6 +284,7 @@ def frontier(points: Mapping[str, tuple[float, Interval]], *, xlabel: str) -> Fi
 def png(figure: Figure) -> bytes:
     """PNG bytes that depend on the figure alone: equal figures give equal bytes. The figure's layout is final from here on."""
     figure.draw_without_rendering()
+    figure.draw_without_rendering()  # where an axes keeps its aspect, the layout settles in the second pass
     figure.set_layout_engine("none")  # a second layout may move things by a hair
     raw, small = io.BytesIO(), io.BytesIO()
     figure.savefig(raw, format="raw", dpi=DPI)

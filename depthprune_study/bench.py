@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import resource
 import sys
 import time
@@ -274,6 +275,10 @@ def _save_weights(model: PreTrainedModel, path: Path) -> str:
 
 def _peak_bytes() -> int:
     """The most memory that this process has held so far (main memory, not a GPU's)."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: getrusage would count the process that started this one too
+        kib = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        return int(kib[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -87,8 +87,23 @@ def _together(verdicts: list[str]) -> str:
     return verdicts[0] if len(set(verdicts)) == 1 else INCONCLUSIVE
 
 
+_RULES = {
+    "equal": "each figure within {tolerance} points of {values}",
+    "at_most": "the whole interval at or below {threshold}",
+    "at_least": "the whole interval at or above {threshold}",
+    "within": "the whole interval inside {low} to {high}",
+    "clean_then_mixed": "two fewer: the whole interval above {clean}; three fewer: not clear of two",
+    "spread": "largest minus smallest, over the mean: at most {reproduced}; not if above {not_reproduced}",
+    "probability": (
+        "in at least {holds:.0%} of resampled calibration sets both ends are among the {critical_share:.0%} most sensitive "
+        "layers and the easiest layer lies in the first two thirds; not if in at most {fails:.0%}"
+    ),
+    "winner_changes": "{pairs} pairs recovered with {seeds} seeds: the interval between the two winners excludes 0",
+}
+
+
 def _in_words(rule: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in rule.items())
+    return _RULES[rule["kind"]].format(**rule)
 
 
 # ---------------------------------------------------------------- rules

@@ -80,7 +80,8 @@ def recovery_figures(evidence: Evidence) -> list[str]:
     ratios = {
         name.removesuffix(size): intervals.ppl_ratio(s, scores["teacher"]) for name, s in scores.items() if name.endswith(size)
     }
-    controls = {name: evidence.ratio("03_recovery", name) for name in evidence.test("03_recovery") if name != "teacher"}
+    shown = ("unrecovered", "kl", "mixed", "ce", "teacher + same text (ce)", "teacher + same text (mixed)")
+    controls = {name: evidence.ratio("03_recovery", name) for name in shown}
     validation = evidence.record("04_transfer_tinyllama", "validation_scores")
     curves = {k: v for k, v in evidence.record("04_transfer_tinyllama", "curves").items() if k in ("recovered", "one_shot")}
     return [
@@ -159,12 +160,12 @@ def seed_figures(evidence: Evidence) -> list[str]:
 
 def continuations_html(evidence: Evidence) -> str:
     """What the models say, before and after."""
-    facts = evidence.record("03_recovery", "continuations").values
+    facts = evidence.record("04_transfer_tinyllama", "continuations").values
     rows = []
     for i, prompt in enumerate(facts["prompts"]):
-        for name, texts in facts["samples"].items():
-            rows.append([escape(prompt) if name == "teacher" else "", escape(name), escape(texts[i])])
-    return table(["prompt", "model", "continuation"], rows)
+        for name in ("teacher", "unrecovered", "recovered"):
+            rows.append([escape(prompt) if name == "teacher" else "", name, escape(facts["samples"][name][i])])
+    return f"<p>{escape(evidence.second_model)}, greedy:</p>" + table(["prompt", "model", "continuation"], rows)
 
 
 def failures_html(evidence: Evidence, verdicts: Sequence[Verdict]) -> str:
@@ -178,6 +179,7 @@ def failures_html(evidence: Evidence, verdicts: Sequence[Verdict]) -> str:
         for v in verdicts
         if not v.stand_ins and v.verdict.startswith("not testable")
     ]
+    lines += _against_the_trained_teacher(evidence)
     recipe = evidence.record("03_recovery", "recipe").values
     unrecovered = evidence.ratio("03_recovery", "unrecovered")
     if unrecovered.point < 1.05:
@@ -189,6 +191,24 @@ def failures_html(evidence: Evidence, verdicts: Sequence[Verdict]) -> str:
     )
     lines += [f"{name}: {note}." for name, note in _notes(evidence)]
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def _against_the_trained_teacher(evidence: Evidence) -> list[str]:
+    """What the fair control takes away: the text alone may improve the whole model more than recovery improves the cut one."""
+    lines = []
+    for model, notebook, arm in (
+        (evidence.first_model, "03_recovery", "kl"),
+        (evidence.second_model, "04_transfer_tinyllama", "recovered"),
+    ):
+        scores = evidence.test(notebook)
+        control = evidence.ratio(notebook, "teacher + same text (ce)")
+        behind = intervals.ppl_ratio(scores[arm], scores["teacher + same text (ce)"])
+        if control.high < 1:
+            lines.append(
+                f"Training on the recovery text alone brings the whole {model} to {control}; measured against that model, "
+                f"the recovered student stands at {behind}."
+            )
+    return lines
 
 
 def provenance_html(evidence: Evidence) -> str:

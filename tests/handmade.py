@@ -52,7 +52,7 @@ def contents() -> dict[str, dict[str, Any]]:
         for rule, rise in {"least_sensitive": 0.05, "most_sensitive": 1.0}.items()
     }
     second = {"unrecovered": 3.2, "recovered": 3.04, "one_shot": 3.08, "staged": 3.06, text: 2.99}
-    third = {"unrecovered": 3.2, "kl": 3.05, "ce": 3.06, text: 2.98}
+    third = {"unrecovered": 3.2, "kl": 3.05, "mixed": 3.055, "ce": 3.06, text: 2.98, "teacher + same text (mixed)": 2.985}
     return {
         "01_sensitivity": {
             "profile": profile(EDGY),
@@ -74,7 +74,6 @@ def contents() -> dict[str, dict[str, Any]]:
         "03_recovery": {
             "recipe": Facts({"rule": "least_sensitive", "drop_count": 2, "tokens": 2048, "lr": 1e-4}),
             "test_scores": {"teacher": score(3.0), **{name: score(value) for name, value in third.items()}},
-            "continuations": Facts({"prompts": ["The cat"], "samples": {"teacher": [" sat"], "kl": [" sat down"]}}),
         },
         "04_transfer_tinyllama": {
             "profile": profile(EDGY),
@@ -85,6 +84,9 @@ def contents() -> dict[str, dict[str, Any]]:
             "test_scores": {"teacher": score(3.0), **{name: score(value) for name, value in second.items()}},
             "validation_scores": {"teacher": score(3.0), **{name: score(value) for name, value in second.items()}},
             "curves": {"recovered": curve(3.2, 3.04), "one_shot": curve(3.3, 3.08)},
+            "continuations": Facts(
+                {"prompts": ["The cat"], "samples": {"teacher": [" sat"], "unrecovered": [" the"], "recovered": [" sat down"]}}
+            ),
             "choice": Facts({"notes": {"a stand-in": "it stands in"}}),
             "timing-2": timing(1.10, by_layer_count=1.1),
             "timing-3": timing(1.09, by_layer_count=1.16),

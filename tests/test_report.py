@@ -165,8 +165,8 @@ def test_every_piece_is_well_formed(nasty: Evidence, piece: str) -> None:
 
 
 def test_what_a_model_says_is_escaped(tmp_path: Path) -> None:
-    said = handmade.Facts({"prompts": [NASTY], "samples": {"teacher": [NASTY], "kl": ["& more"]}})
-    page = story.continuations_html(handmade.evidence(tmp_path, changes={("03_recovery", "continuations"): said}))
+    said = handmade.Facts({"prompts": [NASTY], "samples": {"teacher": [NASTY], "unrecovered": ["a"], "recovered": ["& more"]}})
+    page = story.continuations_html(handmade.evidence(tmp_path, changes={("04_transfer_tinyllama", "continuations"): said}))
     assert page.count("&lt;script&gt;") == 2
     assert "<script" not in page
 

@@ -131,7 +131,7 @@ def test_another_version_is_passed_over(tmp_path):
 
 def test_commit_hooks_fetch_nothing_and_spare_the_reports():
     configuration = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
-    assert configuration["exclude"] == "^(reports|runs)/"
+    assert configuration["exclude"] == "^(reports|runs|models)/"
     assert [repository["repo"] for repository in configuration["repos"]] == ["local"]
     hooks = configuration["repos"][0]["hooks"]
     assert {hook["id"] for hook in hooks} == {"nbstripout", "ruff-check", "ruff-format"}

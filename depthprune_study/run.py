@@ -91,8 +91,11 @@ def read_named(path: Path) -> dict[str, Any]:
 
 def _fetch(steps: list[Step], say: Callable[[str], None]) -> None:
     """Get every model and text that the steps name before the first of them runs: a missing network is told at once."""
+    from transformers.utils import logging
+
     from depthprune_core import models, text
 
+    logging.disable_progress_bar()
     wanted_texts = {step.parameters["text"] for step in steps if "text" in step.parameters}
     wanted_models = {step.parameters["model"] for step in steps if "model" in step.parameters}
     try:

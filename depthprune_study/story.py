@@ -143,6 +143,9 @@ def speed_figures(evidence: Evidence) -> list[str]:
             for name, t in timings.items()
         }
         alt = "; ".join(f"{name}: decode {gain}x" for name, gain in gains.items())
+        suspect = [name for name, gain in gains.items() if gain.low > timings[name].by_layer_count]
+        if suspect:
+            caption += f" Suspect: {' and '.join(suspect)} decodes faster than fewer layers alone can explain."
         shown.append(figure_html(figures.speed(timings), f"{model}: {alt}", caption))
     return shown
 

@@ -176,9 +176,9 @@ class Bench:
 
     # ------------------------------------------------------------ what comes out
 
-    def save(self, name: str, record: Any) -> Path:
-        """Keep a record that was derived from others in this notebook."""
-        return records.write(self.record_path(name), record, self._stamp(name, [record], 0))
+    def save(self, name: str, record: Any) -> None:
+        """Keep a record that was derived from others in this notebook. Returns nothing: a path would end up in the output."""
+        records.write(self.record_path(name), record, self._stamp(name, [record], 0))
 
     def read(self, notebook: str, name: str) -> Any:
         """A record that an earlier notebook of the study kept. Raises StudyError where it is not there yet."""

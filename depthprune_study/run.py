@@ -244,10 +244,11 @@ def _is_empty(output: dict[str, Any]) -> bool:
 
 
 def _remember_cost(study: str, notebook: str, seconds: float) -> None:
-    """What a notebook took; one that was cut and resumed counts its last part alone."""
+    """The most that a notebook has taken here: one that finds pieces done already takes less."""
     folder = places.runs(study)
     peak = read_named(folder / "progress.json").get("peak_bytes", 0)  # 0: a notebook that reads records alone tells nothing
-    cost = {"seconds": round(seconds, 1), "peak_bytes": peak}
+    before = read_costs(folder).get(notebook, {"seconds": 0, "peak_bytes": 0})
+    cost = {"seconds": max(before["seconds"], round(seconds, 1)), "peak_bytes": max(before["peak_bytes"], peak)}
     write_atomically(folder / "costs.json", json.dumps({**read_costs(folder), notebook: cost}, indent=1))
 
 

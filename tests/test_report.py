@@ -327,6 +327,7 @@ def test_a_committed_report_names_no_path_of_the_machine(folder: Path) -> None:
             content = path.read_text(encoding="utf-8")
             assert str(places.ROOT) not in content, path
             assert str(Path.home()) + "/" not in content, path
+            assert "PosixPath(" not in content, f"{path}: a cell ends in a path, which its output then shows"
 
 
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,7 +100,8 @@ def _sentences() -> Iterator[None]:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None
     except OSError as error:
-        print(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+        full = "; free some space, then the same command goes on from here" if error.errno == errno.ENOSPC else ""
+        print(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ") + full, file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         print("stopped: what is finished is kept, the same command goes on from here", file=sys.stderr)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -121,6 +122,14 @@ def test_what_the_user_can_mend_is_told_in_a_sentence(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(run, "run", fail)
     assert_refused(depthprune("run", "ci"), sentence)
+
+
+def test_a_full_disk_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(study: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run, "plan", fail)
+    assert_refused(depthprune("run", "ci"), "No space left on device; free some space, then the same command goes on from here")
 
 
 def test_a_stopped_run_says_that_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,12 @@
 # make study [STUDY=quick]   set up, run a study, write reports/<study>/
 # make test                  set up, run the tests
+# make bench                 set up, time this package next to the plain loop
 STUDY ?= quick
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: study test test-slow lint clean
+.PHONY: study test test-slow bench lint clean
 
 study: $(READY)
 	@$(BIN)/depthprune run $(STUDY)
@@ -15,6 +16,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
+
+bench: $(READY)
+	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks.readme
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ import os
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from depthprune_core import losses
 from depthprune_core.evaluation import score
-from depthprune_core.models import Decoder, decoder, hidden_states, recording
+from depthprune_core.models import Decoder, checkpointed, decoder, hidden_states, recording
 from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Curve, Plan
 from depthprune_core.text import Windows
@@ -28,6 +28,34 @@ LOSS_TERMS = ("kl", "ce", "hidden")
 TRAINED_PARTS = ("all", "after_first_cut")
 OPTIMISERS = ("adamw", "muon")
 PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+class TeacherTop:
+    """A teacher's k most likely next tokens of each window, kept in memory from the first time it is seen.
+
+    Several recoveries that share teacher and windows (arms, rates, seeds) then run the teacher once. What it costs: KL
+    over k + 1 outcomes instead of the vocabulary, never more than the full KL; the gap is what the student gets wrong
+    among the unlikely tokens alone. 8 k bytes a token.
+    """
+
+    def __init__(self, teacher: PreTrainedModel, k: int) -> None:
+        vocabulary = len(decoder(teacher).head.weight)
+        if not 1 <= k < vocabulary:
+            raise ValueError(f"k={k} tokens to keep: a vocabulary of {vocabulary} allows 1..{vocabulary - 1}")
+        self.teacher, self.k = teacher, k
+        self._kept: dict[bytes, losses.TopTokens] = {}
+
+    @torch.no_grad()
+    def of(self, ids: torch.Tensor) -> losses.TopTokens:
+        """(batch, seq) token ids -> the top tokens of every position, (batch x seq, k)"""
+        names = [row.cpu().numpy().tobytes() for row in ids]
+        new = [i for i, name in enumerate(names) if name not in self._kept]
+        if new:
+            hidden = hidden_states(self.teacher, ids[new].to(self.teacher.device))
+            for i, row in zip(new, hidden, strict=True):
+                self._kept[names[i]] = losses.most_likely(decoder(self.teacher), row, self.k)
+        kept = [self._kept[name] for name in names]
+        return losses.TopTokens(torch.cat([k.tokens for k in kept]), torch.cat([k.log_p for k in kept]))
 
 
 def recover(
@@ -48,6 +76,8 @@ def recover(
     optimiser: str = "adamw",
     precision: str = "float32",
     dropout: bool = False,
+    checkpoint_activations: bool = False,
+    teacher_top: TeacherTop | None = None,
     validation: Windows | None = None,
     validate_every_tokens: int | None = None,
     checkpoint: Path | None = None,
@@ -64,6 +94,9 @@ def recover(
 
     trained: `all`, or `after_first_cut` (needs `plan`): what lies before the first dropped layer sees the same input as
     ever and is frozen, with the embeddings and a head tied to them; that prefix runs once where the teacher has the same.
+    checkpoint_activations: layers keep their input alone and compute their inside again in the backward pass: less memory,
+    a third more time, the same result.
+    teacher_top: KL against the teacher's kept top tokens instead of its whole distribution (temperature 1, no hidden term).
     optimiser: `adamw`, or `muon` for the layers' matrices with AdamW for the rest.
 
     `validation` is scored at the end; with `validate_every_tokens` also at the start and in between.
@@ -75,6 +108,10 @@ def recover(
     micro_batch_size = micro_batch_size or batch_size
     _check_settings(student, teacher, plan, loss, trained=trained, optimiser=optimiser, precision=precision)
     loss = {term: weight for term, weight in loss.items() if weight}
+    if teacher_top is not None and (temperature != 1 or "hidden" in loss or teacher_top.teacher is not teacher):
+        raise ValueError(
+            f"teacher_top is for this teacher, temperature=1 and no hidden term; got temperature={temperature}, loss={loss}"
+        )
     recipe = {
         "loss": dict(sorted(loss.items())),
         "temperature": temperature,
@@ -91,7 +128,9 @@ def recover(
         "dropout": dropout,
         "seed": seed,
     }
-    run = _Run(student, teacher, plan, trained)
+    if teacher_top is not None:
+        recipe["teacher_top"] = teacher_top.k
+    run = _Run(student, teacher, plan, trained, checkpoint_activations, teacher_top)
     batches = list(windows.batches(batch_size))
     log = {"step": 0, "tokens": [], "losses": {term: [] for term in loss}, "validation_tokens": [], "validation": []}
     identity = json.dumps([recipe, windows.token_hash, list(plan.dropped) if plan else []], sort_keys=True)
@@ -170,8 +209,17 @@ def _training(student: PreTrainedModel) -> Iterator[None]:
 class _Run:
     """What one recovery keeps at hand: both models' parts, and where the frozen prefix ends."""
 
-    def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel | None, plan: Plan | None, trained: str) -> None:
-        self.student, self.teacher, self.plan = student, teacher, plan
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel | None,
+        plan: Plan | None,
+        trained: str,
+        checkpoint_activations: bool = False,
+        teacher_top: TeacherTop | None = None,
+    ) -> None:
+        self.student, self.teacher, self.plan, self.teacher_top = student, teacher, plan, teacher_top
+        self.checkpoint_activations = checkpoint_activations
         self.parts = decoder(student)
         self.teacher_parts = decoder(teacher) if teacher is not None else None
         self.first_trained = min(plan.dropped) if trained == "after_first_cut" else 0
@@ -190,7 +238,7 @@ class _Run:
         prefix = {name: p for (name, p), gradient in zip(named.items(), gradients, strict=True) if gradient is not None}
         for p, flag in flags.items():
             p.requires_grad_(flag and p not in set(prefix.values()))
-        if self.teacher is not None and self.first_trained > 0:
+        if self.teacher is not None and self.first_trained > 0 and self.teacher_top is None:
             theirs = dict(self.teacher.named_parameters())
             pairs = [(p, theirs.get(name)) for name, p in prefix.items()]
             self.shares_prefix = all(q is not None and torch.equal(p.to(q.dtype), q) for p, q in pairs)
@@ -219,10 +267,13 @@ class _Run:
         ids, targets, mask = part.inputs.to(device), part.targets.to(device).flatten(), part.mask.to(device).flatten()
         with torch.autocast(device.type, dtype=getattr(torch, precision), enabled=precision != "float32"):
             teacher_inputs, teacher = {}, None
-            if self.teacher is not None and (loss.get("kl") or loss.get("hidden") or self.shares_prefix):
+            if self.teacher_top is not None:
+                teacher = self.teacher_top.of(ids)
+            elif self.teacher is not None and (loss.get("kl") or loss.get("hidden") or self.shares_prefix):
                 with torch.no_grad(), recording(self.teacher_parts.layers) as teacher_inputs:
                     teacher = (self.teacher_parts, hidden_states(self.teacher, ids).flatten(0, 1))
-            with recording(self.parts.layers) as inputs:
+            sparing = checkpointed(self.parts.layers) if self.checkpoint_activations else nullcontext()
+            with sparing, recording(self.parts.layers) as inputs:
                 if self.shares_prefix:
                     at = self.first_trained
                     hidden = hidden_states(self.student, ids, resume_after=at - 1, hidden=teacher_inputs[at])
@@ -298,11 +349,12 @@ def _optimisers(
     in_layers = {p for layer in parts.layers for p in layer.parameters()}
     matrices = [p for p in trainable if p.ndim == 2 and p in in_layers]
     others = [p for p in trainable if not (p.ndim == 2 and p in in_layers)]
+    fused = student.device.type in ("cpu", "cuda")  # one pass over the weights a step
     if optimiser == "muon":
         muon = torch.optim.Muon(matrices, lr=lr, momentum=0.95, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        return [muon, torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
+        return [muon, torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=fused)]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, 0.95))]
+    return [torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, 0.95), fused=fused)]
 
 
 def _schedule(step: int, n_steps: int, warmup: float) -> float:

@@ -42,10 +42,11 @@ def divergence(student: PreTrainedModel, teacher: PreTrainedModel, windows: Wind
     for batch in windows.batches(batch_size):
         ids, mask = batch.inputs.to(student.device), batch.mask.to(student.device)
         hidden, teacher_hidden = hidden_states(student, ids)[mask], hidden_states(teacher, ids)[mask]
-        _, kl, same = losses.nll_and_kl([hidden], ours, teacher_hidden, theirs, batch.targets.to(student.device)[mask])
+        _, kl = losses.nll_and_kl([hidden], ours, teacher_hidden, theirs, batch.targets.to(student.device)[mask])
+        same = losses.top_tokens(ours, hidden) == losses.top_tokens(theirs, teacher_hidden)
         owner = batch.document[:, None].expand_as(batch.mask)[batch.mask]
         kl_sums.index_add_(0, owner, kl[0].double().cpu())
-        agreements.index_add_(0, owner, same[0].long().cpu())
+        agreements.index_add_(0, owner, same.long().cpu())
         counts.index_add_(0, owner, torch.ones_like(owner))
     return Divergence(windows.names, tuple(kl_sums.tolist()), tuple(agreements.tolist()), tuple(counts.tolist()))
 

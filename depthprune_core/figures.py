@@ -36,7 +36,7 @@ METHOD_COLOURS = {
     "teacher": "#000000", "least_sensitive": "#0072B2", "greedy": "#009E73", "exhaustive": "#E69F00", "contiguous": "#56B4E9",
     "evenly_spaced": "#CC79A7", "last_k": "#882255", "random": "#888888", "most_sensitive": "#D55E00", "one_shot": "#44AA99",
     "staged": "#999933", "recovery_aware": "#AA4499", "width": "#332288", "quantised": "#661100", "distilled": "#117733",
-    "unrecovered": "#6E6E6E", "recovered": "#004D80", "teacher + same text": "#CC6677",
+    "pairwise": "#7B4FA3", "racing": "#A6761D", "unrecovered": "#6E6E6E", "recovered": "#004D80", "teacher + same text": "#CC6677",
 }  # fmt: skip
 _FALLBACK_COLOURS = ("#8C564B", "#B07AA1", "#5F7A8A", "#A07D2C", "#3B6E5E")
 _MARKERS = "osD^vPXphd<>"  # a method is told by its marker too, for print in grey

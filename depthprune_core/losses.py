@@ -1,49 +1,108 @@
-"""Next-token losses from hidden states, a chunk of tokens at a time: (tokens x vocab) logits never exist as a whole."""
+"""Next-token losses from hidden states, a tile of (tokens x vocabulary) at a time: the logits never exist as a whole.
+
+A tile of logits fits a processor's cache, where full logits go to memory and back for every step of a softmax.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
 from depthprune_core.models import Decoder
 
-CHUNK_TOKENS = 256
+TILE_TOKENS = 1_024
+TILE_WORDS = {"cpu": 1_024}  # of the vocabulary; a GPU starts a kernel for each tile and wants fewer
+TILE_WORDS_ELSEWHERE = 16_384
+SMALLEST_REST = 1e-7  # probability, where rounding would leave none
+BACKWARD_TOKENS = 256  # whose logits, all tiles of them, are kept until their gradient is known
+
+
+@dataclass(frozen=True)
+class TopTokens:
+    """A teacher's most likely next tokens; all others count as one, whose inner distribution is left to the student."""
+
+    tokens: torch.Tensor  # (n, k) int
+    log_p: torch.Tensor  # (n, k) float32, nats
+
+    def rows(self, rows: slice) -> TopTokens:
+        return TopTokens(self.tokens[rows].long(), self.log_p[rows])
+
+    @property
+    def rest(self) -> torch.Tensor:
+        """Probability of all other tokens.  (n, 1)"""
+        return (1 - self.log_p.exp().sum(-1, keepdim=True)).clamp_min(SMALLEST_REST)
 
 
 def nll(parts: Decoder, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of each target in nats.  (n, d), (n,) -> (n,) float32"""
-    pieces = zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)
-    return torch.cat([_nll_of_logits(parts.logits(h), t) for h, t in pieces])
+    """Negative log-likelihood of each target in nats; no gradient.  (n, d), (n,) -> (n,) float32"""
+    pieces = zip(hidden.split(TILE_TOKENS), targets.split(TILE_TOKENS), strict=True)
+    return torch.cat([_nll(parts, h, t) for h, t in pieces])
 
 
+@torch.no_grad()
 def nll_and_kl(
     student_hiddens: list[torch.Tensor],
     parts: Decoder,
     teacher_hidden: torch.Tensor,
     teacher_parts: Decoder,
     targets: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """NLL, KL(teacher || student) in nats, and top-1 agreement, of several students that share one head.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """NLL and KL(teacher || student) in nats, of several students that share one head.
 
-    The teacher's distribution is computed once a chunk, whatever the number of students.  k x (n, d) -> 3 x (k, n)
+    The teacher's distribution is computed once a tile, whatever the number of students.  k x (n, d) -> 2 x (k, n)
     """
-    losses, divergences, agreements = [], [], []
-    for start in range(0, len(targets), CHUNK_TOKENS):
-        rows = slice(start, start + CHUNK_TOKENS)
-        log_p = teacher_parts.logits(teacher_hidden[rows]).log_softmax(-1)  # (chunk, vocab)
-        p, top = log_p.exp(), log_p.argmax(-1)
-        negative_entropy = (p * log_p).sum(-1)
-        of_chunk = []
-        for hidden in student_hiddens:
-            logits = parts.logits(hidden[rows])
-            normaliser = logits.logsumexp(-1)
-            kl = negative_entropy - torch.einsum("nv,nv->n", p, logits) + normaliser
-            loss = normaliser - logits.gather(-1, targets[rows, None])[:, 0]
-            of_chunk.append((loss, kl.clamp_min(0), logits.argmax(-1) == top))
-        for sink, values in zip((losses, divergences, agreements), zip(*of_chunk, strict=True), strict=True):
-            sink.append(torch.stack(values))
-    return torch.cat(losses, 1), torch.cat(divergences, 1), torch.cat(agreements, 1)
+    losses, divergences = [], []
+    for start in range(0, len(targets), TILE_TOKENS):
+        rows = slice(start, start + TILE_TOKENS)
+        target = targets[rows]
+        normaliser = _LogSumExp(target)
+        for _, logits in _tiles(teacher_parts, teacher_hidden[rows]):
+            normaliser.add(logits)
+        students = [_LogSumExp(target) for _ in student_hiddens]
+        at_target = torch.zeros(len(students), len(target), device=target.device)
+        cross = torch.zeros_like(at_target)  # sum of p x the student's logit
+        negative_entropy = torch.zeros_like(at_target[0])
+        for words, teacher_logits in _tiles(teacher_parts, teacher_hidden[rows]):
+            log_p = teacher_logits.sub_(normaliser.value[:, None])
+            p = log_p.exp()
+            negative_entropy += (p * log_p).sum(-1)
+            for i, hidden in enumerate(student_hiddens):
+                logits = parts.logits(hidden[rows], words)
+                at_target[i] += _at(target, logits, words)
+                cross[i] += torch.linalg.vecdot(p, logits)
+                students[i].add(logits)
+        normalisers = torch.stack([student.value for student in students])
+        losses.append(normalisers - at_target)
+        divergences.append((negative_entropy - cross + normalisers).clamp_min(0))
+    return torch.cat(losses, 1), torch.cat(divergences, 1)
 
 
+@torch.no_grad()
+def top_tokens(parts: Decoder, hidden: torch.Tensor) -> torch.Tensor:
+    """The most likely next token, the lower one where two tie.  (n, d) -> (n,)"""
+    best = torch.full((len(hidden),), -torch.inf, device=hidden.device)
+    token = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
+    for words, logits in _tiles(parts, hidden):
+        value, index = logits.max(-1)
+        token = torch.where(value > best, index + words.start, token)
+        best = torch.maximum(best, value)
+    return token
+
+
+@torch.no_grad()
+def most_likely(parts: Decoder, hidden: torch.Tensor, k: int) -> TopTokens:
+    """The k most likely next tokens with their log-probabilities.  (n, d) -> (n, k) each"""
+    found = []
+    for piece in hidden.split(BACKWARD_TOKENS):
+        logits = parts.logits(piece)
+        value, token = logits.topk(k, dim=-1)
+        found.append(TopTokens(token.int(), value - logits.logsumexp(-1, keepdim=True)))
+    return TopTokens(torch.cat([f.tokens for f in found]), torch.cat([f.log_p for f in found]))
+
+
+@torch.no_grad()
 def backward_in_chunks(
     parts: Decoder,
     hidden: torch.Tensor,
@@ -54,37 +113,181 @@ def backward_in_chunks(
     ce: float = 0.0,
     kl: float = 0.0,
     temperature: float = 1.0,
-    teacher: tuple[Decoder, torch.Tensor] | None = None,
+    teacher: tuple[Decoder, torch.Tensor] | TopTokens | None = None,
 ) -> tuple[dict[str, float], torch.Tensor]:
     """Masked CE and T^2-scaled KL(teacher || student), summed over tokens, with the gradient of
     `scale x (ce x CE + kl x KL)` on the head (added to its .grad) and on `hidden` (returned, for the rest of the model).
 
-    Each chunk's logits are made, differentiated and freed before the next: no second copy, nothing recomputed.
+    The gradient on the logits is known in closed form (softmax minus target distribution), so there is no graph, no
+    second copy of the logits, and nothing is computed twice. Matrix products run in autocast's dtype where that is on.
+    With the teacher's top tokens alone, KL is that of the k + 1 outcomes: at most the full one.
     hidden (n, d), targets (n,), mask (n,) -> {"ce": nats, "kl": nats}, (n, d)
     """
-    leaf = hidden.detach().requires_grad_()
-    leaf.grad = torch.zeros_like(leaf)
-    totals = {"ce": 0.0, "kl": 0.0}
-    for start in range(0, len(targets) if ce or kl else 0, CHUNK_TOKENS):  # the hidden term alone needs no logits
-        rows = slice(start, start + CHUNK_TOKENS)
-        kept = mask[rows].float()
-        logits = parts.logits(leaf[rows])  # (chunk, vocab)
-        loss = logits.new_zeros(())
+    device = hidden.device
+    gradient = torch.zeros(hidden.shape, dtype=torch.float32, device=device)
+    totals = {term: torch.zeros((), dtype=torch.float64, device=device) for term in ("ce", "kl")}
+    if not (ce or kl):  # the hidden term alone needs no logits
+        return {term: float(total) for term, total in totals.items()}, gradient.to(hidden.dtype)
+    ours = _Head(parts, device)
+    sparse = isinstance(teacher, TopTokens)
+    theirs = _Head(teacher[0], device) if kl and not sparse else None
+    for start in range(0, len(targets), BACKWARD_TOKENS):
+        rows = slice(start, start + BACKWARD_TOKENS)
+        inputs, target, kept = hidden[rows].to(ours.dtype), targets[rows], mask[rows].float()
+        logits = ours.fill(inputs)
+        normaliser = _normaliser(logits, target) if ce else None
+        if kl and sparse:
+            top = teacher.rows(rows)
+            log_z = _normaliser(logits, target)
+            log_q = _top_logits(top.tokens, logits, ours.words) - log_z  # (chunk, k)
+            rest = (1 - log_q.exp().sum(-1, keepdim=True)).clamp_min(SMALLEST_REST)
+            stretch = top.rest / rest
+            by_token = torch.linalg.vecdot(top.log_p.exp(), top.log_p - log_q) + (top.rest * stretch.log())[:, 0]
+            totals["kl"] += (by_token * kept).sum()
+            surplus = kl * (log_q.exp() * stretch - top.log_p.exp())  # on top of what every token gets
+        elif kl:
+            teacher_logits = theirs.fill(teacher[1][rows].to(theirs.dtype))
+            log_z, teacher_log_z = (_normaliser(tiles, target, temperature) for tiles in (logits, teacher_logits))
+        for tile, words in enumerate(ours.words):
+            z, into = logits[tile], torch.zeros_like(logits[tile])  # (chunk, tile)
+            if kl and sparse:
+                into.add_(torch.sub(z, log_z).exp_().mul_(1 - stretch), alpha=kl)
+                _add_at(top.tokens, into, words, surplus)
+            elif kl:
+                log_q = torch.div(z, temperature).sub_(log_z)
+                log_p = teacher_logits[tile].div_(temperature).sub_(teacher_log_z)
+                p = log_p.exp()
+                by_token = torch.linalg.vecdot(p, log_p.sub_(log_q))
+                totals["kl"] += temperature**2 * (by_token * kept).sum()
+                into.add_(log_q.exp_().sub_(p), alpha=kl * temperature)
+            if ce:
+                totals["ce"] -= (_at(target, z, words) * kept).sum()
+                into.add_(torch.sub(z, normaliser).exp_(), alpha=ce)
+                _add_at(target[:, None], into, words, torch.full_like(target[:, None], -ce, dtype=into.dtype))
+            if parts.softcap:
+                into.mul_(1 - torch.div(z, parts.softcap).square_())
+            into.mul_(scale * kept[:, None])
+            gradient[rows] += ours.backward(into, inputs, words)
         if ce:
-            term = (_nll_of_logits(logits, targets[rows]) * kept).sum()
-            totals["ce"] += float(term.detach())
-            loss = loss + ce * term
-        if kl:
-            teacher_parts, teacher_hidden = teacher
-            with torch.no_grad():
-                log_p = (teacher_parts.logits(teacher_hidden[rows]) / temperature).log_softmax(-1)
-            log_q = (logits / temperature).log_softmax(-1)
-            term = temperature**2 * ((log_p.exp() * (log_p - log_q)).sum(-1) * kept).sum()
-            totals["kl"] += float(term.detach())
-            loss = loss + kl * term
-        (scale * loss).backward()
-    return totals, leaf.grad
+            totals["ce"] += (normaliser[:, 0] * kept).sum()
+    return {term: float(total) for term, total in totals.items()}, gradient.to(hidden.dtype)
 
 
-def _nll_of_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return logits.logsumexp(-1) - logits.gather(-1, targets[:, None])[:, 0]
+class _LogSumExp:
+    """log(sum(exp(logits))) of logits that come a tile at a time."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        self.top = torch.full((len(like),), -torch.inf, device=like.device)
+        self.total = torch.zeros(len(like), device=like.device)
+
+    def add(self, logits: torch.Tensor, into: torch.Tensor | None = None) -> None:
+        """Takes in a tile (n, width), which is overwritten unless `into` is given to work in."""
+        top = torch.maximum(self.top, logits.amax(-1))
+        shifted = torch.sub(logits, top[:, None], out=logits if into is None else into)
+        self.total = self.total * (self.top - top).exp() + shifted.exp_().sum(-1)
+        self.top = top
+
+    @property
+    def value(self) -> torch.Tensor:
+        return self.total.log() + self.top
+
+
+class _Head:
+    """The head for training: logits of a chunk of tokens into one buffer, and gradients from them."""
+
+    def __init__(self, parts: Decoder, device: torch.device) -> None:
+        self.head, self.softcap = parts.head, parts.softcap
+        autocast = torch.is_autocast_enabled(device.type)
+        self.dtype = torch.get_autocast_dtype(device.type) if autocast else self.head.weight.dtype
+        self.weight = self.head.weight.detach().to(self.dtype)
+        self.words = list(_words(len(self.weight), device))
+        self.buffer = torch.empty(BACKWARD_TOKENS * len(self.weight), dtype=torch.float32, device=device)
+
+    def fill(self, inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Logits tile by tile, each in a piece of the buffer: (chunk, d) -> tiles of (chunk, width) float32."""
+        tiles = []
+        for words in self.words:
+            shape = (len(inputs), words.stop - words.start)
+            tile = self.buffer[len(inputs) * words.start : len(inputs) * words.stop].view(shape)
+            if self.dtype == torch.float32:
+                torch.mm(inputs, self.weight[words].T, out=tile)
+            else:
+                tile.copy_(inputs @ self.weight[words].T)
+            if self.head.bias is not None:
+                tile.add_(self.head.bias[words])
+            if self.softcap:
+                tile.div_(self.softcap).tanh_().mul_(self.softcap)
+            tiles.append(tile)
+        return tiles
+
+    def backward(self, gradient: torch.Tensor, inputs: torch.Tensor, words: slice) -> torch.Tensor:
+        """Adds to the head's .grad where it is trained; returns the gradient on `inputs`."""
+        narrow = gradient.to(self.dtype)
+        for p in (self.head.weight, self.head.bias):
+            if p is not None and p.requires_grad and p.grad is None:
+                p.grad = torch.zeros_like(p)
+        if self.head.weight.requires_grad:
+            into = self.head.weight.grad[words]
+            if into.dtype == self.dtype:
+                into.addmm_(narrow.T, inputs)
+            else:
+                into.add_(narrow.T @ inputs)
+        if self.head.bias is not None and self.head.bias.requires_grad:
+            self.head.bias.grad[words] += gradient.sum(0)
+        return narrow @ self.weight[words]
+
+
+def _nll(parts: Decoder, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    normaliser, at_target = _LogSumExp(targets), torch.zeros(len(targets), device=targets.device)
+    with torch.no_grad():
+        for words, logits in _tiles(parts, hidden):
+            at_target += _at(targets, logits, words)
+            normaliser.add(logits)
+    return normaliser.value - at_target
+
+
+def _normaliser(tiles: list[torch.Tensor], like: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """(n, 1); the tiles stay as they are."""
+    total, room = _LogSumExp(like), torch.empty_like(tiles[0])
+    for tile in tiles:
+        into = room[:, : tile.shape[1]]
+        total.add(torch.div(tile, temperature, out=into) if temperature != 1 else tile, into)
+    return total.value[:, None]
+
+
+def _words(vocabulary: int, device: torch.device) -> Iterator[slice]:
+    width = TILE_WORDS.get(device.type, TILE_WORDS_ELSEWHERE)
+    for start in range(0, vocabulary, width):
+        yield slice(start, min(start + width, vocabulary))
+
+
+def _tiles(parts: Decoder, hidden: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    for words in _words(len(parts.head.weight), hidden.device):
+        yield words, parts.logits(hidden, words)
+
+
+def _at(targets: torch.Tensor, logits: torch.Tensor, words: slice) -> torch.Tensor:
+    """Each target's logit where this tile holds it, else 0.  (n,)"""
+    inside, index = _where(targets, words)
+    return torch.where(inside, logits.gather(-1, index[:, None])[:, 0], 0.0)
+
+
+def _top_logits(tokens: torch.Tensor, tiles: list[torch.Tensor], all_words: list[slice]) -> torch.Tensor:
+    """(n, k) logits of each row's own k tokens."""
+    found = torch.zeros(tokens.shape, device=tokens.device)
+    for tile, words in zip(tiles, all_words, strict=True):
+        inside, index = _where(tokens, words)
+        found = torch.where(inside, tile.gather(-1, index), found)
+    return found
+
+
+def _add_at(tokens: torch.Tensor, into: torch.Tensor, words: slice, values: torch.Tensor) -> None:
+    """Adds (n, k) values at each row's own k tokens, as far as this tile holds them."""
+    inside, index = _where(tokens, words)
+    into.scatter_add_(1, index, torch.where(inside, values, 0.0))
+
+
+def _where(tokens: torch.Tensor, words: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which tokens a tile holds, and where (some place in the tile for those it does not)."""
+    inside = (tokens >= words.start) & (tokens < words.stop)
+    return inside, (tokens - words.start).clamp(0, words.stop - words.start - 1)

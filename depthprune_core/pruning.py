@@ -14,12 +14,13 @@ from depthprune_core.models import decoder, slice_config, text_config
 from depthprune_core.records import Plan, Size
 
 
-def drop_layers(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
+def drop_layers(model: PreTrainedModel, plan: Plan, *, share: bool = False) -> PreTrainedModel:
     """A new model without the plan's layers, as if it had always been that shallow, in eval mode.
 
     It is built from the sliced config and then given the kept weights, so whatever a layer derives from its number
     (`layer_idx`, its slot in the KV cache, sliding or full attention) is right, and plain `from_pretrained` opens what
-    `save_pretrained` writes. Weights are copied: training the result leaves the original as it was.
+    `save_pretrained` writes. Weights are copied: training the result leaves the original as it was. With `share` they are
+    the original's own tensors, which takes no memory: for measuring, not for training.
 
     Raises ValueError when the plan is for another number of layers.
     """
@@ -28,10 +29,15 @@ def drop_layers(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
         raise ValueError(f"the plan is for {plan.n_layers} layers, but the model has {len(parts.layers)}")
     new_config = slice_config(model.config, plan.kept)
     reference = next(model.parameters())
+    options = {"dtype": reference.dtype, "attn_implementation": model.config._attn_implementation}
+    if share:
+        with torch.device("meta"):
+            student = type(model)._from_config(new_config, **options)
+        _lend(student, model, parts.layers_name, plan.kept)
+        student.generation_config = copy.deepcopy(model.generation_config)
+        return student.eval()
     with torch.random.fork_rng(devices=[]):  # a fresh model draws weights, all of which are replaced below
-        student = type(model)._from_config(
-            new_config, dtype=reference.dtype, attn_implementation=model.config._attn_implementation
-        )
+        student = type(model)._from_config(new_config, **options)
     student = student.to(reference.device)
     with torch.no_grad():
         source = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
@@ -62,6 +68,17 @@ def size(model: PreTrainedModel) -> Size:
         model.save_pretrained(folder)
         on_disk = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
     return Size(text_config(model.config).num_hidden_layers, model.num_parameters(), on_disk)
+
+
+def _lend(student: PreTrainedModel, model: PreTrainedModel, layers_name: str, kept: tuple[int, ...]) -> None:
+    """Every tensor of the student, whatever holds it, becomes the model's own."""
+    originals = dict(model.named_modules())
+    for name, module in student.named_modules():
+        original = originals[_original_name(f"{name}.", layers_name, kept).removesuffix(".")]
+        for held in (module._parameters, module._buffers, vars(module)):
+            for key, value in list(held.items()):
+                if isinstance(value, torch.Tensor):
+                    held[key] = getattr(original, key)
 
 
 def _original_name(name: str, layers_name: str, kept: tuple[int, ...]) -> str:

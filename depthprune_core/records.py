@@ -127,6 +127,27 @@ class PairCosts:
 
 
 @dataclass(frozen=True)
+class Race:
+    """The certificate of a race among all sets of k dropped layers: what was measured, and how sure the winner is."""
+
+    n_layers: int
+    winner: tuple[int, ...]
+    error_probability: float
+    tolerance_nats: float  # per token: the winner may be this much worse than the best set
+    n_windows: int  # of the text that the promise is about
+    n_sets: int
+    ruled_out_by_parts: int  # sets never measured, since a part of them had lost already
+    rounds: tuple[dict[str, int], ...]  # windows seen, sets in the race
+    finalists: dict[str, tuple[float, ...]]  # still in: "i,j" -> gap to the winner, its bounds (nats per token)
+    rise_nll_nats: float  # of the winner, per token, on the windows it was seen on
+    set_windows: int  # sets x windows measured, parts included; an exhaustive search takes n_sets x n_windows
+    part_checks: int  # comparisons of a measured set with a part one layer smaller
+    part_failures: int  # of these, how often the part cost more
+    largest_part_failure_nats: float
+    gap_skewness: tuple[float, ...]  # 5, 50 and 95 % points over the sets measured; far below 0, the bounds are too bold
+
+
+@dataclass(frozen=True)
 class Curve:
     """One recovery as it went."""
 
@@ -200,7 +221,7 @@ class Stamp:
         return hashlib.sha256(_dump(content).encode()).hexdigest()[:16]
 
 
-Record = Plan | Score | Divergence | Profile | PairCosts | Curve | Timing | Size | Facts
+Record = Plan | Score | Divergence | Profile | PairCosts | Race | Curve | Timing | Size | Facts
 _KINDS = {kind.__name__: kind for kind in typing.get_args(Record)}
 
 

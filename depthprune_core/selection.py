@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from depthprune_core.records import Plan
 
-Cost = Callable[[frozenset[int]], float]  # dropped layers -> rise in NLL, nats per token
+# Dropped layers -> rise in NLL, nats per token. A cost that has a method `ahead` is told which sets will be asked for.
+Cost = Callable[[frozenset[int]], float]
 
 
 def least_sensitive(sensitivity: Sequence[float], k: int) -> Plan:
@@ -28,7 +29,9 @@ def greedy(n_layers: int, k: int, cost: Cost) -> Plan:
     dropped: frozenset[int] = frozenset()
     steps = []
     for _ in range(k):
-        costs = {layer: cost(dropped | {layer}) for layer in range(n_layers) if layer not in dropped}
+        candidates = [layer for layer in range(n_layers) if layer not in dropped]
+        _ahead(cost, (dropped | {layer} for layer in candidates))
+        costs = {layer: cost(dropped | {layer}) for layer in candidates}
         layer = min(costs, key=lambda candidate: (costs[candidate], candidate))
         dropped |= {layer}
         steps.append({"layer": layer, "rise_nll_nats": costs[layer]})
@@ -46,6 +49,45 @@ def contiguous(n_layers: int, k: int, cost: Cost) -> Plan:
     _check(n_layers, k)
     spans = (tuple(range(first, first + k)) for first in range(n_layers - k + 1))
     return _cheapest(n_layers, spans, cost, rule="contiguous")
+
+
+def pairwise(n_layers: int, k: int, cost: Cost) -> Plan:
+    """The k layers with the least sum of single costs and pair interactions: pairs are cheap to measure, larger sets are not.
+
+    The sum is exact for two layers and leaves out what three or more do together. Its minimum is exact too (branch and
+    bound): a branch is left when even the cheapest way to fill it up, each pair's interaction shared by its two layers,
+    is no better than the best found.
+    """
+    _check(n_layers, k)
+    pairs = list(itertools.combinations(range(n_layers), 2)) if k > 1 else []
+    _ahead(cost, [*(frozenset({layer}) for layer in range(n_layers)), *map(frozenset, pairs)])
+    single = [cost(frozenset({layer})) for layer in range(n_layers)]
+    interaction = [[0.0] * n_layers for _ in range(n_layers)]
+    for i, j in pairs:
+        interaction[i][j] = interaction[j][i] = cost(frozenset({i, j})) - single[i] - single[j]
+    best: tuple[float, tuple[int, ...]] = (math.inf, ())
+
+    def visit(chosen: tuple[int, ...], total: float, adds: dict[int, float]) -> None:
+        """`adds`: layers that may still be chosen -> single cost plus interactions with those chosen."""
+        nonlocal best
+        missing = k - len(chosen)
+        if not missing:
+            best = min(best, (total, chosen))
+            return
+        shares = {}
+        for layer in adds:
+            partners = sorted(interaction[layer][other] for other in adds if other != layer)
+            shares[layer] = adds[layer] + 0.5 * sum(partners[: missing - 1])
+        if len(adds) < missing or total + sum(sorted(shares.values())[:missing]) > best[0] + 1e-12:
+            return
+        left = dict(adds)
+        for layer in sorted(adds, key=lambda candidate: (shares[candidate], candidate)):
+            del left[layer]
+            further = {other: value + interaction[layer][other] for other, value in left.items()}
+            visit(tuple(sorted((*chosen, layer))), total + adds[layer], further)
+
+    visit((), 0.0, dict(enumerate(single)))
+    return Plan(n_layers, best[1], "pairwise", {"sum_of_terms_nll_nats": best[0]})
 
 
 def evenly_spaced(n_layers: int, k: int) -> Plan:
@@ -77,10 +119,17 @@ def _by_rank(sensitivity: Sequence[float], k: int, *, rule: str, most: bool) -> 
     return Plan(n_layers, tuple(order[:k]), rule, {"sensitivity": {str(layer): sensitivity[layer] for layer in order[:k]}})
 
 
-def _cheapest(n_layers: int, subsets: itertools.combinations | Sequence, cost: Cost, *, rule: str) -> Plan:
+def _cheapest(n_layers: int, subsets: Iterable[tuple[int, ...]], cost: Cost, *, rule: str) -> Plan:
+    subsets = list(subsets)
+    _ahead(cost, map(frozenset, subsets))
     costs = {subset: cost(frozenset(subset)) for subset in subsets}
     best = min(costs, key=lambda subset: (costs[subset], subset))
     return Plan(n_layers, best, rule, {"rise_nll_nats": costs[best], "candidates": len(costs)})
+
+
+def _ahead(cost: Cost, sets: Iterable[frozenset[int]]) -> None:
+    if hasattr(cost, "ahead"):
+        cost.ahead(list(sets))
 
 
 def _check(n_layers: int, k: int) -> None:

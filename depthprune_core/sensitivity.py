@@ -1,20 +1,16 @@
-"""Model + windows -> Profile; and the exact cost of any set of dropped layers."""
+"""Model + windows -> Profile: what each layer is worth."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections import defaultdict
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from depthprune_core import losses
-from depthprune_core.models import Decoder, decoder, hidden_states, passing, recording, replaced
+from depthprune_core.models import Decoder, decoder, hidden_states, recording
 from depthprune_core.progress import Progress, silent
-from depthprune_core.records import PairCosts, Profile, Score
+from depthprune_core.records import Profile, Score
 from depthprune_core.text import Windows
 
 
@@ -54,7 +50,7 @@ def profile(
             progress(step * n_layers + layer + 1, len(batches) * n_layers, "layers profiled")
         own = losses.nll(parts, teacher_hidden, targets).double().cpu()
         teacher_nll.index_add_(0, owner, own)
-        nll, kl, _ = losses.nll_and_kl(ablated, parts, teacher_hidden, parts, targets)  # (n_layers, n) each
+        nll, kl = losses.nll_and_kl(ablated, parts, teacher_hidden, parts, targets)  # (n_layers, n) each
         sums["drop_nll_nats"].index_add_(1, owner, nll.double().cpu() - own)
         sums["drop_kl_nats"].index_add_(1, owner, kl.double().cpu())
     n_tokens = _tokens_by_document(windows)
@@ -65,94 +61,6 @@ def profile(
         by_layer=_weight_criteria(model, parts, windows, batch_size, gradients=gradients),
         angular_distance={str(length): tuple((total / sum(n_tokens)).tolist()) for length, total in spans.items()},
     )
-
-
-@torch.no_grad()
-def subset_costs(
-    model: PreTrainedModel, windows: Windows, k: int, *, batch_size: int = 2, progress: Progress = silent
-) -> dict[tuple[int, ...], float]:
-    """Rise in mean NLL (nats per token) for every set of 1..k dropped layers, exactly.
-
-    The sets form a tree (a node's children drop one more, later layer), walked depth first: each node runs only the
-    layers behind its last dropped one, and the hidden states of one path are in memory at a time.
-    """
-    parts = decoder(model)
-    n_layers = len(parts.layers)
-    total: dict[tuple[int, ...], float] = defaultdict(float)
-    batches = list(windows.batches(batch_size))
-    n_sets = sum(math.comb(n_layers, size) for size in range(1, k + 1))
-    done = itertools.count(1)
-
-    def nll_sum(hidden: torch.Tensor, batch: Windows) -> float:
-        mask = batch.mask.to(model.device)
-        return float(losses.nll(parts, hidden[mask], batch.targets.to(model.device)[mask]).double().sum())
-
-    def visit(batch: Windows, dropped: tuple[int, ...], inputs: dict[int, torch.Tensor]) -> None:
-        for layer in range(dropped[-1] + 1 if dropped else 0, n_layers):
-            node = (*dropped, layer)
-            with recording(parts.layers, start=layer + 1) as deeper:
-                hidden = hidden_states(model, batch.inputs.to(model.device), resume_after=layer, hidden=inputs[layer])
-            total[node] += nll_sum(hidden, batch)
-            progress(next(done), n_sets * len(batches), "sets of layers")
-            if len(node) < k:
-                visit(batch, node, deeper)
-
-    for batch in batches:
-        with recording(parts.layers) as inputs:
-            total[()] += nll_sum(hidden_states(model, batch.inputs.to(model.device)), batch)
-        visit(batch, (), inputs)
-    return {node: (value - total[()]) / windows.n_tokens for node, value in total.items() if node}
-
-
-def pair_costs(model: PreTrainedModel, windows: Windows, **options: Any) -> PairCosts:
-    """All single and pair costs, as a record. Options as in `subset_costs`."""
-    costs = subset_costs(model, windows, 2, **options)
-    n_layers = len(decoder(model).layers)
-    pairs = {f"{node[0]},{node[1]}": cost for node, cost in costs.items() if len(node) == 2}
-    return PairCosts(n_layers, tuple(costs[(layer,)] for layer in range(n_layers)), pairs)
-
-
-def cost_function(
-    model: PreTrainedModel, windows: Windows, *, batch_size: int = 2, progress: Progress = silent
-) -> Callable[[frozenset[int]], float]:
-    """The cost of any set of dropped layers (rise in mean NLL, nats per token), measured when asked for, each set once.
-
-    Each call skips the set in one forward that starts behind the first dropped layer's stored input.
-    """
-    parts = decoder(model)
-    stored: list[dict[int, torch.Tensor]] = []
-    base = 0.0
-    batches = list(windows.batches(batch_size))
-    with torch.no_grad():
-        for batch in batches:
-            mask = batch.mask.to(model.device)
-            with recording(parts.layers) as inputs:
-                hidden = hidden_states(model, batch.inputs.to(model.device))[mask]
-            stored.append(inputs)
-            base += float(losses.nll(parts, hidden, batch.targets.to(model.device)[mask]).double().sum())
-    known: dict[frozenset[int], float] = {frozenset(): 0.0}
-
-    @torch.no_grad()
-    def cost(dropped: frozenset[int]) -> float:
-        if dropped not in known:
-            total = 0.0
-            for batch, inputs in zip(batches, stored, strict=True):
-                mask = batch.mask.to(model.device)
-                hidden = _hidden_without(model, parts, batch.inputs.to(model.device), dropped, inputs)[mask]
-                total += float(losses.nll(parts, hidden, batch.targets.to(model.device)[mask]).double().sum())
-            known[dropped] = (total - base) / windows.n_tokens
-            progress(len(known) - 1, 0, "sets of layers")
-        return known[dropped]
-
-    return cost
-
-
-def _hidden_without(
-    model: PreTrainedModel, parts: Decoder, ids: torch.Tensor, dropped: frozenset[int], inputs: dict[int, torch.Tensor]
-) -> torch.Tensor:
-    first = min(dropped)
-    with replaced(parts.layers, {layer: passing(parts) for layer in dropped if layer != first}):
-        return hidden_states(model, ids, resume_after=first, hidden=inputs[first])
 
 
 def _add_distances(

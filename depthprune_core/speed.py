@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from depthprune_core.models import decoder, text_config
 from depthprune_core.progress import Progress, silent
-from depthprune_core.records import Timing
+from depthprune_core.pruning import drop_layers
+from depthprune_core.records import Plan, Timing
+
+
+def compare(teacher: PreTrainedModel, student: PreTrainedModel, **options: Any) -> Timing:
+    """One student next to its teacher. Options as in `compare_all`."""
+    return compare_all(teacher, {"student": student}, **options)["student"]
 
 
 @torch.no_grad()
-def compare(
+def compare_all(
     teacher: PreTrainedModel,
-    student: PreTrainedModel,
+    students: Mapping[str, PreTrainedModel],
     *,
     context: int,
     new_tokens: int,
     repetitions: int,
     batch_size: int = 1,
     progress: Progress = silent,
-) -> Timing:
-    """Times taken in turn (teacher, student, teacher, ...), after one unmeasured round of each.
+) -> dict[str, Timing]:
+    """Times taken in turn (teacher, each student, teacher, ...), after one unmeasured round of each.
 
     Prefill is one forward over `context` tokens that fills the KV cache; decode is `new_tokens` single-token steps
     behind it, greedy, never stopped early. Random token ids: the time does not depend on them.
@@ -31,36 +39,52 @@ def compare(
     generator = torch.Generator().manual_seed(0)
     vocabulary = text_config(teacher.config).vocab_size
     prompt = torch.randint(vocabulary, (batch_size, context), generator=generator).to(teacher.device)
-    samples: dict[str, list[tuple[float, float]]] = {"teacher": [], "student": []}
+    teacher_samples: list[tuple[float, float]] = []
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in students}
     for repetition in range(repetitions + 1):
-        for name, model in (("teacher", teacher), ("student", student)):
-            times = _prefill_and_decode_ms(model, prompt, new_tokens)
-            if repetition:  # the first round warms up caches, allocator and clocks
-                samples[name].append(times)
+        teacher_times = _prefill_and_decode_ms(teacher, prompt, new_tokens)
+        times = {name: _prefill_and_decode_ms(student, prompt, new_tokens) for name, student in students.items()}
+        if repetition:  # the first round warms up caches, allocator and clocks
+            teacher_samples.append(teacher_times)
+            for name, pair in times.items():
+                samples[name].append(pair)
         progress(repetition, repetitions, "timed rounds")
-    return Timing(
-        device=device_name(teacher.device),
-        dtype=str(teacher.dtype).removeprefix("torch."),
-        batch_size=batch_size,
-        context=context,
-        new_tokens=new_tokens,
-        n_threads=torch.get_num_threads(),
-        teacher_prefill_ms=tuple(prefill for prefill, _ in samples["teacher"]),
-        student_prefill_ms=tuple(prefill for prefill, _ in samples["student"]),
-        teacher_decode_ms_per_token=tuple(decode for _, decode in samples["teacher"]),
-        student_decode_ms_per_token=tuple(decode for _, decode in samples["student"]),
-        by_layer_count=len(decoder(teacher).layers) / len(decoder(student).layers),
-        by_weight_bytes=weight_bytes_per_token(teacher) / weight_bytes_per_token(student),
-        teacher_kv_bytes_per_token=kv_bytes_per_token(teacher),
-        student_kv_bytes_per_token=kv_bytes_per_token(student),
-    )
+    return {
+        name: Timing(
+            device=device_name(teacher.device),
+            dtype=str(teacher.dtype).removeprefix("torch."),
+            batch_size=batch_size,
+            context=context,
+            new_tokens=new_tokens,
+            n_threads=torch.get_num_threads(),
+            teacher_prefill_ms=tuple(prefill for prefill, _ in teacher_samples),
+            student_prefill_ms=tuple(prefill for prefill, _ in samples[name]),
+            teacher_decode_ms_per_token=tuple(decode for _, decode in teacher_samples),
+            student_decode_ms_per_token=tuple(decode for _, decode in samples[name]),
+            by_layer_count=len(decoder(teacher).layers) / len(decoder(student).layers),
+            by_weight_bytes=weight_bytes_per_token(teacher) / weight_bytes_per_token(student),
+            teacher_kv_bytes_per_token=kv_bytes_per_token(teacher),
+            student_kv_bytes_per_token=kv_bytes_per_token(student),
+        )
+        for name, student in students.items()
+    }
+
+
+def compare_depths(model: PreTrainedModel, depths: Sequence[int], **options: Any) -> dict[str, Timing]:
+    """A model next to shallower ones of the same weights, by depth. Options as in `compare_all`.
+
+    What a layer computes does not change its time, so the last layers go, and random weights time as well as real ones.
+    """
+    n_layers = len(decoder(model).layers)
+    plans = {str(depth): Plan(n_layers, tuple(range(depth, n_layers)), "last_k") for depth in depths}
+    return compare_all(model, {depth: drop_layers(model, plan, share=True) for depth, plan in plans.items()}, **options)
 
 
 def weight_bytes_per_token(model: PreTrainedModel) -> int:
-    """Bytes of weights that one decoded token must read: the layers, the final norm and the head; of an embedding one row."""
-    parts = decoder(model)
-    embeddings = {m.weight for m in parts.base.modules() if isinstance(m, torch.nn.Embedding)}
-    read = {p for p in model.parameters() if p not in embeddings} | set(parts.head.parameters())
+    """Bytes of weights that one decoded token must read: the layers, the final norm and the head; an embedding's one row is
+    left out. By arithmetic: a model on torch's meta device will do."""
+    embeddings = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    read = {p for p in model.parameters() if p not in embeddings} | set(model.get_output_embeddings().parameters())
     return sum(p.numel() * p.element_size() for p in read)
 
 

@@ -213,6 +213,7 @@ class Bench:
                 "depthprune_core.pruning",
                 "depthprune_core.speed",
                 "depthprune_core.sensitivity",
+                "depthprune_core.subsets",
             ),
             parameters={} if shared else self.parameters.model_dump(mode="json"),
             inputs={str(i): _content_hash(item) for i, item in enumerate(on)},

@@ -16,7 +16,8 @@ from depthprune_study import places
 from depthprune_study.evidence import Evidence
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
-SOURCE_MODELS = {"gpt2", "tinyllama-1.1b"}
+SHAPES = {"gpt2-shape": "GPT-2 124M's shape", "tinyllama-1.1b-shape": "TinyLlama 1.1B's shape"}
+SOURCE_MODELS = {"gpt2", "tinyllama-1.1b", *SHAPES.values()}  # sizes and speed follow from the shape alone
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def judge(evidence: Evidence) -> list[Verdict]:
 def _judge_one(name: str, entry: dict[str, Any], evidence: Evidence) -> Verdict:
     measure, notebook, untestable = _MEASURES[name]
     measured = measure(evidence, entry["rule"]) if measure else []
-    own = [item for item in measured if item.model in SOURCE_MODELS or name == "C1"]
+    own = [item for item in measured if item.model in SOURCE_MODELS]
     stand_ins = tuple(item for item in measured if item not in own)
     if own:
         verdict, why, figure = (
@@ -68,8 +69,8 @@ def _judge_one(name: str, entry: dict[str, Any], evidence: Evidence) -> Verdict:
     else:
         verdict, figure = "not testable in this study", ""
         why = untestable if not measured else "the source's model was not run; a stand-in decides nothing about it"
-    if name in {"C4", "C5"}:
-        figure = "; ".join(filter(None, [_published_share(evidence, name), figure]))
+    if name in _EXPECTATIONS:
+        figure = "; ".join(filter(None, [_EXPECTATIONS[name](evidence), figure]))
     return Verdict(
         name,
         entry["claim"],
@@ -144,16 +145,26 @@ def _sizes(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
     counts = evidence.record("02_prune_gpt2", "published_sizes").values["gpt2-shape"]
     shares = [100 * (1 - counts[n] / counts["12"]) for n in ("10", "9")]
     close = all(abs(share - value) <= rule["tolerance"] for share, value in zip(shares, rule["values"], strict=True))
-    return [
-        Measured(
-            "GPT-2 124M's shape", " / ".join(f"{share:.2f} %" for share in shares), REPRODUCED if close else NOT_REPRODUCED
-        )
-    ]
+    figure = " / ".join(f"{share:.2f} %" for share in shares)
+    return [Measured(SHAPES["gpt2-shape"], figure, REPRODUCED if close else NOT_REPRODUCED)]
 
 
-def _published_share(evidence: Evidence, claim: str) -> str:
-    counts = evidence.record("02_prune_gpt2", "published_sizes").values["tinyllama-1.1b-shape"]
-    return f"TinyLlama's shape: -{100 * (1 - counts['20' if claim == 'C4' else '19'] / counts['22']):.2f} % parameters"
+def _published_share(whole: str, depth: str) -> Callable[[Evidence], str]:
+    def in_words(evidence: Evidence) -> str:
+        counts = evidence.record("02_prune_gpt2", "published_sizes").values["tinyllama-1.1b-shape"]
+        return f"TinyLlama's shape: -{100 * (1 - counts[depth] / counts[whole]):.2f} % parameters"
+
+    return in_words
+
+
+def _expected_speed(name: str, whole: str, *depths: str) -> Callable[[Evidence], str]:
+    def in_words(evidence: Evidence) -> str:
+        read = evidence.record("02_prune_gpt2", "published_weight_bytes").values[name]
+        by_layers = " / ".join(f"{int(whole) / int(depth):.2f}x" for depth in depths)
+        by_bytes = " / ".join(f"{read[whole] / read[depth]:.2f}x" for depth in depths)
+        return f"{SHAPES[name]} at {' / '.join(depths)} layers: {by_layers} expected by layers, {by_bytes} by bytes of weights"
+
+    return in_words
 
 
 def _first_recovered(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
@@ -162,8 +173,10 @@ def _first_recovered(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]
 
 
 def _first_speed(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
-    gain = evidence.decode_gain("02_prune_gpt2", 2)
-    return [Measured(evidence.first_model, f"decode {gain}x", within(gain, rule["low"], rule["high"]))]
+    gains = {evidence.first_model: evidence.decode_gain("02_prune_gpt2", 2)}
+    if shape := evidence.shape_gains("gpt2-shape"):
+        gains[SHAPES["gpt2-shape"]] = shape["10"]
+    return [Measured(model, f"decode {gain}x", within(gain, rule["low"], rule["high"])) for model, gain in gains.items()]
 
 
 def _second_arm(arm: str) -> Callable[[Evidence, dict[str, Any]], list[Measured]]:
@@ -175,14 +188,21 @@ def _second_arm(arm: str) -> Callable[[Evidence, dict[str, Any]], list[Measured]
 
 
 def _second_speed(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
-    two, three = evidence.decode_gain("04_transfer_tinyllama", 2), evidence.decode_gain("04_transfer_tinyllama", 3)
-    if two.low > rule["clean"] and three.low <= two.high:
-        verdict = REPRODUCED
-    elif two.high < rule["clean"] or (two.low > rule["clean"] and three.low > two.high):
-        verdict = NOT_REPRODUCED
-    else:
-        verdict = INCONCLUSIVE
-    return [Measured(evidence.second_model, f"decode {two}x / {three}x", verdict)]
+    gains = {evidence.second_model: [evidence.decode_gain("04_transfer_tinyllama", fewer) for fewer in (2, 3)]}
+    if shape := evidence.shape_gains("tinyllama-1.1b-shape"):
+        gains[SHAPES["tinyllama-1.1b-shape"]] = [shape["20"], shape["19"]]
+    return [
+        Measured(model, f"decode {two}x / {three}x", _clean_then_mixed(two, three, **rule))
+        for model, (two, three) in gains.items()
+    ]
+
+
+def _clean_then_mixed(two: Interval, three: Interval, *, clean: float, **_: Any) -> str:
+    if two.low > clean and three.low <= two.high:
+        return REPRODUCED
+    if two.high < clean or (two.low > clean and three.low > two.high):
+        return NOT_REPRODUCED
+    return INCONCLUSIVE
 
 
 def _seeds(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
@@ -297,4 +317,12 @@ _MEASURES: dict[str, tuple[Callable[[Evidence, dict[str, Any]], list[Measured]] 
     "C12": (_which_end, "02_prune_gpt2", ""),
     "C13": (_middle, "01_sensitivity", ""),
     "C14": (_real_work, "03_recovery", ""),
+}
+
+# What follows from the published shapes alone, whatever was run.
+_EXPECTATIONS = {
+    "C3": _expected_speed("gpt2-shape", "12", "10", "9"),
+    "C4": _published_share("22", "20"),
+    "C5": _published_share("22", "19"),
+    "C6": _expected_speed("tinyllama-1.1b-shape", "22", "20", "19"),
 }

@@ -63,6 +63,16 @@ class Evidence:
         timing = self.record(notebook, f"timing-{fewer}")
         return intervals.median_ratio(timing.teacher_decode_ms_per_token, timing.student_decode_ms_per_token)
 
+    def shape_gains(self, name: str) -> dict[str, Interval]:
+        """Depth -> how many times faster a published shape decodes at that depth; empty where it was not timed."""
+        if not self.has("02_prune_gpt2", f"timing-{name}"):
+            return {}
+        timings = self.record("02_prune_gpt2", f"timing-{name}")
+        return {
+            depth: intervals.median_ratio(t.teacher_decode_ms_per_token, t.student_decode_ms_per_token)
+            for depth, t in timings.items()
+        }
+
     def answer_ratios(self) -> dict[str, Interval]:
         """The answer on the second, pretrained family."""
         arms = ("unrecovered", "recovered", "teacher + same text (ce)", "one_shot", "staged")

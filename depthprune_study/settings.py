@@ -47,6 +47,10 @@ class Prune(Work):
     timed_context: Annotated[int, Field(ge=1, description="tokens of prompt")]
     timed_new_tokens: Count
     timed_rounds: Annotated[int, Field(ge=3, le=200)]
+    timed_shapes: list[Literal["gpt2-shape", "tinyllama-1.1b-shape", "llama-tiny"]]
+    shape_context: Count
+    shape_new_tokens: Count
+    shape_rounds: Annotated[int, Field(ge=3, le=200)]
 
 
 class Recovery(Work):

@@ -8,7 +8,8 @@ from html import escape
 from typing import Any
 
 from depthprune_core import figures, intervals
-from depthprune_study.claims import Verdict
+from depthprune_core.records import Timing
+from depthprune_study.claims import SHAPES, Verdict
 from depthprune_study.evidence import Evidence
 
 
@@ -128,26 +129,37 @@ def rules_table(evidence: Evidence) -> str:
 
 
 def speed_figures(evidence: Evidence) -> list[str]:
-    """Measured gains with both expectations, one figure a family."""
+    """Measured gains with both expectations: one figure a family, and one of the published shapes where they were timed."""
     shown = []
     for notebook, model in (("04_transfer_tinyllama", evidence.second_model), ("02_prune_gpt2", evidence.first_model)):
         depths = [k for k in (evidence.fewer, evidence.fewer + 1) if evidence.has(notebook, f"timing-{k}")]
-        timings = {f"{k} fewer": evidence.record(notebook, f"timing-{k}") for k in depths}
-        one = next(iter(timings.values()))
-        caption = (
-            f"{model} on {one.device}, {one.dtype}, {one.n_threads} threads, batch {one.batch_size}, {one.context} tokens of context, "
-            f"{len(one.student_decode_ms_per_token)} rounds; the two marks are the expectations by layer count and by bytes of weights."
-        )
-        gains = {
-            name: intervals.median_ratio(t.teacher_decode_ms_per_token, t.student_decode_ms_per_token)
-            for name, t in timings.items()
-        }
-        alt = "; ".join(f"{name}: decode {gain}x" for name, gain in gains.items())
-        suspect = [name for name, gain in gains.items() if gain.low > timings[name].by_layer_count]
-        if suspect:
-            caption += f" Suspect: {' and '.join(suspect)} decodes faster than fewer layers alone can explain."
-        shown.append(figure_html(figures.speed(timings), f"{model}: {alt}", caption))
+        shown.append(_speed_figure(model, {f"{k} fewer": evidence.record(notebook, f"timing-{k}") for k in depths}))
+    shapes = {
+        f"{name}, {depth} layers": timing
+        for name in SHAPES
+        if evidence.has("02_prune_gpt2", f"timing-{name}")
+        for depth, timing in evidence.record("02_prune_gpt2", f"timing-{name}").items()
+    }
+    if shapes:
+        shown.append(_speed_figure("The source's own shapes with random weights", shapes))
     return shown
+
+
+def _speed_figure(model: str, timings: dict[str, Timing]) -> str:
+    one = next(iter(timings.values()))
+    caption = (
+        f"{model} on {one.device}, {one.dtype}, {one.n_threads} threads, batch {one.batch_size}, {one.context} tokens of context, "
+        f"{len(one.student_decode_ms_per_token)} rounds; the two marks are the expectations by layer count and by bytes of weights."
+    )
+    gains = {
+        name: intervals.median_ratio(t.teacher_decode_ms_per_token, t.student_decode_ms_per_token)
+        for name, t in timings.items()
+    }
+    alt = "; ".join(f"{name}: decode {gain}x" for name, gain in gains.items())
+    suspect = [name for name, gain in gains.items() if gain.low > timings[name].by_layer_count]
+    if suspect:
+        caption += f" Suspect: {' and '.join(suspect)} decodes faster than fewer layers alone can explain."
+    return figure_html(figures.speed(timings), f"{model}: {alt}", caption)
 
 
 def seed_figures(evidence: Evidence) -> list[str]:

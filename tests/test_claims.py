@@ -143,6 +143,37 @@ def test_one_of_the_sources_models_beside_a_stand_in_decides_alone(tmp_path: Pat
     assert [item.model for item in verdict.stand_ins] == ["smollm2-135m"]
 
 
+@pytest.mark.parametrize(
+    ("claim", "expected"),
+    [
+        ("C3", "GPT-2 124M's shape at 10 / 9 layers: 1.20x / 1.33x expected by layers, 1.13x / 1.21x by bytes of weights"),
+        ("C6", "TinyLlama 1.1B's shape at 20 / 19 layers: 1.10x / 1.16x expected by layers, 1.09x / 1.15x by bytes of weights"),
+    ],
+)
+def test_the_expected_speed_follows_from_the_shape(tmp_path: Path, claim: str, expected: str) -> None:
+    (verdict,) = (v for v in judge(evidence(tmp_path)) if v.id == claim)
+    assert verdict.figure == expected
+
+
+@pytest.mark.parametrize(
+    ("claim", "name", "gains", "decided"),
+    [
+        ("C3", "gpt2-shape", {"10": 1.15, "9": 1.2}, REPRODUCED),
+        ("C3", "gpt2-shape", {"10": 1.05, "9": 1.2}, NOT_REPRODUCED),
+        ("C6", "tinyllama-1.1b-shape", {"20": 1.09, "19": 1.09}, REPRODUCED),
+        ("C6", "tinyllama-1.1b-shape", {"20": 1.09, "19": 1.15}, NOT_REPRODUCED),
+    ],
+)
+def test_a_claim_of_speed_is_decided_on_the_sources_shape(
+    tmp_path: Path, claim: str, name: str, gains: dict[str, float], decided: str
+) -> None:
+    timed = {("02_prune_gpt2", f"timing-{name}"): {depth: timing(gain) for depth, gain in gains.items()}}
+    (verdict,) = (v for v in judge(evidence(tmp_path, changes=timed)) if v.id == claim)
+    assert (verdict.verdict, verdict.why) == (decided, "")
+    assert "shape: decode " in verdict.figure
+    assert len(verdict.stand_ins) == 1  # the model that ran keeps its own column
+
+
 @pytest.mark.parametrize("claim", ["C4", "C5"])
 def test_the_share_of_parameters_follows_from_the_shape(tmp_path: Path, claim: str) -> None:
     (verdict,) = (v for v in judge(evidence(tmp_path)) if v.id == claim)

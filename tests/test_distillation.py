@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import ARCHITECTURES, FAMILIES, final_norm_of, layers_of, plan_of, state_of, tiny, tiny_windows
+from tiny import ARCHITECTURES, FAMILIES, count_layer_passes, final_norm_of, layers_of, plan_of, state_of, tiny, tiny_windows
 from torch.nn import functional
 from transformers import PreTrainedModel
 
@@ -103,7 +103,9 @@ def assert_same_gradients(actual: dict, expected: dict) -> None:
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_values_and_gradients_are_those_of_plain_autograd(name, tie, loss, windows, monkeypatch):
-    monkeypatch.setattr(losses, "CHUNK_TOKENS", 7)
+    monkeypatch.setattr(losses, "TILE_TOKENS", 7)
+    monkeypatch.setattr(losses, "BACKWARD_TOKENS", 7)
+    monkeypatch.setattr(losses, "TILE_WORDS", {"cpu": 50})
     teacher, student, plan = pruned(name, 1, 3, tie_word_embeddings=tie)
     expected = plain_gradients(student, teacher, windows, plan, loss, 2.0)
     terms = plain_terms(student, teacher, windows, plan, 2.0)
@@ -197,6 +199,32 @@ def test_training_on_the_text_alone_equals_a_loop_written_out(name):
     assert curve.losses["ce"] == pytest.approx(expected, rel=1e-4)
     assert curve.tokens == (24, 48, 72, 96, 120, 132)
     assert score(student, TRAINING).mean_nll_nats == pytest.approx(score(reference, TRAINING).mean_nll_nats, rel=1e-4)
+
+
+@pytest.mark.parametrize("trained", ["all", "after_first_cut"])
+@pytest.mark.parametrize("loss", TERMS, ids=str)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_checkpointed_activations_change_neither_weights_nor_curve(name, loss, trained):
+    teacher, student, plan = pruned(name, 2, **({"attention_dropout": 0.1} if name == "llama" else {}))
+    settings = {**RECIPE, "loss": loss, "plan": plan, "trained": trained, "micro_batch_size": 1, "dropout": True}
+    expected, expected_curve = recover(copy.deepcopy(student), teacher, TRAINING, **settings)
+    unchanged = state_of(teacher)
+    _, curve = recover(student, teacher, TRAINING, checkpoint_activations=True, **settings)
+    assert curve.recipe == expected_curve.recipe
+    for term in loss:
+        assert curve.losses[term] == pytest.approx(expected_curve.losses[term], rel=1e-5)
+    for p, q in zip(student.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+    assert unchanged() and not any("forward" in vars(layer) for layer in layers_of(student))
+
+
+@pytest.mark.parametrize(("trained", "behind"), [("all", [0, 1, 2, 3]), ("after_first_cut", [2, 3])])
+def test_checkpointed_activations_are_computed_again_where_layers_are_trained(trained, behind):
+    teacher, student, plan = pruned("llama", 2)
+    passes = count_layer_passes(student)
+    settings = {**RECIPE, "plan": plan, "trained": trained, "checkpoint_activations": True}
+    recover(student, teacher, TRAINING.take(slice(2)), **settings)
+    assert passes[-2 * len(behind) :] == [*behind, *reversed(behind)]
 
 
 # ---------------------------------------------------------------- what moves and what does not

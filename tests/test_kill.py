@@ -24,9 +24,7 @@ def _environment(folder: Path) -> dict[str, str]:
 def _hashes(folder: Path) -> dict[str, str]:
     """Content of every record but the measured times, which live in records of their own."""
     root = folder / "reports" / "ci" / "records"
-    return {
-        str(p.relative_to(root)): records.data_hash(p) for p in sorted(root.rglob("*.json")) if not p.name.startswith("timing-")
-    }
+    return {str(p.relative_to(root)): records.data_hash(p) for p in sorted(root.rglob("*.json")) if "timing" not in p.name}
 
 
 @pytest.mark.slow

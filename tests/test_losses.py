@@ -34,7 +34,10 @@ KL_EVEN_KNOWN = [(math.log(4 / 3) + math.log(2 / 3) + math.log(4 / 3)) / 3, (mat
 
 @pytest.fixture(params=[2, 7, 256])
 def chunk(request, monkeypatch) -> int:
-    monkeypatch.setattr(losses, "CHUNK_TOKENS", request.param)
+    """Tiles that cut both ways, with a rest on either side."""
+    monkeypatch.setattr(losses, "TILE_TOKENS", request.param)
+    monkeypatch.setattr(losses, "BACKWARD_TOKENS", request.param)
+    monkeypatch.setattr(losses, "TILE_WORDS", {"cpu": request.param + 3})
     return request.param
 
 
@@ -43,12 +46,16 @@ def test_nll_matches_a_hand_computed_example():
 
 
 def test_kl_matches_a_hand_computed_example_and_runs_from_teacher_to_student():
-    _, kl, same = losses.nll_and_kl([EVEN, KNOWN], IDENTITY, KNOWN, IDENTITY, TARGETS)
+    _, kl = losses.nll_and_kl([EVEN, KNOWN], IDENTITY, KNOWN, IDENTITY, TARGETS)
     assert kl[0].tolist() == pytest.approx(KL_KNOWN_EVEN, abs=1e-6)
     assert kl[1].tolist() == pytest.approx([0, 0], abs=1e-6)
-    assert same[1].tolist() == [True, True] and same[0].tolist() == [False, True]
-    _, kl, _ = losses.nll_and_kl([KNOWN], IDENTITY, EVEN, IDENTITY, TARGETS)
+    _, kl = losses.nll_and_kl([KNOWN], IDENTITY, EVEN, IDENTITY, TARGETS)
     assert kl[0].tolist() == pytest.approx(KL_EVEN_KNOWN, abs=1e-6)
+
+
+def test_the_top_token_is_the_first_of_the_largest(chunk):
+    assert losses.top_tokens(IDENTITY, KNOWN).tolist() == [1, 0]
+    assert losses.top_tokens(IDENTITY, EVEN).tolist() == [0, 0]
 
 
 def test_the_trained_kl_matches_the_hand_computed_example():
@@ -150,7 +157,7 @@ def test_several_students_are_measured_as_each_alone(model, windows, chunk):
         together = losses.nll_and_kl([hidden, 0.5 * hidden], decoder(model), other, decoder(teacher), targets)
         alone = losses.nll_and_kl([0.5 * hidden], decoder(model), other, decoder(teacher), targets)
         plain = losses.nll(decoder(model), hidden, targets)
-    assert [tuple(part.shape) for part in together] == [(2, windows.n_tokens)] * 3
+    assert [tuple(part.shape) for part in together] == [(2, windows.n_tokens)] * 2
     for both, one in zip(together, alone, strict=True):
         torch.testing.assert_close(both[1], one[0])
     torch.testing.assert_close(together[0][0], plain)
@@ -158,3 +165,34 @@ def test_several_students_are_measured_as_each_alone(model, windows, chunk):
     torch.testing.assert_close(
         together[1][0], functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1), rtol=1e-4, atol=1e-5
     )
+
+
+# ---------------------------------------------------------------- the teacher's top tokens alone
+
+
+@pytest.mark.parametrize("k", [1, 5, 127])
+def test_kl_against_the_top_tokens_is_that_of_k_plus_one_outcomes(model, windows, chunk, k):
+    teacher = tiny(model.config.model_type, seed=1)
+    mask, targets = windows.mask.flatten(), windows.targets.flatten()
+    with torch.no_grad():
+        states = hidden_states(teacher, windows.inputs).flatten(0, 1)
+        log_p = decoder(teacher).logits(states).log_softmax(-1)
+    top = losses.most_likely(decoder(teacher), states, k)
+    hidden = hidden_states(model, windows.inputs).flatten(0, 1)
+    values, gradient = losses.backward_in_chunks(decoder(model), hidden, targets, mask, scale=0.1, ce=0.5, kl=2.0, teacher=top)
+    head, of_head = decoder(model).head, decoder(model).head.weight.grad.clone()
+    model.zero_grad()
+    leaf = hidden.detach().requires_grad_()
+    log_q = functional.linear(leaf, head.weight, head.bias).log_softmax(-1)
+    best, tokens = log_p.topk(k)
+    ours, rest = log_q.gather(1, tokens), (1 - best.exp().sum(-1), 1 - log_q.gather(1, tokens).exp().sum(-1))
+    merged = (best.exp() * (best - ours)).sum(-1) + rest[0] * (rest[0].log() - rest[1].log())
+    ce = -log_q.gather(1, targets[:, None])[:, 0]
+    (0.1 * ((2.0 * merged + 0.5 * ce) * mask).sum()).backward()
+    full = float(((log_p.exp() * (log_p - log_q)).sum(-1) * mask).sum().detach())
+    assert values["kl"] == pytest.approx(float((merged * mask).sum().detach()), rel=1e-4)
+    assert values["kl"] <= full * (1 + 1e-5)  # merging outcomes never adds to KL
+    if k == 127:  # of 128: nothing is merged
+        assert values["kl"] == pytest.approx(full, rel=1e-4)
+    torch.testing.assert_close(gradient, leaf.grad, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(of_head, head.weight.grad, rtol=1e-3, atol=1e-6)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny import (
     ARCHITECTURES,
     FAMILIES,
+    count_layer_passes,
     final_norm_of,
     layers_of,
     plain_logits,
@@ -24,7 +25,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from depthprune_core import models
-from depthprune_core.models import decoder, hidden_states, passing, recording, replaced, slice_config
+from depthprune_core.models import checkpointed, decoder, hidden_states, passing, recording, replaced, slice_config
 
 IDS = tiny_windows().inputs
 
@@ -110,6 +111,16 @@ def test_what_is_no_decoder_is_refused_in_one_sentence(make):
 def test_a_backbone_without_a_head_is_refused():
     with pytest.raises(ValueError, match="no language-model head"):
         decoder(tiny("llama").model)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_head_that_is_no_linear_map_is_refused(name):
+    model = tiny(name)
+    model.lm_head = nn.Sequential(model.lm_head, nn.Tanh())
+    with pytest.raises(
+        ValueError, match=r"^\w+ has a head that is no linear map \(Sequential\), so it cannot be measured here$"
+    ):
+        decoder(model)
 
 
 def test_a_model_with_broken_weights_is_refused(model):
@@ -201,6 +212,91 @@ def test_an_error_inside_leaves_no_hook_and_no_replaced_forward(name):
     assert unchanged()
 
 
+def test_a_block_inside_another_gives_the_layers_back_to_the_outer_one(model):
+    parts, unchanged = decoder(model), state_of(model)
+    with skipping(model, (1, 2)):
+        both = plain_logits(model, IDS)
+    with skipping(model, (1,)):
+        outer = plain_logits(model, IDS)
+    plain = plain_logits(model, IDS)
+
+    def returning_nothing(*args, **options):
+        raise ValueError("the inner forward ran")
+
+    with replaced(parts.layers, {1: passing(parts)}):
+        with replaced(parts.layers, {2: passing(parts)}):
+            torch.testing.assert_close(plain_logits(model, IDS), both, rtol=0, atol=0)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="the inner forward ran"), replaced(parts.layers, {1: returning_nothing}):
+                plain_logits(model, IDS)
+            torch.testing.assert_close(plain_logits(model, IDS), outer, rtol=0, atol=0)
+    torch.testing.assert_close(plain_logits(model, IDS), plain, rtol=0, atol=0)
+    assert unchanged()
+
+
+# ---------------------------------------------------------------- checkpointed layers
+
+
+def loss_and_gradients(model) -> tuple[float, dict[str, torch.Tensor]]:
+    loss = model(input_ids=IDS, labels=IDS, use_cache=False).loss
+    loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return loss.item(), gradients
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "dropout"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_checkpointed_layers_change_neither_loss_nor_gradients(name, training):
+    model = tiny(name, **({"attention_dropout": 0.1} if name == "llama" else {})).train(training)
+    decoder(model)
+    unchanged = state_of(model)
+    torch.manual_seed(0)
+    loss, gradients = loss_and_gradients(model)
+    torch.manual_seed(0)
+    with checkpointed(layers_of(model)):
+        same_loss, same_gradients = loss_and_gradients(model)
+    assert same_loss == loss and same_gradients.keys() == gradients.keys()
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(same_gradients[key], gradient, rtol=0, atol=0, msg=key)
+    assert unchanged()
+
+
+def test_the_backward_pass_may_come_after_the_block(model):
+    _, expected = loss_and_gradients(model)
+    with checkpointed(layers_of(model)):
+        loss = model(input_ids=IDS, labels=IDS, use_cache=False).loss
+    loss.backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], rtol=0, atol=0)
+
+
+def test_checkpointed_layers_compute_their_inside_again_and_passed_ones_do_not(model):
+    parts, passes = decoder(model), count_layer_passes(model)
+    with checkpointed(parts.layers), replaced(parts.layers, {0: passing(parts), 2: passing(parts)}):
+        hidden_states(model, IDS).sum().backward()
+    assert passes == [1, 3, 4, 4, 3, 1]
+
+
+def test_checkpointed_layers_keep_their_input_alone_for_the_backward_pass(model):
+    def bytes_kept() -> int:
+        kept: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            hidden = hidden_states(model, IDS)
+        assert hidden.requires_grad
+        own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        return sum(n_bytes for pointer, n_bytes in kept.items() if pointer not in own)
+
+    plainly = bytes_kept()
+    with checkpointed(layers_of(model)):
+        assert bytes_kept() < plainly / 5
+
+
 # ---------------------------------------------------------------- loading and counting
 
 
@@ -260,3 +356,19 @@ def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
 def test_parameter_counts_are_those_of_the_source(name, counts):
     assert {n_layers: models.count_parameters(name, n_layers=n_layers) for n_layers in counts} == counts
     assert models.count_parameters(name) == counts[max(counts)]
+
+
+@pytest.mark.parametrize(("name", "layer_parameters"), [("gpt2-shape", 7_087_872), ("tinyllama-1.1b-shape", 44_044_288)])
+def test_a_shape_is_a_model_of_that_depth_without_weights(name, layer_parameters):
+    whole, shallow = models.shape(name), models.shape(name, n_layers=3)
+    assert shallow.config.num_hidden_layers == 3
+    assert all(tensor.is_meta for model in (whole, shallow) for tensor in (*model.parameters(), *model.buffers()))
+    assert whole.num_parameters() - shallow.num_parameters() == layer_parameters * (whole.config.num_hidden_layers - 3)
+    tied = whole.get_output_embeddings().weight is whole.get_input_embeddings().weight
+    assert tied is whole.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt-7"])
+def test_a_model_without_a_shape_of_its_own_cannot_be_counted(name):
+    with pytest.raises(ValueError, match=f"model '{name}' has no shape to count: name one of gpt2-shape, "):
+        models.shape(name)

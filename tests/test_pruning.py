@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import ARCHITECTURES, FAMILIES, layers_of, plain_logits, plan_of, skipping, state_of, tiny, tiny_windows
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from depthprune_core.pruning import drop_layers, drop_more, size
@@ -54,12 +58,14 @@ def test_dropped_layers_are_skipped_layers_and_stay_so_when_saved_and_reloaded(n
     assert student.config.num_hidden_layers == len(layers_of(student)) == len(plan.kept)
 
 
-@pytest.mark.parametrize("dropped", [(0,), (0, 2), (1, 3)], ids=str)
+@pytest.mark.parametrize(
+    ("dropped", "share"), [((0,), False), ((0, 2), False), ((1, 3), False), ((0, 2), True)], ids=["0", "0,2", "1,3", "shared"]
+)
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_cached_generation_matches_uncached_after_drop(name, dropped):
+def test_cached_generation_matches_uncached_after_drop(name, dropped, share):
     """A stale layer number corrupts the KV cache, silently or with an IndexError: seen here step by step."""
     model = tiny(name)
-    student = drop_layers(model, plan_of(model, *dropped))
+    student = drop_layers(model, plan_of(model, *dropped), share=share)
     prompt = IDS[:2, :5]
     options = {
         "max_new_tokens": 12,
@@ -163,6 +169,72 @@ def test_the_student_keeps_the_dtype(model, dtype):
 def test_the_student_keeps_the_way_attention_is_computed(model, attention):
     model.set_attn_implementation(attention)
     assert drop_layers(model, plan_of(model, 1)).config._attn_implementation == attention
+
+
+# ---------------------------------------------------------------- on the original's own weights
+
+
+def tensors_in(held: Any) -> Iterator[torch.Tensor]:
+    """Every tensor that a module holds, as a parameter, a buffer or a plain attribute, in whatever containers."""
+    if isinstance(held, torch.Tensor):
+        yield held
+    elif isinstance(held, nn.Module):
+        yield from tensors_in(vars(held))
+    elif isinstance(held, dict):
+        yield from tensors_in(list(held.values()))
+    elif isinstance(held, list | tuple | set):
+        for item in held:
+            yield from tensors_in(item)
+
+
+@pytest.mark.parametrize("dropped", CUTS, ids=str)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_student_that_shares_computes_what_a_copy_computes(name, dropped):
+    model = tiny(name)
+    plan, unchanged = cut(model, dropped), state_of(model)
+    shared, copied = drop_layers(model, plan, share=True), drop_layers(model, plan)
+    assert torch.equal(plain_logits(shared, IDS), plain_logits(copied, IDS)) and not shared.training
+    assert shared.config.to_dict() == copied.config.to_dict()
+    assert unchanged()
+
+
+@pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_student_that_shares_holds_the_originals_tensors_and_no_other(name, tie):
+    model = tiny(name, tie_word_embeddings=tie)
+    plan = plan_of(model, 0, 2)
+    student = drop_layers(model, plan, share=True)
+    own = {id(p) for p in model.parameters()}
+    assert all(id(p) in own for p in student.parameters())
+    for new, old in enumerate(plan.kept):
+        ours, theirs = layers_of(student)[new].state_dict(), layers_of(model)[old].state_dict()
+        assert {key: t.data_ptr() for key, t in ours.items()} == {key: t.data_ptr() for key, t in theirs.items()}
+    storages = {tensor.untyped_storage().data_ptr() for tensor in tensors_in(model)}
+    assert {tensor.untyped_storage().data_ptr() for tensor in tensors_in(student)} <= storages
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_student_that_shares_holds_no_tensor_without_data(name):
+    student = drop_layers((model := tiny(name)), plan_of(model, 1), share=True)
+    held = list(tensors_in(student))
+    assert {id(p) for p in (*student.parameters(), *student.buffers())} <= {id(tensor) for tensor in held}
+    assert not any(tensor.is_meta for tensor in held)
+
+
+def test_a_tensor_that_is_a_plain_attribute_is_shared_too(monkeypatch):
+    kind = type(layers_of(tiny("llama"))[0])
+    begin = kind.__init__
+
+    def with_a_table(self, *args, **options):
+        begin(self, *args, **options)
+        self.table = torch.arange(3)
+
+    monkeypatch.setattr(kind, "__init__", with_a_table)
+    model = tiny("llama")
+    student = drop_layers(model, plan_of(model, 1, 3), share=True)
+    for new, old in enumerate((0, 2, 4)):
+        assert layers_of(student)[new].table is layers_of(model)[old].table
+    assert not any(tensor.is_meta for tensor in tensors_in(student))
 
 
 # ---------------------------------------------------------------- tied heads

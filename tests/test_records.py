@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from depthprune_core import records
-from depthprune_core.records import Curve, Divergence, Facts, PairCosts, Plan, Profile, Score, Size, Stamp, Timing
+from depthprune_core.records import Curve, Divergence, Facts, PairCosts, Plan, Profile, Race, Score, Size, Stamp, Timing
 
 STAMP = Stamp(
     study="ci",
@@ -31,6 +31,23 @@ RECORDS = {
     "divergence": Divergence(("a",), (0.25,), (3,), (4,)),
     "profile": Profile(2, SCORE, {"drop_nll_nats": ((1.0, 2.0), (0.0, -0.5))}, {"taylor": (0.1, 0.2)}, {"1": (0.3, 0.4)}),
     "pairs": PairCosts(3, (0.1, 0.2, 0.3), {"0,1": 0.5, "0,2": 0.1, "1,2": 0.7}),
+    "race": Race(
+        n_layers=3,
+        winner=(0, 2),
+        error_probability=0.05,
+        tolerance_nats=0.002,
+        n_windows=40,
+        n_sets=3,
+        ruled_out_by_parts=1,
+        rounds=({"windows": 8, "sets": 2}, {"windows": 12, "sets": 2}),
+        finalists={"0,1": (0.1, -0.001, 0.2), "0,2": (0.0, 0.0, 0.0)},
+        rise_nll_nats=0.3,
+        set_windows=60,
+        part_checks=3,
+        part_failures=1,
+        largest_part_failure_nats=0.01,
+        gap_skewness=(-0.1, 0.5, 2.0),
+    ),
     "curve": Curve({"lr": 1e-4, "loss": {"kl": 1.0}}, "ab12", (64, 128), {"kl": (0.5, 0.25)}, (0, 128), (3.0, 2.5)),
     "timing": Timing("cpu", "float32", 1, 8, 4, 2, (1.0,), (0.9,), (2.0,), (1.5,), 1.2, 1.13, 640, 512),
     "size": Size(12, 5_900_000, 11_800_000),

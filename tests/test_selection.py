@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
+import random
 
 import pytest
 
@@ -68,6 +71,95 @@ def test_contiguous_takes_the_best_span():
     assert selection.contiguous(6, 3, additive).evidence["candidates"] == 4
 
 
+# ---------------------------------------------------------------- pairwise
+
+
+class Terms:
+    """Single costs and pair interactions drawn at random; it answers for one layer or two, as a measured table would."""
+
+    def __init__(self, draw, n_layers: int = 10) -> None:
+        self.single = [draw() for _ in range(n_layers)]
+        self.pair = {pair: draw() for pair in itertools.combinations(range(n_layers), 2)}
+
+    def __call__(self, dropped: frozenset[int]) -> float:
+        assert 1 <= len(dropped) <= 2
+        return self.sum(tuple(sorted(dropped)))
+
+    def sum(self, subset: tuple[int, ...]) -> float:
+        terms = [self.single[layer] for layer in subset] + [self.pair[pair] for pair in itertools.combinations(subset, 2)]
+        return math.fsum(terms)
+
+
+def draws(generator: random.Random) -> list:
+    """Interactions of either sign, all above 0, all below."""
+    return [lambda: generator.gauss(0, 1), lambda: generator.uniform(0, 1), lambda: -generator.expovariate(1)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("k", [2, 3, 4, 5, 9])
+def test_pairwise_finds_the_least_sum_of_all_subsets(k, seed):
+    for draw in draws(random.Random(seed)):
+        terms = Terms(draw)
+        plan = selection.pairwise(10, k, terms)
+        least = min(itertools.combinations(range(10), k), key=terms.sum)
+        assert plan.dropped == least and plan.rule == "pairwise"
+        assert plan.evidence == {"sum_of_terms_nll_nats": pytest.approx(terms.sum(least), abs=1e-9)}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_pairwise_is_exact_for_two_layers_and_the_one_shot_rule_for_one(seed):
+    for draw in draws(random.Random(seed)):
+        terms = Terms(draw)
+        assert selection.pairwise(10, 2, terms).dropped == selection.exhaustive(10, 2, terms).dropped
+        assert selection.pairwise(10, 1, terms).dropped == selection.least_sensitive(terms.single, 1).dropped
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_pairwise_ties_go_to_the_lower_layers(k):
+    assert selection.pairwise(6, k, lambda dropped: 0.0).dropped == tuple(range(k))
+    assert selection.pairwise(6, k, additive).dropped == selection.least_sensitive(SENSITIVITY, k).dropped
+    for seed in range(20):
+        terms = Terms(functools.partial(random.Random(seed).choice, (-1.0, 0.0, 1.0)), n_layers=8)
+        tied = sorted(itertools.combinations(range(8), k), key=terms.sum)  # stable: the lower layers first
+        assert selection.pairwise(8, k, terms).dropped == tied[0]
+
+
+def test_pairwise_sees_what_greedy_misses_and_no_more_than_pairs():
+    assert selection.pairwise(4, 2, trap).dropped == (1, 2)
+    assert selection.pairwise(6, 2, stand_ins).dropped == selection.exhaustive(6, 2, stand_ins).dropped == (1, 2)
+
+
+# ---------------------------------------------------------------- a cost that is told ahead
+
+
+class ToldAhead:
+    """A cost that answers only for what it has been told of."""
+
+    def __init__(self, cost) -> None:
+        self.cost, self.told, self.asked = cost, set(), set()
+
+    def ahead(self, sets: list[frozenset[int]]) -> None:
+        self.told |= set(sets)
+
+    def __call__(self, dropped: frozenset[int]) -> float:
+        assert dropped in self.told, f"{sorted(dropped)} is asked for without a word"
+        self.asked.add(dropped)
+        return self.cost(dropped)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize(
+    "rule", [selection.greedy, selection.exhaustive, selection.contiguous, selection.pairwise], ids=lambda rule: rule.__name__
+)
+def test_a_cost_is_told_of_exactly_what_it_will_be_asked_for(rule, k):
+    cost = ToldAhead(stand_ins)
+    assert rule(6, k, cost) == rule(6, k, stand_ins)
+    assert cost.told == cost.asked
+
+
+# ---------------------------------------------------------------- rules that need no cost
+
+
 def test_last_k_takes_the_tail():
     assert selection.last_k(6, 2).dropped == (4, 5)
 
@@ -108,11 +200,12 @@ def test_random_draws_differ_and_repeat_with_the_seed():
         lambda k: selection.greedy(6, k, additive),
         lambda k: selection.exhaustive(6, k, additive),
         lambda k: selection.contiguous(6, k, additive),
+        lambda k: selection.pairwise(6, k, additive),
         lambda k: selection.evenly_spaced(6, k),
         lambda k: selection.last_k(6, k),
         lambda k: selection.random_draws(6, k, draws=1, seed=0),
     ],
-    ids=["least", "most", "greedy", "exhaustive", "contiguous", "evenly", "last", "random"],
+    ids=["least", "most", "greedy", "exhaustive", "contiguous", "pairwise", "evenly", "last", "random"],
 )
 def test_a_number_of_layers_that_cannot_go_is_refused(rule, k):
     with pytest.raises(ValueError, match=rf"k={k} layers to drop: a model of 6 layers can lose 1\.\.5"):

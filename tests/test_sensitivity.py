@@ -11,6 +11,7 @@ from tiny import (
     ARCHITECTURES,
     FAMILIES,
     by_document,
+    count_layer_passes,
     final_norm_of,
     layers_of,
     plain_logits,
@@ -18,7 +19,6 @@ from tiny import (
     skipping,
     state_of,
     tiny,
-    tiny_windows,
 )
 
 from depthprune_core import losses, sensitivity
@@ -26,13 +26,6 @@ from depthprune_core.evaluation import score
 from depthprune_core.models import decoder
 
 NATS = 1e-4  # per token
-
-
-def brute_force_rise(model, windows, dropped) -> float:
-    """Nats per token."""
-    with skipping(model, tuple(dropped)):
-        ablated = plain_nll(model, windows)
-    return float((ablated - plain_nll(model, windows)).mean())
 
 
 # ---------------------------------------------------------------- drop-one
@@ -63,7 +56,9 @@ def test_drop_one_equals_a_full_forward_of_each_pruned_model(name, windows):
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_batch_and_chunk_size_do_not_change_the_profile(model, windows, batch_size, monkeypatch):
     expected = sensitivity.profile(model, windows).criteria
-    monkeypatch.setattr(losses, "CHUNK_TOKENS", 7)
+    monkeypatch.setattr(losses, "TILE_TOKENS", 7)
+    monkeypatch.setattr(losses, "BACKWARD_TOKENS", 7)
+    monkeypatch.setattr(losses, "TILE_WORDS", {"cpu": 50})
     actual = sensitivity.profile(model, windows, batch_size=batch_size).criteria
     for criterion, values in expected.items():
         assert actual[criterion] == pytest.approx(values, rel=1e-4, abs=1e-5), criterion
@@ -87,47 +82,6 @@ def test_a_layer_that_does_nothing_is_worth_nothing(model, windows):
     for criterion in ("drop_nll_nats", "drop_kl_nats", "block_influence"):
         assert criteria[criterion][2] == pytest.approx(0, abs=1e-5)
         assert min(value for layer, value in enumerate(criteria[criterion]) if layer != 2) > 0.01, criterion
-
-
-# ---------------------------------------------------------------- sets of layers
-
-
-@pytest.mark.parametrize("k", [2, 3])
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_costs_of_sets_equal_brute_force(name, k):
-    model, windows = tiny(name), tiny_windows(lengths=(14, 5))
-    costs = sensitivity.subset_costs(model, windows, k)
-    n_layers = len(layers_of(model))
-    subsets = [subset for size in range(1, k + 1) for subset in itertools.combinations(range(n_layers), size)]
-    assert sorted(costs) == sorted(subsets)
-    for subset in subsets:
-        assert costs[subset] == pytest.approx(brute_force_rise(model, windows, subset), abs=NATS), subset
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_cost_function_gives_the_same_costs(name, windows):
-    model = tiny(name)
-    cost = sensitivity.cost_function(model, windows)
-    assert cost(frozenset()) == 0
-    for subset, expected in sensitivity.subset_costs(model, windows, 2).items():
-        assert cost(frozenset(subset)) == pytest.approx(expected, abs=1e-5), subset
-    assert cost(frozenset({0, 2, 3, 4})) == pytest.approx(brute_force_rise(model, windows, (0, 2, 3, 4)), abs=NATS)
-
-
-def test_the_cost_function_measures_each_set_once(model, windows, monkeypatch):
-    cost = sensitivity.cost_function(model, windows)
-    first = cost(frozenset({1, 3}))
-    monkeypatch.setattr(sensitivity, "hidden_states", lambda *args, **options: pytest.fail("measured again"))
-    assert cost(frozenset({3, 1})) == first
-
-
-def test_pair_costs_hold_every_single_layer_and_every_pair(model, windows):
-    costs = sensitivity.pair_costs(model, windows, batch_size=3)
-    assert costs.n_layers == 5 and len(costs.single) == 5 and len(costs.pair) == 10
-    for i, j in itertools.combinations(range(5), 2):
-        assert costs.pair[f"{i},{j}"] == pytest.approx(brute_force_rise(model, windows, (i, j)), abs=NATS)
-    assert costs.single == pytest.approx(sensitivity.profile(model, windows, gradients=False).drop_one, abs=1e-5)
-    assert costs.interaction(3, 1) == pytest.approx(costs.pair["1,3"] - costs.single[1] - costs.single[3])
 
 
 # ---------------------------------------------------------------- distances, weights, gradients
@@ -188,14 +142,11 @@ def test_the_model_and_the_random_state_are_untouched(name, windows):
     layers_of(model)[1].requires_grad_(False)
     unchanged, random_state = state_of(model), torch.get_rng_state()
     sensitivity.profile(model, windows)
-    sensitivity.subset_costs(model, windows, 2)
-    sensitivity.cost_function(model, windows)(frozenset({1, 2}))
     assert unchanged()
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
-@pytest.mark.parametrize("work", [sensitivity.profile, sensitivity.pair_costs])
-def test_stopping_midway_leaves_the_model_as_it_was(model, windows, work):
+def test_stopping_midway_leaves_the_model_as_it_was(model, windows):
     unchanged = state_of(model)
 
     def stop(done: int, of: int, what: str) -> None:
@@ -203,23 +154,14 @@ def test_stopping_midway_leaves_the_model_as_it_was(model, windows, work):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        work(model, windows, progress=stop)
+        sensitivity.profile(model, windows, progress=stop)
     assert unchanged()
 
 
-@pytest.mark.parametrize("work", [sensitivity.profile, sensitivity.pair_costs])
-def test_progress_counts_to_the_end(model, windows, work):
+def test_progress_counts_to_the_end(model, windows):
     seen = []
-    work(model, windows, progress=lambda done, of, what: seen.append((done, of)))
+    sensitivity.profile(model, windows, progress=lambda done, of, what: seen.append((done, of)))
     assert [done for done, _ in seen] == list(range(1, len(seen) + 1)) and seen[-1][0] == seen[-1][1]
-
-
-def count_layer_passes(model) -> list[int]:
-    """Grows by one with every layer that really computes."""
-    passes = []
-    for number, layer in enumerate(layers_of(model)):
-        layer.mlp.register_forward_hook(lambda module, args, output, number=number: passes.append(number))
-    return passes
 
 
 def test_only_what_follows_a_skipped_layer_runs_again(model, windows):
@@ -227,9 +169,6 @@ def test_only_what_follows_a_skipped_layer_runs_again(model, windows):
     passes = count_layer_passes(model)
     sensitivity.profile(model, windows, batch_size=5, gradients=False)
     assert len(passes) == 5 * 6 / 2  # L (L + 1) / 2, where full forwards would need L + L (L - 1)
-    passes.clear()
-    sensitivity.subset_costs(model, windows, 2, batch_size=5)
-    assert len(passes) == 15 + sum(4 - j for i in range(5) for j in range(i + 1, 5))
 
 
 def test_profile_agrees_with_the_score_of_the_teacher(model, windows):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny import plan_of, state_of, tiny
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from depthprune_core import speed
+from depthprune_core import models, speed
 from depthprune_core.pruning import drop_layers
 
 
@@ -77,15 +76,24 @@ def test_weights_read_per_token_are_layers_norm_and_head_but_no_embedding(name, 
 
 
 def test_gpt2s_head_weighs_as_much_as_five_layers_so_two_of_twelve_gain_1_13():
-    read = {}
-    for n_layers in (12, 10):
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", n_layer=n_layers))
-        model = model.to_empty(device="cpu")
-        model.tie_weights()
-        for p in model.parameters():
-            p.data.zero_()
-        read[n_layers] = speed.weight_bytes_per_token(model.eval())
+    read = {n: speed.weight_bytes_per_token(models.shape("gpt2-shape", n_layers=n)) for n in (12, 10)}
     per_layer = (read[12] - read[10]) / 2
     assert (read[12] / per_layer) - 12 == pytest.approx(5.4, abs=0.05)
-    assert read[12] / read[10] == pytest.approx(1.13, abs=0.003)
+    assert read[12] / read[10] == pytest.approx((124_439_808 - 786_432) / (110_264_064 - 786_432), rel=1e-9)  # less positions
+
+
+def test_depths_are_timed_in_one_round_on_the_models_own_weights(model, monkeypatch):
+    timed = []
+
+    def fake(timed_model, prompt, new_tokens):
+        timed.append(timed_model)
+        return float(len(timed)), float(len(timed))
+
+    monkeypatch.setattr(speed, "_prefill_and_decode_ms", fake)
+    timings = speed.compare_depths(model, [4, 2], context=4, new_tokens=2, repetitions=2)
+    assert [m.config.num_hidden_layers for m in timed] == [5, 4, 2] * 3
+    own = {p.data_ptr() for p in model.parameters()}
+    assert all(p.data_ptr() in own for m in timed for p in m.parameters())
+    assert timings["4"].teacher_prefill_ms == timings["2"].teacher_prefill_ms == (4, 7)
+    assert (timings["4"].student_prefill_ms, timings["2"].student_prefill_ms) == ((5, 8), (6, 9))
+    assert timings["2"].by_layer_count == 2.5

@@ -133,6 +133,14 @@ def skipping(model: PreTrainedModel, dropped: tuple[int, ...]) -> Iterator[PreTr
             hook.remove()
 
 
+def count_layer_passes(model: PreTrainedModel) -> list[int]:
+    """Grows by the number of every layer that really computes."""
+    passes: list[int] = []
+    for number, layer in enumerate(layers_of(model)):
+        layer.mlp.register_forward_pre_hook(lambda module, args, number=number: passes.append(number))
+    return passes
+
+
 @torch.no_grad()
 def plain_logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     return model(input_ids=ids, use_cache=False).logits

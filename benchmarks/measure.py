@@ -1,0 +1,76 @@
+"""Timing two sides in turn, and the most memory that each takes on top of what was there."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from depthprune_core import intervals
+from depthprune_core.intervals import Interval
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass
+class Row:
+    """One line of the table."""
+
+    work: str
+    model: str
+    size: str  # what one repetition worked on
+    plain_seconds: list[float] = field(default_factory=list)  # of the whole work, each repetition; scaled up where sampled
+    our_seconds: list[float] = field(default_factory=list)
+    plain_peak_bytes: int = 0  # on top of weights; 0 = not measured
+    our_peak_bytes: int = 0
+    counts_allow: float = 0.0  # ratio by operation counts; 0 = none
+    target: float = 0.0
+    largest_difference_nats: float = 0.0  # per token, between the two sides' numbers
+    note: str = ""
+
+    @property
+    def ratio(self) -> Interval:
+        return intervals.median_ratio(self.plain_seconds, self.our_seconds)
+
+
+def in_turn(row: Row, plain: Callable[[int], Any], ours: Callable[[int], Any], *, repetitions: int) -> list[tuple[Any, Any]]:
+    """Plain, ours, plain, ours ...: fills the row's times and peaks, returns both sides' results."""
+    results = []
+    for repetition in range(repetitions):
+        a, seconds, peak = timed(lambda r=repetition: plain(r))
+        row.plain_seconds.append(seconds)
+        row.plain_peak_bytes = max(row.plain_peak_bytes, peak)
+        b, seconds, peak = timed(lambda r=repetition: ours(r))
+        row.our_seconds.append(seconds)
+        row.our_peak_bytes = max(row.our_peak_bytes, peak)
+        results.append((a, b))
+    return results
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float, int]:
+    """Result, seconds, and the most memory (bytes) above what the process held before."""
+    _give_back()
+    before = _resident("VmRSS")
+    start = time.perf_counter()
+    result = work()
+    seconds = time.perf_counter() - start
+    return result, seconds, max(0, _resident("VmHWM") - before)
+
+
+def _give_back() -> None:
+    """Freed memory goes back to the system and the high-water mark to where we are (Linux; elsewhere no peak is measured)."""
+    gc.collect()
+    if CLEAR.exists():
+        ctypes.CDLL(None).malloc_trim(0)
+        CLEAR.write_text("5")
+
+
+def _resident(what: str) -> int:
+    if not STATUS.exists():
+        return 0
+    return int(re.search(rf"{what}:\s+(\d+) kB", STATUS.read_text())[1]) * 1024

@@ -1,0 +1,59 @@
+"""The plain side: what a careful user writes without this package. Full forwards, full float32 logits, one set at a time.
+
+Nothing here is slowed down on purpose: no gradients where none are wanted, no KV cache, batches as large as ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from depthprune_core.models import decoder, passing, replaced
+from depthprune_core.text import Windows
+
+
+@torch.no_grad()
+def nll_sums(model: PreTrainedModel, windows: Windows, sets: Iterable[tuple[int, ...]]) -> list[float]:
+    """NLL (nats, summed over tokens) with each set of layers skipped, one full forward a set."""
+    parts, sums = decoder(model), []
+    for dropped in sets:
+        with replaced(parts.layers, {layer: passing(parts) for layer in dropped}):
+            logits = model(input_ids=windows.inputs, use_cache=False).logits.float()  # (batch, seq, vocab)
+        loss = functional.cross_entropy(logits.flatten(0, 1), windows.targets.flatten(), reduction="none")
+        sums.append(float(loss[windows.mask.flatten()].double().sum()))
+    return sums
+
+
+def greedy(model: PreTrainedModel, windows: Windows, k: int) -> list[tuple[tuple[int, ...], list[float]]]:
+    """SLEB's search (Song et al. 2024): each round tries every layer that is left, by full forwards."""
+    n_layers, dropped, rounds = len(decoder(model).layers), (), []
+    for _ in range(k):
+        sets = [tuple(sorted((*dropped, layer))) for layer in range(n_layers) if layer not in dropped]
+        sums = nll_sums(model, windows, sets)
+        dropped = sets[min(range(len(sets)), key=sums.__getitem__)]
+        rounds.append((dropped, sums))
+    return rounds
+
+
+def recover(student: PreTrainedModel, teacher: PreTrainedModel, windows: Windows, *, lr: float, batch_size: int) -> list[float]:
+    """Logit KL as it is usually written: both models' full logits, autograd through them, AdamW. Returns the loss of each step."""
+    student.eval()  # no dropout, as ours
+    trainable = [p for p in student.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trainable, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    losses = []
+    for batch in windows.batches(batch_size):
+        with torch.no_grad():
+            log_p = teacher(input_ids=batch.inputs, use_cache=False).logits.float().log_softmax(-1)
+        log_q = student(input_ids=batch.inputs, use_cache=False).logits.float().log_softmax(-1)
+        by_token = functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
+        loss = by_token[batch.mask].mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trainable, 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        losses.append(float(loss.detach()))
+    return losses

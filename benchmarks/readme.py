@@ -1,0 +1,93 @@
+"""The block of README.md that the benchmarks fill: `python -m benchmarks.readme`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import table
+from benchmarks.decode import Depth
+from benchmarks.machine import RESULTS
+from benchmarks.measure import Row
+from depthprune_core.records import write_atomically
+from depthprune_study import readme
+from depthprune_study.settings import StudyError
+
+
+def fill(page: str) -> str:
+    """The page with the block filled. Raises StudyError where a result or a marker is missing."""
+    return readme.replace(page, "bench", block(RESULTS))
+
+
+def block(folder: Path) -> str:
+    """Machine, table, decode, and what the long runs found."""
+    measured = _read(folder / "table.json")
+    versions = measured["versions"]
+    lines = [
+        f"{measured['machine']}, {measured['n_threads']} threads, torch {versions['torch']}, transformers {versions['transformers']}; "
+        "the median of the repetitions, and a 95 % interval of the ratio where there are several:",
+        "",
+        *table.HEADER,
+        *(table.line(Row(**row)) for row in measured["rows"]),
+        "",
+        table.decode_lines([Depth(**depth) for depth in measured["decode"]]),
+        "",
+    ]
+    lines += [race_line(_read(path)) for path in sorted(folder.glob("race-*.json"))]
+    if (folder / "beyond-pairs.json").exists():
+        lines += ["", *beyond_lines(_read(folder / "beyond-pairs.json"))]
+    return "\n".join(lines)
+
+
+def race_line(race: dict[str, Any]) -> str:
+    """A race in one sentence, with its certificate."""
+    certificate = race["certificate"]
+    size = len(race["dropped"])
+    exhaustive, greedy = (race[f"plain_{search}_seconds"] / race["race_seconds"] for search in ("exhaustive", "greedy"))
+    share = certificate["set_windows"] / (certificate["n_sets"] * certificate["n_windows"])
+    return (
+        f"- Best {size} of {certificate['n_layers']} layers of {race['model']} on {race['pool_tokens']:,} tokens, by racing: layers "
+        f"{' + '.join(map(str, race['dropped']))}, within {certificate['tolerance_nats']:g} nats of the best with error probability "
+        f"{certificate['error_probability']:.0%}, in {race['race_seconds'] / 60:.1f} min; that is **{exhaustive:.1f}x** faster than "
+        f"exhaustive full forwards ({race['plain_exhaustive_seconds'] / 3600:.1f} h, from a timed sample) and {greedy:.1f}x as fast as a "
+        f"greedy search by full forwards. {share:.1%} of the {certificate['n_sets']:,} sets x {certificate['n_windows']} windows were measured; "
+        f"a part cost more than the whole set in {certificate['part_failures']} of {certificate['part_checks']:,} comparisons."
+    )
+
+
+def beyond_lines(found: dict[str, Any]) -> list[str]:
+    """Three rules at each depth."""
+    lines = [
+        f"Beyond triples ({found['model']}, {found['tokens']:,} calibration tokens; PPL ratio on validation articles before any recovery):",
+        "",
+        "| dropped | rule | layers | rise in NLL on calibration | PPL ratio on validation | seconds to choose |",
+        "| ---: | --- | --- | ---: | ---: | ---: |",
+    ]
+    for k, rules in found["by_depth"].items():
+        for rule, row in rules.items():
+            point, low, high = row["validation_ppl_ratio"]
+            seconds = row["search_seconds"] + (found["pair_table_seconds"] if rule == "pairwise" else 0)
+            layers = ", ".join(map(str, row["dropped"]))
+            cells = [k, rule, layers, f"{row['rise_nll_nats']:.3f}", f"{point:.2f} [{low:.2f}, {high:.2f}]", f"{seconds:.0f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise StudyError(f"{path.name} is not there: `make bench` writes it")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    """Write README.md anew; what is wrong is told in a sentence."""
+    try:
+        write_atomically(readme.README, fill(readme.README.read_text(encoding="utf-8")))
+    except StudyError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

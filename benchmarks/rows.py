@@ -1,0 +1,218 @@
+"""The rows of the table: each times the plain side and ours in turn on the same windows, and compares their numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import combinations
+
+import torch
+from transformers import PreTrainedModel
+
+from benchmarks import plain
+from benchmarks.measure import Row, in_turn, timed
+from depthprune_core import distillation, models, pruning, sensitivity, subsets, text
+from depthprune_core.models import decoder
+from depthprune_core.progress import Progress
+from depthprune_core.records import Plan
+from depthprune_core.text import Windows
+from depthprune_study import places
+
+PAIR = (5, 14)  # what the recovery rows drop from SmolLM2
+SAMPLED_SETS = 24  # full forwards timed of an exhaustive search
+
+
+def all_rows(progress: Progress, *, only: str = "") -> Iterator[Row]:
+    """Row after row, each as soon as it is done; `only` those whose work contains the text."""
+    makers: list[tuple[str, Callable[[], Row]]] = [
+        ("drop-one gpt2", lambda: drop_one("gpt2-shape", 512, 4, 0.0)),
+        ("drop-one smollm2", lambda: drop_one("smollm2-135m", 512, 4, 1.7)),
+        ("profile", lambda: whole_profile("smollm2-135m", 512, 2)),
+        ("drop-one tinyllama", lambda: drop_one("tinyllama-1.1b-shape", 128, 3, 1.75)),
+        ("pairs", lambda: all_pairs("smollm2-135m", 128, 3)),
+        ("recovery after_first_cut against all", lambda: recovery("after_first_cut", 1.2, "all")),
+        ("recovery after_first_cut", lambda: recovery("after_first_cut", 0.0, "after_first_cut")),
+        ("recovery all", lambda: recovery("all", 1.05, "all")),
+        ("memory, activations kept", lambda: recovery_memory(False)),
+        ("memory, layers recomputed", lambda: recovery_memory(True)),
+    ]
+    makers = [(name, make) for name, make in makers if only in name]
+    for number, (name, make) in enumerate(makers):
+        progress(number, len(makers), f"rows done; now {name}")
+        yield make()
+
+
+def load(name: str) -> tuple[PreTrainedModel, object]:
+    return models.load(name, cache=places.cache(), assets=places.assets())
+
+
+def windows_of(tokenizer: object, split: str, *, seq_len: int, count: int) -> Windows:
+    """Whole windows of the article text."""
+    documents = text.split_named("wikipedia-excerpt", cache=places.cache(), assets=places.assets())[split]
+    return text.windows(documents, tokenizer, seq_len=seq_len, whole=True).take(slice(0, count))
+
+
+def head_in_layers(model: PreTrainedModel) -> float:
+    """What the head weighs, in layers: multiplications a token."""
+    parts = decoder(model)
+    layer = sum(p.numel() for p in parts.layers[0].parameters() if p.ndim == 2)
+    return parts.head.weight.numel() / layer
+
+
+def passes(n_layers: int, k: int, head: float, *, tree: bool) -> float:
+    """Layer passes, the head counted in layers, for the whole model and every set of 1..k dropped layers.
+
+    Plain: a full forward a set. On the tree a set runs the layers behind its last dropped one, and the head.
+    """
+    sizes = range(1, k + 1)
+    heads = head * (1 + sum(math.comb(n_layers, size) for size in sizes))
+    if not tree:
+        return n_layers + heads + sum(math.comb(n_layers, size) * (n_layers - size) for size in sizes)
+    return (
+        n_layers + heads + sum(math.comb(last, size - 1) * (n_layers - 1 - last) for size in sizes for last in range(n_layers))
+    )
+
+
+def drop_one(name: str, tokens: int, repetitions: int, target: float) -> Row:
+    """The rise in NLL with each layer dropped alone."""
+    model, tokenizer = load(name)
+    n_layers = len(decoder(model).layers)
+    batch = min(tokens, 256)
+    windows = windows_of(tokenizer, "calibration", seq_len=batch, count=repetitions * tokens // batch)
+    sets = [(), *((layer,) for layer in range(n_layers))]
+    row = Row("drop-one profile (NLL)", name, f"{tokens} tokens", target=target)
+    row.counts_allow = passes(n_layers, 1, head_in_layers(model), tree=False) / passes(
+        n_layers, 1, head_in_layers(model), tree=True
+    )
+    part = lambda r: windows.take(slice(r * tokens // batch, (r + 1) * tokens // batch))  # noqa: E731
+    results = in_turn(
+        row,
+        lambda r: plain.nll_sums(model, part(r), sets),
+        lambda r: subsets.nll_by_window(model, part(r), sets, batch_size=tokens // batch).sum(1).tolist(),
+        repetitions=repetitions,
+    )
+    row.largest_difference_nats = _largest(results, tokens)
+    return row
+
+
+def whole_profile(name: str, tokens: int, repetitions: int) -> Row:
+    """Plain drop-one NLL next to all our activation criteria in one pass: more work on our side."""
+    model, tokenizer = load(name)
+    n_layers = len(decoder(model).layers)
+    windows = windows_of(tokenizer, "calibration", seq_len=256, count=repetitions * tokens // 256)
+    sets = [(), *((layer,) for layer in range(n_layers))]
+    row = Row("the same, ours with KL, block influence and all spans' angles", name, f"{tokens} tokens")
+    part = lambda r: windows.take(slice(r * tokens // 256, (r + 1) * tokens // 256))  # noqa: E731
+    results = in_turn(
+        row,
+        lambda r: plain.nll_sums(model, part(r), sets),
+        lambda r: sensitivity.profile(model, part(r), batch_size=tokens // 256, gradients=False),
+        repetitions=repetitions,
+    )
+    rises = [([(x - sums[0]) / tokens for x in sums[1:]], profile.drop_one) for sums, profile in results]
+    row.largest_difference_nats = max(abs(a - b) for ours, theirs in rises for a, b in zip(ours, theirs, strict=True))
+    return row
+
+
+def all_pairs(name: str, tokens: int, repetitions: int) -> Row:
+    """Every set of one or two layers; of the plain side a sample of the pairs is timed and scaled up."""
+    model, tokenizer = load(name)
+    n_layers = len(decoder(model).layers)
+    windows = windows_of(tokenizer, "calibration", seq_len=tokens, count=repetitions)
+    pairs = list(combinations(range(n_layers), 2))
+    chosen = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))[: SAMPLED_SETS * repetitions]
+    head = head_in_layers(model)
+    row = Row("all pairs, exact", name, f"{tokens} tokens", target=2.1)
+    row.counts_allow = passes(n_layers, 2, head, tree=False) / passes(n_layers, 2, head, tree=True)
+    row.note = f"plain side: {SAMPLED_SETS} of {len(pairs)} pairs timed a repetition, scaled by layer passes"
+    results = []
+    for r in range(repetitions):
+        sample = [pairs[i] for i in chosen[r * SAMPLED_SETS : (r + 1) * SAMPLED_SETS].tolist()]
+        part = windows.take(slice(r, r + 1))
+        sums, seconds, peak = timed(lambda part=part, sample=sample: plain.nll_sums(model, part, sample))
+        row.plain_seconds.append(seconds * passes(n_layers, 2, head, tree=False) / (SAMPLED_SETS * (n_layers - 2 + head)))
+        row.plain_peak_bytes = max(row.plain_peak_bytes, peak)
+        sets = [(), *((layer,) for layer in range(n_layers)), *pairs]
+        ours, seconds, peak = timed(lambda part=part, sets=sets: subsets.nll_by_window(model, part, sets).sum(1).tolist())
+        row.our_seconds.append(seconds)
+        row.our_peak_bytes = max(row.our_peak_bytes, peak)
+        by_set = dict(zip(sets, ours, strict=True))
+        results.append((sums, [by_set[pair] for pair in sample]))
+    row.largest_difference_nats = _largest(results, tokens)
+    return row
+
+
+def recovery(trained: str, target: float, plain_trains: str, *, repetitions: int = 4) -> Row:
+    """Two steps of two windows of 256 tokens each; the plain side trains all, or the same part as ours."""
+    teacher, tokenizer = load("smollm2-135m")
+    plan = Plan(len(decoder(teacher).layers), PAIR, "fixed")
+    windows = windows_of(tokenizer, "recovery", seq_len=256, count=4 * repetitions)
+    students = [pruning.drop_layers(teacher, plan) for _ in range(2)]
+    part = lambda r: windows.take(slice(4 * r, 4 * r + 4))  # noqa: E731
+    row = Row(f"recovery, {trained} (plain: {plain_trains})", "smollm2-135m", "1,024 tokens", target=target)
+    layers, head, first = plan.n_layers - 2, head_in_layers(teacher), min(PAIR)
+    teacher_passes = plan.n_layers + head
+    frozen_plain = teacher_passes + layers + head + 2 * (layers - first) + head
+    ours = teacher_passes + 3 * (layers + head) if trained == "all" else frozen_plain - first
+    row.counts_allow = (teacher_passes + 3 * (layers + head) if plain_trains == "all" else frozen_plain) / ours
+    if plain_trains == "after_first_cut":
+        _freeze_prefix(students[0], first)
+    start = {name: p.detach().clone() for name, p in students[0].named_parameters()}
+
+    def reset(student: PreTrainedModel) -> PreTrainedModel:
+        with torch.no_grad():
+            for name, p in student.named_parameters():
+                p.copy_(start[name])
+        return student
+
+    def run_ours(r: int) -> list[float]:
+        options = {"loss": {"kl": 1.0}, "lr": 1e-4, "seed": 0, "batch_size": 2, "trained": trained, "plan": plan}
+        return list(distillation.recover(reset(students[1]), teacher, part(r), **options)[1].losses["kl"])
+
+    results = in_turn(
+        row,
+        lambda r: plain.recover(reset(students[0]), teacher, part(r), lr=1e-4, batch_size=2),
+        run_ours,
+        repetitions=repetitions,
+    )
+    compared = slice(0, 2 if trained == plain_trains else 1)  # where other weights train, only the first loss is the same
+    row.largest_difference_nats = _largest([(a[compared], b[compared]) for a, b in results], 1)
+    return row
+
+
+def recovery_memory(checkpoint_activations: bool) -> Row:
+    """One step of 4 windows of 1,024 tokens: memory on top of both models' weights."""
+    teacher, tokenizer = load("gpt2-shape")
+    plan = Plan(12, (4, 5), "fixed")
+    windows = windows_of(tokenizer, "recovery", seq_len=1_024, count=4)
+    students = [pruning.drop_layers(teacher, plan) for _ in range(2)]
+    spared = "layers recomputed" if checkpoint_activations else "activations kept"
+    row = Row(f"recovery memory, {spared}", "gpt2-shape", "4 x 1,024 tokens")
+    row.note = "target: at most 0.4x the plain side's memory"
+
+    def run_plain(r: int) -> list[float]:
+        if not checkpoint_activations:
+            return plain.recover(students[0], teacher, windows, lr=1e-4, batch_size=4)
+        with models.checkpointed(decoder(students[0]).layers):
+            return plain.recover(students[0], teacher, windows, lr=1e-4, batch_size=4)
+
+    def run_ours(r: int) -> list[float]:
+        options = {"loss": {"kl": 1.0}, "lr": 1e-4, "seed": 0, "batch_size": 4}
+        _, curve = distillation.recover(students[1], teacher, windows, checkpoint_activations=checkpoint_activations, **options)
+        return list(curve.losses["kl"])
+
+    row.largest_difference_nats = _largest(in_turn(row, run_plain, run_ours, repetitions=1), 1)
+    return row
+
+
+def _freeze_prefix(student: PreTrainedModel, first: int) -> None:
+    """Embedding, the head tied to it, and the layers before the first cut."""
+    parts = decoder(student)
+    parts.head.weight.requires_grad_(False)
+    student.get_input_embeddings().weight.requires_grad_(False)
+    for layer in parts.layers[:first]:
+        layer.requires_grad_(False)
+
+
+def _largest(results: list[tuple[list[float], list[float]]], tokens: int) -> float:
+    return max(abs(a - b) / tokens for ours, theirs in results for a, b in zip(ours, theirs, strict=True))

@@ -1,0 +1,43 @@
+"""Rows as text."""
+
+from __future__ import annotations
+
+from benchmarks.decode import Depth
+from benchmarks.measure import Row
+
+HEADER = (
+    "| work | model | size | plain | ours | plain / ours | by operation counts | target | memory, plain / ours | largest difference |",
+    "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+)
+
+
+def line(row: Row) -> str:
+    """One row in Markdown."""
+    plain, ours = (sorted(values)[len(values) // 2] for values in (row.plain_seconds, row.our_seconds))
+    allowed = f"{row.counts_allow:.2f}x" if row.counts_allow else ""
+    target = f"{row.target:g}x" if row.target else ""
+    memory = f"{_megabytes(row.plain_peak_bytes)} / {_megabytes(row.our_peak_bytes)}" if row.plain_peak_bytes else ""
+    cells = [row.work, row.model, row.size, f"{plain:.1f} s", f"{ours:.1f} s", f"{_ratio(row)}", allowed, target, memory]
+    return "| " + " | ".join([*cells, f"{row.largest_difference_nats:.0e} nats"]) + " |"
+
+
+def decode_lines(depths: list[Depth]) -> str:
+    """The decode table in Markdown."""
+    lines = [
+        "| model | layers | ms a token | floor | measured / floor | gain | by layers | by bytes |",
+        "| --- " + "| ---: " * 7 + "|",
+    ]
+    for d in depths:
+        share = d.ms_per_token / d.floor_ms_per_token
+        cells = [d.model, str(d.n_layers), f"{d.ms_per_token:.1f}", f"{d.floor_ms_per_token:.1f}", f"{share:.2f}", d.gain]
+        lines.append("| " + " | ".join([*cells, f"{d.by_layer_count:.2f}x", f"{d.by_weight_bytes:.2f}x"]) + " |")
+    return "\n".join(lines)
+
+
+def _ratio(row: Row) -> str:
+    ratio = row.ratio
+    return f"**{ratio.point:.2f}x** [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio.n > 1 else f"**{ratio.point:.2f}x**"
+
+
+def _megabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.0f} MB"

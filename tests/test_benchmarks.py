@@ -1,0 +1,96 @@
+"""The benchmarks: counts as counted, both sides' numbers alike, and README.md holds what the results say."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import count_layer_passes, plan_of, tiny_windows
+
+from benchmarks import decode, machine, measure, plain, rows, table
+from benchmarks import readme as bench_readme
+from depthprune_core import distillation, subsets
+from depthprune_core.models import decoder
+from depthprune_core.pruning import drop_layers
+from depthprune_core.selection import greedy
+from depthprune_study import readme
+
+PAGE = readme.README.read_text(encoding="utf-8")
+
+
+def all_sets(n_layers: int, k: int) -> list[tuple[int, ...]]:
+    return [dropped for size in range(k + 1) for dropped in itertools.combinations(range(n_layers), size)]
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_layer_passes_are_as_many_as_the_layers_that_run(model, windows, k):
+    decoder(model)
+    counted = count_layer_passes(model)
+    plain.nll_sums(model, windows, all_sets(5, k))
+    assert len(counted) == rows.passes(5, k, 0, tree=False)
+    counted.clear()
+    subsets.nll_by_window(model, windows, all_sets(5, k), batch_size=5)
+    assert len(counted) == rows.passes(5, k, 0, tree=True)
+    assert rows.passes(5, k, 2.5, tree=True) - rows.passes(5, k, 0, tree=True) == 2.5 * len(all_sets(5, k))
+
+
+def test_the_passes_of_the_design_s_examples():
+    assert rows.passes(22, 1, 0, tree=False) == 22 + 22 * 21 and rows.passes(22, 1, 0, tree=True) == 22 * 23 / 2
+    assert rows.passes(22, 2, 0, tree=True) == 1_793 and 22 + 231 * 20 + 22 * 21 == 5_104  # all pairs of TinyLlama
+
+
+def test_both_sides_give_the_same_numbers(model, windows):
+    sets = all_sets(5, 2)
+    ours = subsets.nll_by_window(model, windows, sets).sum(1).tolist()
+    assert plain.nll_sums(model, windows, sets) == pytest.approx(ours, abs=1e-4 * windows.n_tokens)
+    steps = plain.greedy(model, windows, 2)
+    assert steps[-1][0] == greedy(5, 2, subsets.CostFunction(model, windows)).dropped
+
+
+def test_the_plain_recovery_is_the_same_training(model):
+    windows = tiny_windows(seed=1, lengths=(60, 29, 31)).take(
+        slice(0, 4)
+    )  # two steps: warm-up and cosine leave the rate as it is
+    plan = plan_of(model, 1, 3)
+    ours, theirs = drop_layers(model, plan), drop_layers(model, plan)
+    _, curve = distillation.recover(ours, model, windows, plan=plan, loss={"kl": 1.0}, lr=1e-3, seed=0, batch_size=2)
+    assert plain.recover(theirs, model, windows, lr=1e-3, batch_size=2) == pytest.approx(curve.losses["kl"], rel=1e-4)
+    assert curve.losses["kl"][0] > 0
+
+
+def test_sides_take_turns_and_peaks_are_on_top_of_what_was_there():
+    turns: list[str] = []
+    held = torch.ones(4_000_000)
+    row = measure.Row("w", "m", "s")
+    results = measure.in_turn(row, lambda r: turns.append("plain"), lambda r: turns.append("ours"), repetitions=3)
+    assert turns == ["plain", "ours"] * 3 and len(results) == len(row.plain_seconds) == len(row.our_seconds) == 3
+    _, _, peak = measure.timed(lambda: float(torch.ones(8_000_000).sum()))
+    if measure.CLEAR.exists():
+        assert 30e6 < peak < 60e6  # 32 MB, not the 16 MB that were there before
+    assert float(held[0]) == 1
+
+
+def test_a_row_reads_as_one_line_of_the_table():
+    row = measure.Row("profile", "m", "8 tokens", [2.0, 2.0, 2.0], [1.0, 1.0, 1.0], 2_000_000, 1_000_000, 1.5, 1.7, 3e-6)
+    line = table.line(row)
+    assert line.count("|") == table.HEADER[0].count("|") == table.HEADER[1].count("|")
+    assert "| **2.00x** [2.00, 2.00] | 1.50x | 1.7x | 2 MB / 1 MB | 3e-06 nats |" in line
+
+
+def test_a_layer_of_a_narrow_model_starts_in_some_time(monkeypatch):
+    monkeypatch.setattr(decode, "_narrow_ms", lambda name, n_layers: 1.0 + 0.5 * n_layers)
+    assert decode.start_ms("gpt2-shape") == (0.5, 1.0)
+
+
+def test_readme_holds_what_the_results_say():
+    assert bench_readme.fill(PAGE) == PAGE, "run `python -m benchmarks.readme`"
+
+
+@pytest.mark.parametrize("path", sorted(machine.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_result_names_its_machine_and_code(path: Path):
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert all(result[key] for key in ("machine", "n_threads", "versions", "code_hash", "commit"))
+    assert "+changes" not in result["commit"], f"{path.name} was measured with code that is not committed"

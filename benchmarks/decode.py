@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, StaticCache
 
 from benchmarks.rows import load
 from depthprune_core import intervals, models, speed
 from depthprune_core.models import decoder
 from depthprune_core.progress import Progress
-from depthprune_core.records import Timing
+from depthprune_core.pruning import drop_layers
+from depthprune_core.records import Plan, Timing
 
 SHAPES = {"gpt2-shape": (10, 9), "tinyllama-1.1b-shape": (20, 19)}
 NARROW = {  # the same layers, too narrow for memory to matter: what is left is the cost of starting them
@@ -39,6 +42,7 @@ class Depth:
     gain: str  # over the whole model, with its interval
     by_layer_count: float
     by_weight_bytes: float
+    compiled_ms_per_token: float = 0.0  # with a static cache and a compiled step; 0 = not measured (on a GPU only)
 
 
 def depths(progress: Progress) -> tuple[list[Depth], dict[str, Timing], dict[str, float]]:
@@ -54,12 +58,14 @@ def depths(progress: Progress) -> tuple[list[Depth], dict[str, Timing], dict[str
         whole = len(decoder(model).layers)
         measured = {whole: next(iter(timings.values())).teacher_decode_ms_per_token}
         measured |= {int(depth): timing.student_decode_ms_per_token for depth, timing in timings.items()}
+        compiled = _compiled_depths(model, measured) if model.device.type == "cuda" else {}
         for depth, ms in measured.items():
             read = speed.weight_bytes_per_token(models.shape(name, n_layers=depth))
             floor = read / gigabytes_per_second / 1e6 + depth * start + rest
             gain = intervals.median_ratio(measured[whole], ms)
             by_bytes = speed.weight_bytes_per_token(models.shape(name, n_layers=whole)) / read
-            found.append(Depth(name, depth, sorted(ms)[len(ms) // 2], floor, str(gain), whole / depth, by_bytes))
+            median = sorted(ms)[len(ms) // 2]
+            found.append(Depth(name, depth, median, floor, str(gain), whole / depth, by_bytes, compiled.get(depth, 0.0)))
         all_timings |= {f"{name}, {depth} layers": timing for depth, timing in timings.items()}
         del model, matrices
     return found, all_timings, constants
@@ -77,6 +83,39 @@ def bandwidth(matrices: list[torch.Tensor], *, rounds: int = 7) -> float:
             functional.linear(inputs[m.shape[1]], m)
         seconds.append(time.perf_counter() - start)
     return sum(m.numel() * m.element_size() for m in matrices) / sorted(seconds)[rounds // 2] / 1e9
+
+
+@torch.no_grad()
+def compiled_decode(
+    model: PreTrainedModel, prompt: torch.Tensor, *, new_tokens: int, rounds: int = 5, **compile_options: Any
+) -> tuple[list[int], float]:
+    """Greedy tokens behind a prompt (1, context), and the median milliseconds a token over the rounds.
+
+    The KV cache has its full size from the start and the step of one token is compiled, so that a GPU replays one graph
+    instead of starting every kernel.
+    """
+    cache = StaticCache(config=model.config, max_cache_len=prompt.shape[1] + new_tokens)
+    step = torch.compile(lambda ids: model(input_ids=ids, past_key_values=cache, use_cache=True).logits, **compile_options)
+    seconds, tokens = [], []
+    for _ in range(rounds + 2):  # the first two compile and record
+        cache.reset()
+        ids = model(input_ids=prompt, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+        tokens = [int(ids)]
+        start = speed._now(model.device)
+        for _ in range(new_tokens - 1):
+            ids = step(ids.clone())[:, -1:].argmax(-1)
+            tokens.append(int(ids))
+        seconds.append(speed._now(model.device) - start)
+    return tokens, 1e3 * sorted(seconds[2:])[rounds // 2] / (new_tokens - 1)
+
+
+def _compiled_depths(model: PreTrainedModel, depths: Iterable[int]) -> dict[int, float]:
+    n_layers, found = len(decoder(model).layers), {}
+    prompt = torch.ones(1, 32, dtype=torch.long, device=model.device)
+    for depth in depths:
+        cut = drop_layers(model, Plan(n_layers, tuple(range(depth, n_layers)), "last_k"), share=True)
+        found[depth] = compiled_decode(cut, prompt, new_tokens=33, mode="reduce-overhead")[1]
+    return found
 
 
 def start_ms(name: str) -> tuple[float, float]:

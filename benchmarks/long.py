@@ -2,6 +2,7 @@
 
 - race-2, race-3: the best pair and triple of SmolLM2 by racing, next to what full forwards would take.
 - beyond-pairs: 4, 6 and 8 layers by pair terms, by greedy search and by single costs, quality and cost.
+- teacher-top: what recovery gains, and what KL loses, when only the teacher's top tokens are kept.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 import torch
 
 from benchmarks import machine, plain
-from benchmarks.rows import head_in_layers, load, passes, windows_of
-from depthprune_core import evaluation, intervals, pruning, racing, selection, subsets, text
+from benchmarks.rows import PAIR, head_in_layers, load, passes, windows_of
+from depthprune_core import distillation, evaluation, intervals, pruning, racing, selection, subsets, text
 from depthprune_core.models import decoder
 from depthprune_core.records import Plan
 from depthprune_core.text import Windows
@@ -36,6 +37,7 @@ def main() -> None:
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "race-2": lambda: race(2),
         "beyond-pairs": beyond_pairs,
+        "teacher-top": teacher_top,
         "race-3": lambda: race(3),
     }
     for name, work in parts.items():
@@ -103,6 +105,30 @@ def beyond_pairs() -> dict[str, Any]:
             for rule, (plan, seconds) in plans.items()
         }
         print(k, result["by_depth"][str(k)], flush=True)
+    return result
+
+
+def teacher_top() -> dict[str, Any]:
+    """Tokens a second of a second recovery on the same windows, and KL against the top k tokens as a share of the full KL."""
+    teacher, tokenizer = load(MODEL)
+    plan = Plan(len(decoder(teacher).layers), PAIR, "fixed")
+    windows = windows_of(tokenizer, "recovery", seq_len=256, count=8)
+    recipe = {"plan": plan, "loss": {"kl": 1.0}, "lr": 1e-4, "seed": 0, "batch_size": 2}
+
+    def run(top: distillation.TeacherTop | None) -> tuple[float, float]:
+        student = pruning.drop_layers(teacher, plan)
+        start = time.perf_counter()
+        _, curve = distillation.recover(student, teacher, windows, teacher_top=top, **recipe)
+        return windows.n_tokens / (time.perf_counter() - start), curve.losses["kl"][0]
+
+    run(None)  # warms up
+    whole, kl = run(None)
+    result: dict[str, Any] = {"model": MODEL, "tokens": windows.n_tokens, "tokens_per_second": whole, "by_k": {}}
+    for k in (8, 32, 128):
+        top = distillation.TeacherTop(teacher, k)
+        first, _ = run(top)
+        second, merged = run(top)
+        result["by_k"][str(k)] = {"first_tokens_per_second": first, "tokens_per_second": second, "share_of_kl": merged / kl}
     return result
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from depthprune_core import intervals
 from depthprune_core.intervals import Interval
 
@@ -55,22 +57,34 @@ def in_turn(row: Row, plain: Callable[[int], Any], ours: Callable[[int], Any], *
 def timed(work: Callable[[], Any]) -> tuple[Any, float, int]:
     """Result, seconds, and the most memory (bytes) above what the process held before."""
     _give_back()
-    before = _resident("VmRSS")
+    before = _held()
     start = time.perf_counter()
     result = work()
     seconds = time.perf_counter() - start
-    return result, seconds, max(0, _resident("VmHWM") - before)
+    return result, seconds, max(0, _most() - before)
 
 
 def _give_back() -> None:
-    """Freed memory goes back to the system and the high-water mark to where we are (Linux; elsewhere no peak is measured)."""
+    """Freed memory goes back to the system and the high-water mark to where we are (a GPU, or Linux; elsewhere no peak)."""
     gc.collect()
-    if CLEAR.exists():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    elif CLEAR.exists():
         ctypes.CDLL(None).malloc_trim(0)
         CLEAR.write_text("5")
 
 
-def _resident(what: str) -> int:
+def _held() -> int:
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else _status("VmRSS")
+
+
+def _most() -> int:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")
+
+
+def _status(what: str) -> int:
     if not STATUS.exists():
         return 0
     return int(re.search(rf"{what}:\s+(\d+) kB", STATUS.read_text())[1]) * 1024

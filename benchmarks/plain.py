@@ -20,11 +20,12 @@ from depthprune_core.text import Windows
 def nll_sums(model: PreTrainedModel, windows: Windows, sets: Iterable[tuple[int, ...]]) -> list[float]:
     """NLL (nats, summed over tokens) with each set of layers skipped, one full forward a set."""
     parts, sums = decoder(model), []
+    ids, targets, mask = (tensor.to(model.device) for tensor in (windows.inputs, windows.targets, windows.mask))
     for dropped in sets:
         with replaced(parts.layers, {layer: passing(parts) for layer in dropped}):
-            logits = model(input_ids=windows.inputs, use_cache=False).logits.float()  # (batch, seq, vocab)
-        loss = functional.cross_entropy(logits.flatten(0, 1), windows.targets.flatten(), reduction="none")
-        sums.append(float(loss[windows.mask.flatten()].double().sum()))
+            logits = model(input_ids=ids, use_cache=False).logits.float()  # (batch, seq, vocab)
+        loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        sums.append(float(loss[mask.flatten()].double().sum()))
     return sums
 
 
@@ -46,11 +47,12 @@ def recover(student: PreTrainedModel, teacher: PreTrainedModel, windows: Windows
     optimiser = torch.optim.AdamW(trainable, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
     losses = []
     for batch in windows.batches(batch_size):
+        ids, mask = batch.inputs.to(student.device), batch.mask.to(student.device)
         with torch.no_grad():
-            log_p = teacher(input_ids=batch.inputs, use_cache=False).logits.float().log_softmax(-1)
-        log_q = student(input_ids=batch.inputs, use_cache=False).logits.float().log_softmax(-1)
+            log_p = teacher(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+        log_q = student(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
         by_token = functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
-        loss = by_token[batch.mask].mean()
+        loss = by_token[mask].mean()
         loss.backward()
         nn.utils.clip_grad_norm_(trainable, 1.0)
         optimiser.step()

@@ -38,6 +38,8 @@ def block(folder: Path) -> str:
     lines += [race_line(_read(path)) for path in sorted(folder.glob("race-*.json"))]
     if (folder / "beyond-pairs.json").exists():
         lines += ["", *beyond_lines(_read(folder / "beyond-pairs.json"))]
+    if (folder / "teacher-top.json").exists():
+        lines += ["", top_line(_read(folder / "teacher-top.json"))]
     return "\n".join(lines)
 
 
@@ -73,6 +75,18 @@ def beyond_lines(found: dict[str, Any]) -> list[str]:
             cells = [k, rule, layers, f"{row['rise_nll_nats']:.3f}", f"{point:.2f} [{low:.2f}, {high:.2f}]", f"{seconds:.0f}"]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def top_line(found: dict[str, Any]) -> str:
+    """The teacher's kept top tokens in one sentence."""
+    shares = "; ".join(
+        f"k = {k}: {row['tokens_per_second'] / found['tokens_per_second']:.2f}x the tokens a second, {row['share_of_kl']:.1%} of the KL"
+        for k, row in found["by_k"].items()
+    )
+    return (
+        f"With the teacher's k most likely tokens kept from an earlier recovery on the same windows (`TeacherTop`, off by default), recovery of "
+        f"{found['model']} runs the teacher no more. {shares}."
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

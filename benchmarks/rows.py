@@ -43,7 +43,8 @@ def all_rows(progress: Progress, *, only: str = "") -> Iterator[Row]:
 
 
 def load(name: str) -> tuple[PreTrainedModel, object]:
-    return models.load(name, cache=places.cache(), assets=places.assets())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return models.load(name, cache=places.cache(), assets=places.assets(), device=device)
 
 
 def windows_of(tokenizer: object, split: str, *, seq_len: int, count: int) -> Windows:

@@ -23,14 +23,16 @@ def line(row: Row) -> str:
 
 def decode_lines(depths: list[Depth]) -> str:
     """The decode table in Markdown."""
-    lines = [
-        "| model | layers | ms a token | floor | measured / floor | gain | by layers | by bytes |",
-        "| --- " + "| ---: " * 7 + "|",
-    ]
+    compiled = any(d.compiled_ms_per_token for d in depths)
+    heads = ["model", "layers", "ms a token", "floor", "measured / floor", "gain", "by layers", "by bytes"]
+    heads += ["ms a token, compiled"] if compiled else []
+    lines = [f"| {' | '.join(heads)} |", "| --- " + "| ---: " * (len(heads) - 1) + "|"]
     for d in depths:
         share = d.ms_per_token / d.floor_ms_per_token
         cells = [d.model, str(d.n_layers), f"{d.ms_per_token:.1f}", f"{d.floor_ms_per_token:.1f}", f"{share:.2f}", d.gain]
-        lines.append("| " + " | ".join([*cells, f"{d.by_layer_count:.2f}x", f"{d.by_weight_bytes:.2f}x"]) + " |")
+        cells += [f"{d.by_layer_count:.2f}x", f"{d.by_weight_bytes:.2f}x"]
+        cells += [f"{d.compiled_ms_per_token:.2f}"] if compiled else []
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import count_layer_passes, plan_of, tiny_windows
+from tiny import count_layer_passes, plan_of, tiny, tiny_windows
 
 from benchmarks import decode, machine, measure, plain, rows, table
 from benchmarks import readme as bench_readme
@@ -83,6 +83,18 @@ def test_a_row_reads_as_one_line_of_the_table():
 def test_a_layer_of_a_narrow_model_starts_in_some_time(monkeypatch):
     monkeypatch.setattr(decode, "_narrow_ms", lambda name, n_layers: 1.0 + 0.5 * n_layers)
     assert decode.start_ms("gpt2-shape") == (0.5, 1.0)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_compiled_step_on_a_static_cache_gives_the_same_tokens(family):
+    model = tiny(family)
+    prompt = torch.tensor([[3, 1, 4, 1, 5]])
+    ids = prompt
+    with torch.no_grad():
+        for _ in range(6):
+            ids = torch.cat([ids, model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+    tokens, ms = decode.compiled_decode(model, prompt, new_tokens=6, rounds=1, backend="eager")
+    assert tokens == ids[0, 5:].tolist() and ms > 0
 
 
 def test_readme_holds_what_the_results_say():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from depthprune_core.models import Decoder
+from depthprune_core.products import linear
 
 TILE_TOKENS = 1_024
 TILE_WORDS = {"cpu": 1_024}  # of the vocabulary; a GPU starts a kernel for each tile and wants fewer
@@ -149,20 +150,21 @@ def backward_in_chunks(
             teacher_logits = theirs.fill(teacher[1][rows].to(theirs.dtype))
             log_z, teacher_log_z = (_normaliser(tiles, target, temperature) for tiles in (logits, teacher_logits))
         for tile, words in enumerate(ours.words):
-            z, into = logits[tile], torch.zeros_like(logits[tile])  # (chunk, tile)
+            z, into = logits[tile], None  # (chunk, tile)
             if kl and sparse:
-                into.add_(torch.sub(z, log_z).exp_().mul_(1 - stretch), alpha=kl)
+                into = torch.sub(z, log_z).exp_().mul_((1 - stretch) * kl)
                 _add_at(top.tokens, into, words, surplus)
             elif kl:
-                log_q = torch.div(z, temperature).sub_(log_z)
+                into = torch.div(z, temperature).sub_(log_z)  # log q
                 log_p = teacher_logits[tile].div_(temperature).sub_(teacher_log_z)
                 p = log_p.exp()
-                by_token = torch.linalg.vecdot(p, log_p.sub_(log_q))
+                by_token = torch.linalg.vecdot(p, log_p.sub_(into))
                 totals["kl"] += temperature**2 * (by_token * kept).sum()
-                into.add_(log_q.exp_().sub_(p), alpha=kl * temperature)
+                into.exp_().sub_(p).mul_(kl * temperature)
             if ce:
                 totals["ce"] -= (_at(target, z, words) * kept).sum()
-                into.add_(torch.sub(z, normaliser).exp_(), alpha=ce)
+                q = torch.sub(z, normaliser).exp_().mul_(ce)
+                into = q if into is None else into.add_(q)
                 _add_at(target[:, None], into, words, torch.full_like(target[:, None], -ce, dtype=into.dtype))
             if parts.softcap:
                 into.mul_(1 - torch.div(z, parts.softcap).square_())
@@ -209,10 +211,7 @@ class _Head:
         for words in self.words:
             shape = (len(inputs), words.stop - words.start)
             tile = self.buffer[len(inputs) * words.start : len(inputs) * words.stop].view(shape)
-            if self.dtype == torch.float32:
-                torch.mm(inputs, self.weight[words].T, out=tile)
-            else:
-                tile.copy_(inputs @ self.weight[words].T)
+            tile.copy_(linear(inputs, self.weight[words]))
             if self.head.bias is not None:
                 tile.add_(self.head.bias[words])
             if self.softcap:
@@ -227,14 +226,10 @@ class _Head:
             if p is not None and p.requires_grad and p.grad is None:
                 p.grad = torch.zeros_like(p)
         if self.head.weight.requires_grad:
-            into = self.head.weight.grad[words]
-            if into.dtype == self.dtype:
-                into.addmm_(narrow.T, inputs)
-            else:
-                into.add_(narrow.T @ inputs)
+            self.head.weight.grad[words] += linear(narrow.T, inputs.T)
         if self.head.bias is not None and self.head.bias.requires_grad:
             self.head.bias.grad[words] += gradient.sum(0)
-        return narrow @ self.weight[words]
+        return linear(narrow, self.weight[words].T)
 
 
 def _nll(parts: Decoder, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from depthprune_core.assets import WheelFile, fetch, sha256_of
+from depthprune_core.products import fast_products, linear
 
 BUNDLED = Path(__file__).resolve().parent.parent / "models"
 
@@ -238,7 +239,7 @@ class Decoder:
     def logits(self, hidden: torch.Tensor, words: slice = slice(None)) -> torch.Tensor:
         """Hidden states after the final norm -> logits in float32, of a slice of the vocabulary.  (..., d) -> (..., words)"""
         bias = self.head.bias[words] if self.head.bias is not None else None
-        logits = nn.functional.linear(hidden, self.head.weight[words], bias).float()
+        logits = linear(hidden, self.head.weight[words], bias).float()
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
     @property
@@ -362,7 +363,12 @@ def passing(parts: Decoder, value: torch.Tensor | None = None) -> Callable:
 @contextmanager
 def checkpointed(layers: nn.ModuleList) -> Iterator[None]:
     """Within the block, layers keep only their input for the backward pass and compute their inside again in it."""
-    forwards = {i: partial(checkpoint, layer.forward, use_reentrant=False) for i, layer in enumerate(layers)}
+
+    def inside(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with fast_products(layer):  # the backward pass comes after the block that the forward pass ran in
+            return type(layer).forward(layer, *args, **kwargs)
+
+    forwards = {i: partial(checkpoint, partial(inside, layer), use_reentrant=False) for i, layer in enumerate(layers)}
     with replaced(layers, forwards):
         yield
 
@@ -401,7 +407,7 @@ def hidden_states(
     skipped = {index: passing(parts) for index in range(resume_after)}
     if resume_after >= 0:
         skipped[resume_after] = passing(parts, hidden)
-    with replaced(parts.layers, skipped):
+    with replaced(parts.layers, skipped), fast_products(parts.base):
         return parts.base(input_ids=ids, use_cache=False).last_hidden_state
 
 

@@ -6,9 +6,11 @@ where the stamp still holds. A recovery that was cut goes on from its checkpoint
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
+import platform
 import re
 import resource
 import sys
@@ -32,6 +34,7 @@ from depthprune_study.settings import StudyError
 
 def open_bench(notebook: str, cell: Mapping[str, Any]) -> Bench:
     """The bench of a notebook, its parameters taken from the notebook's own variables (`globals()`) and checked."""
+    _keep_freed_memory()
     schema = settings.SCHEMAS[notebook]
     parameters = settings.check(notebook, {name: cell[name] for name in schema.model_fields if name in cell})
     return Bench(notebook, parameters)
@@ -220,6 +223,15 @@ class Bench:
             device=self.device,
             seed=seed,
         )
+
+
+def _keep_freed_memory() -> None:
+    """Let this process use again what it has freed, where glibc would hand large pieces back and fault them in anew each step."""
+    if platform.libc_ver()[0] == "glibc":
+        never, trim_threshold, most_mapped = 2**31 - 1, -1, -4  # names in malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX
+        libc = ctypes.CDLL(None)
+        libc.mallopt(most_mapped, 0)
+        libc.mallopt(trim_threshold, never)
 
 
 def _device(wanted: str) -> str:

@@ -1,0 +1,80 @@
+"""Matrix products in float32 on a CPU, by whichever of torch's two libraries uses the processor fully."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x @ weight.T + bias, with gradients, as `torch.nn.functional.linear`.  (..., k), (n, k), (n,) -> (..., n)
+
+    Where MKL, torch's default, leaves a processor's vector units half unused, float32 products go through oneDNN, which
+    torch ships too: the same sums in another order.
+    """
+    plain = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
+    if not (plain and onednn_is_better()) or torch.is_autocast_enabled("cpu"):
+        return nn.functional.linear(x, weight, bias)
+    if torch.is_grad_enabled():
+        return _Linear.apply(x, weight, bias)
+    return _onednn(x, weight, bias)
+
+
+@contextmanager
+def fast_products(model: nn.Module) -> Iterator[None]:
+    """Within the block, the linear maps of a model compute by `linear`; modules and weights stay where they are."""
+    modules = []
+    if onednn_is_better():
+        modules = [m for m in model.modules() if type(m) in (nn.Linear, Conv1D) and "forward" not in vars(m)]
+    for module in modules:
+        module.forward = partial(_forward, module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+@cache
+def onednn_is_better() -> bool:
+    """On AMD processors with AVX-512, which MKL does not use there. By name, not by a stopwatch: a result must not depend on it."""
+    has_op = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return has_op and wide and _CPUINFO.exists() and "AuthenticAMD" in _CPUINFO.read_text()
+
+
+def _forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    weight = module.weight.t() if isinstance(module, Conv1D) else module.weight
+    return linear(x, weight, module.bias)
+
+
+def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    """The gradients of a linear map by the same library."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        rows = gradient.reshape(-1, gradient.shape[-1])  # (m, n)
+        of_x = _onednn(rows, weight.t()).view(x.shape) if ctx.needs_input_grad[0] else None
+        of_weight = _onednn(rows.t(), x.reshape(-1, x.shape[-1]).t()) if ctx.needs_input_grad[1] else None
+        return of_x, of_weight, rows.sum(0) if ctx.needs_input_grad[2] else None

@@ -101,11 +101,11 @@ def compiled_decode(
         cache.reset()
         ids = model(input_ids=prompt, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
         tokens = [int(ids)]
-        start = speed._now(model.device)
+        start = speed.now(model.device)
         for _ in range(new_tokens - 1):
             ids = step(ids.clone())[:, -1:].argmax(-1)
             tokens.append(int(ids))
-        seconds.append(speed._now(model.device) - start)
+        seconds.append(speed.now(model.device) - start)
     return tokens, 1e3 * sorted(seconds[2:])[rounds // 2] / (new_tokens - 1)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks import machine, plain
-from benchmarks.rows import PAIR, head_in_layers, load, passes, windows_of
+from benchmarks.rows import PAIR, greedy_passes, head_in_layers, load, passes, windows_of
 from depthprune_core import distillation, evaluation, intervals, pruning, racing, selection, subsets, text
 from depthprune_core.models import decoder
 from depthprune_core.records import Plan
@@ -61,7 +61,7 @@ def race(k: int) -> dict[str, Any]:
     plain.nll_sums(model, batch, [sets[i] for i in chosen])
     seconds_per_pass = (time.perf_counter() - start) / (SAMPLED * (n_layers - k + head)) / batch.n_tokens
     exhaustive = len(sets) * (n_layers - k + head) * windows.n_tokens * seconds_per_pass
-    greedy = sum((n_layers - i) * (n_layers - i - 1 + head) for i in range(k)) * windows.n_tokens * seconds_per_pass
+    greedy = greedy_passes(n_layers, k, head) * windows.n_tokens * seconds_per_pass
     return {
         "model": MODEL,
         "pool_tokens": windows.n_tokens,

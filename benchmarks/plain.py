@@ -6,10 +6,12 @@ Nothing here is slowed down on purpose: no gradients where none are wanted, no K
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from depthprune_core.models import decoder, passing, replaced
@@ -29,19 +31,22 @@ def nll_sums(model: PreTrainedModel, windows: Windows, sets: Iterable[tuple[int,
     return sums
 
 
-def greedy(model: PreTrainedModel, windows: Windows, k: int) -> list[tuple[tuple[int, ...], list[float]]]:
-    """SLEB's search (Song et al. 2024): each round tries every layer that is left, by full forwards."""
-    n_layers, dropped, rounds = len(decoder(model).layers), (), []
-    for _ in range(k):
-        sets = [tuple(sorted((*dropped, layer))) for layer in range(n_layers) if layer not in dropped]
-        sums = nll_sums(model, windows, sets)
-        dropped = sets[min(range(len(sets)), key=sums.__getitem__)]
-        rounds.append((dropped, sums))
-    return rounds
-
-
-def recover(student: PreTrainedModel, teacher: PreTrainedModel, windows: Windows, *, lr: float, batch_size: int) -> list[float]:
+def recover(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    windows: Windows,
+    *,
+    lr: float,
+    batch_size: int,
+    checkpoint_activations: bool = False,
+) -> list[float]:
     """Logit KL as it is usually written: both models' full logits, autograd through them, AdamW. Returns the loss of each step."""
+    layers = decoder(student).layers if checkpoint_activations else ()
+    with replaced(layers, {i: partial(checkpoint, layer.forward, use_reentrant=False) for i, layer in enumerate(layers)}):
+        return _train(student, teacher, windows, lr=lr, batch_size=batch_size)
+
+
+def _train(student: PreTrainedModel, teacher: PreTrainedModel, windows: Windows, *, lr: float, batch_size: int) -> list[float]:
     student.eval()  # no dropout, as ours
     trainable = [p for p in student.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trainable, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)

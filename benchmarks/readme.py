@@ -24,13 +24,16 @@ def fill(page: str) -> str:
 def block(folder: Path) -> str:
     """Machine, table, decode, and what the long runs found."""
     measured = _read(folder / "table.json")
+    rows = [Row(**row) for row in measured["rows"]]
     versions = measured["versions"]
     lines = [
         f"{measured['machine']}, {measured['n_threads']} threads, torch {versions['torch']}, transformers {versions['transformers']}; "
         "the median of the repetitions, and a 95 % interval of the ratio where there are several:",
         "",
         *table.HEADER,
-        *(table.line(Row(**row)) for row in measured["rows"]),
+        *map(table.line, rows),
+        "",
+        *table.notes(rows),
         "",
         table.decode_lines([Depth(**depth) for depth in measured["decode"]]),
         "",

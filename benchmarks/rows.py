@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import combinations
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from benchmarks import plain
-from benchmarks.measure import Row, in_turn, timed
+from benchmarks.measure import Row, in_turn
 from depthprune_core import distillation, models, pruning, sensitivity, subsets, text
 from depthprune_core.models import decoder
+from depthprune_core.products import fast_products, linear, onednn_is_better
 from depthprune_core.progress import Progress
 from depthprune_core.records import Plan
 from depthprune_core.text import Windows
@@ -25,10 +28,15 @@ SAMPLED_SETS = 24  # full forwards timed of an exhaustive search
 def all_rows(progress: Progress, *, only: str = "") -> Iterator[Row]:
     """Row after row, each as soon as it is done; `only` those whose work contains the text."""
     makers: list[tuple[str, Callable[[], Row]]] = [
+        ("products", products),
         ("drop-one gpt2", lambda: drop_one("gpt2-shape", 512, 4, 0.0)),
         ("drop-one smollm2", lambda: drop_one("smollm2-135m", 512, 4, 1.7)),
+        (
+            "drop-one smollm2, same library",
+            lambda: drop_one("smollm2-135m", 512, 2, 0.0, same_library=True),
+        ),
         ("profile", lambda: whole_profile("smollm2-135m", 512, 2)),
-        ("drop-one tinyllama", lambda: drop_one("tinyllama-1.1b-shape", 128, 3, 1.75)),
+        ("drop-one tinyllama", lambda: drop_one("tinyllama-1.1b-shape", 128, 3, 1.75, batch_size=1)),
         ("pairs", lambda: all_pairs("smollm2-135m", 128, 3)),
         ("recovery after_first_cut against all", lambda: recovery("after_first_cut", 1.2, "all")),
         ("recovery after_first_cut", lambda: recovery("after_first_cut", 0.0, "after_first_cut")),
@@ -74,71 +82,89 @@ def passes(n_layers: int, k: int, head: float, *, tree: bool) -> float:
     )
 
 
-def drop_one(name: str, tokens: int, repetitions: int, target: float) -> Row:
-    """The rise in NLL with each layer dropped alone."""
+def greedy_passes(n_layers: int, k: int, head: float) -> float:
+    """Layer passes of a greedy search for k layers by full forwards, the head counted in layers."""
+    return sum((n_layers - i) * (n_layers - i - 1 + head) for i in range(k))
+
+
+def products() -> Row:
+    """The matrix product that a layer of SmolLM2 takes most of its time for: torch's default against the library we choose."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(512, 576, generator=generator), torch.randn(1_536, 576, generator=generator) / 576**0.5
+
+    def repeated(product: Callable) -> list[float]:
+        for _ in range(199):
+            product(x, weight)
+        return product(x, weight).flatten().tolist()
+
+    row = Row("200 products of 512 x 576 by 576 x 1,536", "none", "float32")
+    results = in_turn(row, lambda r: repeated(nn.functional.linear), lambda r: repeated(linear), repetitions=7)
+    row.largest_difference_nats = _largest(results, 1)
+    row.note = "chosen here: oneDNN" if onednn_is_better() else "chosen here: torch's default"
+    return row
+
+
+def drop_one(
+    name: str, tokens: int, repetitions: int, target: float, *, batch_size: int = 2, same_library: bool = False
+) -> Row:
+    """The rise in NLL with each layer dropped alone; with `same_library` the plain side has our products too."""
     model, tokenizer = load(name)
-    n_layers = len(decoder(model).layers)
-    batch = min(tokens, 256)
-    windows = windows_of(tokenizer, "calibration", seq_len=batch, count=repetitions * tokens // batch)
+    n_layers, head = len(decoder(model).layers), head_in_layers(model)
+    parts = _parts(tokenizer, "calibration", tokens, repetitions, batch_size)
     sets = [(), *((layer,) for layer in range(n_layers))]
-    row = Row("drop-one profile (NLL)", name, f"{tokens} tokens", target=target)
-    row.counts_allow = passes(n_layers, 1, head_in_layers(model), tree=False) / passes(
-        n_layers, 1, head_in_layers(model), tree=True
-    )
-    part = lambda r: windows.take(slice(r * tokens // batch, (r + 1) * tokens // batch))  # noqa: E731
-    results = in_turn(
-        row,
-        lambda r: plain.nll_sums(model, part(r), sets),
-        lambda r: subsets.nll_by_window(model, part(r), sets, batch_size=tokens // batch).sum(1).tolist(),
-        repetitions=repetitions,
-    )
-    row.largest_difference_nats = _largest(results, tokens)
+    work = "drop-one profile (NLL), plain side with our products" if same_library else "drop-one profile (NLL)"
+    row = Row(work, name, f"{tokens} tokens", target=target)
+    row.counts_allow = passes(n_layers, 1, head, tree=False) / passes(n_layers, 1, head, tree=True)
+
+    def run_plain(r: int) -> list[float]:
+        with fast_products(model) if same_library else nullcontext():
+            return plain.nll_sums(model, parts[r], sets)
+
+    def run_ours(r: int) -> list[float]:
+        return subsets.nll_by_window(model, parts[r], sets, batch_size=batch_size).sum(1).tolist()
+
+    row.largest_difference_nats = _largest(in_turn(row, run_plain, run_ours, repetitions=repetitions), tokens)
     return row
 
 
 def whole_profile(name: str, tokens: int, repetitions: int) -> Row:
     """Plain drop-one NLL next to all our activation criteria in one pass: more work on our side."""
     model, tokenizer = load(name)
-    n_layers = len(decoder(model).layers)
-    windows = windows_of(tokenizer, "calibration", seq_len=256, count=repetitions * tokens // 256)
-    sets = [(), *((layer,) for layer in range(n_layers))]
+    parts = _parts(tokenizer, "calibration", tokens, repetitions, 2)
+    sets = [(), *((layer,) for layer in range(len(decoder(model).layers)))]
+
+    def run_plain(r: int) -> list[float]:
+        whole, *dropped = plain.nll_sums(model, parts[r], sets)
+        return [(value - whole) / tokens for value in dropped]
+
+    def run_ours(r: int) -> tuple[float, ...]:
+        return sensitivity.profile(model, parts[r], batch_size=2, gradients=False).drop_one
+
     row = Row("the same, ours with KL, block influence and all spans' angles", name, f"{tokens} tokens")
-    part = lambda r: windows.take(slice(r * tokens // 256, (r + 1) * tokens // 256))  # noqa: E731
-    results = in_turn(
-        row,
-        lambda r: plain.nll_sums(model, part(r), sets),
-        lambda r: sensitivity.profile(model, part(r), batch_size=tokens // 256, gradients=False),
-        repetitions=repetitions,
-    )
-    rises = [([(x - sums[0]) / tokens for x in sums[1:]], profile.drop_one) for sums, profile in results]
-    row.largest_difference_nats = max(abs(a - b) for ours, theirs in rises for a, b in zip(ours, theirs, strict=True))
+    row.largest_difference_nats = _largest(in_turn(row, run_plain, run_ours, repetitions=repetitions), 1)
     return row
 
 
 def all_pairs(name: str, tokens: int, repetitions: int) -> Row:
     """Every set of one or two layers; of the plain side a sample of the pairs is timed and scaled up."""
     model, tokenizer = load(name)
-    n_layers = len(decoder(model).layers)
-    windows = windows_of(tokenizer, "calibration", seq_len=tokens, count=repetitions)
+    n_layers, head = len(decoder(model).layers), head_in_layers(model)
+    parts = _parts(tokenizer, "calibration", tokens, repetitions, 1)
     pairs = list(combinations(range(n_layers), 2))
-    chosen = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))[: SAMPLED_SETS * repetitions]
-    head = head_in_layers(model)
+    chosen = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
+    samples = [[pairs[i] for i in chosen[r * SAMPLED_SETS : (r + 1) * SAMPLED_SETS]] for r in range(repetitions)]
+    sets = [(), *((layer,) for layer in range(n_layers)), *pairs]
+
+    def run_ours(r: int) -> list[float]:
+        by_set = dict(zip(sets, subsets.nll_by_window(model, parts[r], sets).sum(1).tolist(), strict=True))
+        return [by_set[pair] for pair in samples[r]]
+
     row = Row("all pairs, exact", name, f"{tokens} tokens", target=2.1)
-    row.counts_allow = passes(n_layers, 2, head, tree=False) / passes(n_layers, 2, head, tree=True)
-    row.note = f"plain side: {SAMPLED_SETS} of {len(pairs)} pairs timed a repetition, scaled by layer passes"
-    results = []
-    for r in range(repetitions):
-        sample = [pairs[i] for i in chosen[r * SAMPLED_SETS : (r + 1) * SAMPLED_SETS].tolist()]
-        part = windows.take(slice(r, r + 1))
-        sums, seconds, peak = timed(lambda part=part, sample=sample: plain.nll_sums(model, part, sample))
-        row.plain_seconds.append(seconds * passes(n_layers, 2, head, tree=False) / (SAMPLED_SETS * (n_layers - 2 + head)))
-        row.plain_peak_bytes = max(row.plain_peak_bytes, peak)
-        sets = [(), *((layer,) for layer in range(n_layers)), *pairs]
-        ours, seconds, peak = timed(lambda part=part, sets=sets: subsets.nll_by_window(model, part, sets).sum(1).tolist())
-        row.our_seconds.append(seconds)
-        row.our_peak_bytes = max(row.our_peak_bytes, peak)
-        by_set = dict(zip(sets, ours, strict=True))
-        results.append((sums, [by_set[pair] for pair in sample]))
+    results = in_turn(row, lambda r: plain.nll_sums(model, parts[r], samples[r]), run_ours, repetitions=repetitions)
+    all_plain = passes(n_layers, 2, head, tree=False)
+    row.plain_seconds = [s * all_plain / (SAMPLED_SETS * (n_layers - 2 + head)) for s in row.plain_seconds]
+    row.counts_allow = all_plain / passes(n_layers, 2, head, tree=True)
+    row.note = f"plain side: {SAMPLED_SETS} of {len(pairs)} pairs timed in each repetition, scaled by layer passes"
     row.largest_difference_nats = _largest(results, tokens)
     return row
 
@@ -147,9 +173,8 @@ def recovery(trained: str, target: float, plain_trains: str, *, repetitions: int
     """Two steps of two windows of 256 tokens each; the plain side trains all, or the same part as ours."""
     teacher, tokenizer = load("smollm2-135m")
     plan = Plan(len(decoder(teacher).layers), PAIR, "fixed")
-    windows = windows_of(tokenizer, "recovery", seq_len=256, count=4 * repetitions)
+    parts = _parts(tokenizer, "recovery", 1_024, repetitions, 4)
     students = [pruning.drop_layers(teacher, plan) for _ in range(2)]
-    part = lambda r: windows.take(slice(4 * r, 4 * r + 4))  # noqa: E731
     row = Row(f"recovery, {trained} (plain: {plain_trains})", "smollm2-135m", "1,024 tokens", target=target)
     layers, head, first = plan.n_layers - 2, head_in_layers(teacher), min(PAIR)
     teacher_passes = plan.n_layers + head
@@ -168,11 +193,11 @@ def recovery(trained: str, target: float, plain_trains: str, *, repetitions: int
 
     def run_ours(r: int) -> list[float]:
         options = {"loss": {"kl": 1.0}, "lr": 1e-4, "seed": 0, "batch_size": 2, "trained": trained, "plan": plan}
-        return list(distillation.recover(reset(students[1]), teacher, part(r), **options)[1].losses["kl"])
+        return list(distillation.recover(reset(students[1]), teacher, parts[r], **options)[1].losses["kl"])
 
     results = in_turn(
         row,
-        lambda r: plain.recover(reset(students[0]), teacher, part(r), lr=1e-4, batch_size=2),
+        lambda r: plain.recover(reset(students[0]), teacher, parts[r], lr=1e-4, batch_size=2),
         run_ours,
         repetitions=repetitions,
     )
@@ -189,18 +214,14 @@ def recovery_memory(checkpoint_activations: bool) -> Row:
     students = [pruning.drop_layers(teacher, plan) for _ in range(2)]
     spared = "layers recomputed" if checkpoint_activations else "activations kept"
     row = Row(f"recovery memory, {spared}", "gpt2-shape", "4 x 1,024 tokens")
-    row.note = "target: at most 0.4x the plain side's memory"
+    row.note = "about memory: the target is at most 0.4x of the plain side's"
+    same = {"lr": 1e-4, "batch_size": 4, "checkpoint_activations": checkpoint_activations}
 
     def run_plain(r: int) -> list[float]:
-        if not checkpoint_activations:
-            return plain.recover(students[0], teacher, windows, lr=1e-4, batch_size=4)
-        with models.checkpointed(decoder(students[0]).layers):
-            return plain.recover(students[0], teacher, windows, lr=1e-4, batch_size=4)
+        return plain.recover(students[0], teacher, windows, **same)
 
     def run_ours(r: int) -> list[float]:
-        options = {"loss": {"kl": 1.0}, "lr": 1e-4, "seed": 0, "batch_size": 4}
-        _, curve = distillation.recover(students[1], teacher, windows, checkpoint_activations=checkpoint_activations, **options)
-        return list(curve.losses["kl"])
+        return list(distillation.recover(students[1], teacher, windows, loss={"kl": 1.0}, seed=0, **same)[1].losses["kl"])
 
     row.largest_difference_nats = _largest(in_turn(row, run_plain, run_ours, repetitions=1), 1)
     return row
@@ -215,5 +236,12 @@ def _freeze_prefix(student: PreTrainedModel, first: int) -> None:
         layer.requires_grad_(False)
 
 
-def _largest(results: list[tuple[list[float], list[float]]], tokens: int) -> float:
-    return max(abs(a - b) / tokens for ours, theirs in results for a, b in zip(ours, theirs, strict=True))
+def _parts(tokenizer: object, split: str, tokens: int, repetitions: int, windows_each: int) -> list[Windows]:
+    """The windows of each repetition: `windows_each` of them, `tokens` together."""
+    windows = windows_of(tokenizer, split, seq_len=tokens // windows_each, count=windows_each * repetitions)
+    return list(windows.batches(windows_each))
+
+
+def _largest(results: list[tuple[Sequence[float], Sequence[float]]], tokens: int) -> float:
+    """The largest difference between the two sides' numbers, per token."""
+    return max(abs(a - b) / tokens for theirs, ours in results for a, b in zip(theirs, ours, strict=True))

@@ -16,9 +16,17 @@ def line(row: Row) -> str:
     plain, ours = (sorted(values)[len(values) // 2] for values in (row.plain_seconds, row.our_seconds))
     allowed = f"{row.counts_allow:.2f}x" if row.counts_allow else ""
     target = f"{row.target:g}x" if row.target else ""
-    memory = f"{_megabytes(row.plain_peak_bytes)} / {_megabytes(row.our_peak_bytes)}" if row.plain_peak_bytes else ""
+    memory = ""
+    if row.plain_peak_bytes and row.our_peak_bytes:
+        share = row.our_peak_bytes / row.plain_peak_bytes
+        memory = f"{_megabytes(row.plain_peak_bytes)} / {_megabytes(row.our_peak_bytes)} ({share:.2f}x)"
     cells = [row.work, row.model, row.size, f"{plain:.1f} s", f"{ours:.1f} s", f"{_ratio(row)}", allowed, target, memory]
     return "| " + " | ".join([*cells, f"{row.largest_difference_nats:.0e} nats"]) + " |"
+
+
+def notes(rows: list[Row]) -> list[str]:
+    """What a row's figures need to be read rightly, a line each."""
+    return [f"- {row.work}, {row.model}: {row.note}." for row in rows if row.note]
 
 
 def decode_lines(depths: list[Depth]) -> str:

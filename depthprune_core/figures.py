@@ -21,7 +21,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
-from depthprune_core.intervals import Interval, layer_intervals, median_ratio
+from depthprune_core.intervals import Interval, decode_gain, layer_intervals, median_ratio
 from depthprune_core.records import Curve, PairCosts, Profile, Timing
 
 Intervals = Mapping[str, Interval]
@@ -177,8 +177,7 @@ def speed(timings: Mapping[str, Timing]) -> Figure:
     rows = {}
     for name, timing in timings.items():
         rows[f"{_words(name)}, prefill"] = name, median_ratio(timing.teacher_prefill_ms, timing.student_prefill_ms)
-        decode = median_ratio(timing.teacher_decode_ms_per_token, timing.student_decode_ms_per_token)
-        rows[f"{_words(name)}, decode"] = name, decode
+        rows[f"{_words(name)}, decode"] = name, decode_gain(timing)
     figure, ax = _row_axes(list(rows), "Speed against the teacher\n" + "; ".join(sorted(settings)))
     for row, (name, ratio) in enumerate(rows.values()):
         _dot(ax, row, ratio, horizontal=True, filled=row % 2 == 1, **_style(name))

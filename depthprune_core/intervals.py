@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from depthprune_core.records import Profile, Score
+from depthprune_core.records import Profile, Score, Timing
 
 RESAMPLES = 4_000
 
@@ -108,6 +108,11 @@ def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> In
     medians = np.median(ratios[rng.integers(0, len(ratios), size=(RESAMPLES, len(ratios)))], axis=1)
     low, high = np.percentile(medians, [2.5, 97.5])
     return Interval(float(np.median(ratios)), float(low), float(high), len(ratios), float(len(ratios)))
+
+
+def decode_gain(timing: Timing) -> Interval:
+    """How many times faster the student decodes than its teacher, round by round."""
+    return median_ratio(timing.teacher_decode_ms_per_token, timing.student_decode_ms_per_token)
 
 
 def layer_intervals(profile: Profile, criterion: str) -> list[Interval]:

@@ -217,11 +217,6 @@ def shape(name: str, *, n_layers: int | None = None) -> PreTrainedModel:
     return model
 
 
-def count_parameters(name: str, *, n_layers: int | None = None) -> int:
-    """Parameters of a `config` model, by arithmetic on its shape; a tied tensor counts once."""
-    return shape(name, n_layers=n_layers).num_parameters()
-
-
 # ---------------------------------------------------------------- anatomy
 
 
@@ -364,11 +359,13 @@ def passing(parts: Decoder, value: torch.Tensor | None = None) -> Callable:
 def checkpointed(layers: nn.ModuleList) -> Iterator[None]:
     """Within the block, layers keep only their input for the backward pass and compute their inside again in it."""
 
-    def inside(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def inside(layer: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Any:
         with fast_products(layer):  # the backward pass comes after the block that the forward pass ran in
-            return type(layer).forward(layer, *args, **kwargs)
+            return forward(*args, **kwargs)
 
-    forwards = {i: partial(checkpoint, partial(inside, layer), use_reentrant=False) for i, layer in enumerate(layers)}
+    forwards = {
+        i: partial(checkpoint, partial(inside, layer, layer.forward), use_reentrant=False) for i, layer in enumerate(layers)
+    }
     with replaced(layers, forwards):
         yield
 

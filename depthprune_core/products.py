@@ -19,8 +19,8 @@ _CPUINFO = Path("/proc/cpuinfo")
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x @ weight.T + bias, with gradients, as `torch.nn.functional.linear`.  (..., k), (n, k), (n,) -> (..., n)
 
-    Where MKL, torch's default, leaves a processor's vector units half unused, float32 products go through oneDNN, which
-    torch ships too: the same sums in another order.
+    Where MKL, torch's default, is the slower library, float32 products go through oneDNN, which torch ships too: the same
+    sums in another order.
     """
     plain = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
     if not (plain and onednn_is_better()) or torch.is_autocast_enabled("cpu"):
@@ -47,7 +47,7 @@ def fast_products(model: nn.Module) -> Iterator[None]:
 
 @cache
 def onednn_is_better() -> bool:
-    """On AMD processors with AVX-512, which MKL does not use there. By name, not by a stopwatch: a result must not depend on it."""
+    """On AMD processors with AVX-512 (`make bench` times both). By name, not by a stopwatch: a result must not depend on it."""
     has_op = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
     return has_op and wide and _CPUINFO.exists() and "AuthenticAMD" in _CPUINFO.read_text()

@@ -24,9 +24,7 @@ Measure = Callable[[list[Layers], int, int], np.ndarray]
 FIRST_WINDOWS = 8  # what every candidate is seen on; fewer could rule out next to nothing
 GROWTH = 1.5
 PART_WINDOWS = 32  # what a part that has not lost yet is seen on: each one that loses takes many sets with it
-PRIOR_VARIANCE = (
-    10.0  # of the mean gap, in units of a window's variance; any value is valid, this one is good from 8 windows on
-)
+PRIOR_VARIANCE = 10.0  # of the mean gap, in a window's variances; any value is valid, this one serves from 8 windows on
 
 
 def best_set(
@@ -94,35 +92,32 @@ def race(
         )
     n_sets = math.comb(n_layers, k)
     alpha = error_probability / ((2**k - 1) * max(1, n_sets - 1))
-    heat = _Heat(measure, n_windows, alpha)
-    heat.see(min(FIRST_WINDOWS, n_windows))
-    candidates = _not_ruled_out_by_parts(heat, n_layers, k)
+    standings = _Standings(measure, n_windows, alpha)
+    standings.seen = min(FIRST_WINDOWS, n_windows)
+    candidates = _not_ruled_out_by_parts(standings, n_layers, k)
     rounds = []
     while True:
-        heat.extend(candidates)
-        leader = heat.best(candidates)
-        lows, _ = heat.bounds(candidates, leader)
-        rounds.append({"windows": heat.seen, "sets": len(candidates)})
-        alive = [dropped for dropped, low in zip(candidates, lows, strict=True) if dropped == leader or low <= 0]
-        if heat.seen == n_windows:
-            alive = [dropped for dropped, low in zip(candidates, lows, strict=True) if low <= tolerance_nats]
-        settled = len(alive) == 1 or all(
-            low >= -tolerance_nats for dropped, low in zip(candidates, lows, strict=True) if dropped in set(alive) - {leader}
-        )
-        candidates = alive
-        if settled or heat.seen == n_windows:
+        standings.extend(candidates)
+        leader = standings.best(candidates)
+        lows, _ = standings.bounds(candidates, leader)
+        rounds.append({"windows": standings.seen, "sets": len(candidates)})
+        exhausted = standings.seen == n_windows
+        highest = tolerance_nats if exhausted else 0.0
+        alive = {d: low for d, low in zip(candidates, lows, strict=True) if d == leader or low <= highest}
+        candidates = list(alive)
+        if exhausted or all(low >= -tolerance_nats for dropped, low in alive.items() if dropped != leader):
             break
-        heat.see(min(n_windows, math.ceil(GROWTH * heat.seen)))
-    lows, highs = heat.bounds(candidates, leader)
-    gaps = heat.gaps(candidates, leader).mean(1)
+        standings.seen = min(n_windows, math.ceil(GROWTH * standings.seen))
+    lows, highs = standings.bounds(candidates, leader)
+    gaps = standings.gaps(candidates, leader).mean(1)
     finalists = {
         ",".join(map(str, dropped)): (float(gap), float(low), float(high))
         for dropped, gap, low, high in zip(candidates, gaps, lows, highs, strict=True)
         if dropped != leader
     } | {",".join(map(str, leader)): (0.0, 0.0, 0.0)}
-    heat.see(len(heat.values[leader]))  # parts may have taken it further than the race did
-    heat.extend([()])
-    checks, failures, largest = heat.part_checks()
+    standings.seen = len(standings.values[leader])  # parts may have taken it further than the race did
+    standings.extend([()])
+    checks, failures, largest = standings.part_checks()
     return Race(
         n_layers=n_layers,
         winner=leader,
@@ -133,12 +128,12 @@ def race(
         ruled_out_by_parts=n_sets - rounds[0]["sets"],
         rounds=tuple(rounds),
         finalists=finalists,
-        rise_nll_nats=float(heat.gaps([leader], ()).mean()),
-        set_windows=heat.spent,
+        rise_nll_nats=float(standings.gaps([leader], ()).mean()),
+        set_windows=standings.spent,
         part_checks=checks,
         part_failures=failures,
         largest_part_failure_nats=largest,
-        gap_skewness=heat.skewness(leader, len(leader)),
+        gap_skewness=standings.skewness(leader, len(leader)),
     )
 
 
@@ -163,16 +158,13 @@ def bounds(gaps: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     return mean - radius, mean + radius
 
 
-class _Heat:
+class _Standings:
     """What has been measured so far: each set on the first so many windows."""
 
     def __init__(self, measure: Measure, n_windows: int, alpha: float) -> None:
         self.measure, self.n_windows, self.alpha = measure, n_windows, alpha
         self.values: dict[Layers, np.ndarray] = {}
         self.seen, self.spent = 0, 0
-
-    def see(self, n_windows: int) -> None:
-        self.seen = n_windows
 
     def extend(self, sets: Iterable[Layers]) -> None:
         """Measure these sets on those of the seen windows that they have not been on."""
@@ -211,25 +203,25 @@ class _Heat:
         """How often a measured set could be compared with a part of it one layer smaller, how often the part cost more,
         and by how much at most (nats per token, on the windows that both have seen)."""
         excess = []
-        for dropped, row in self.values.items():
-            for part in itertools.combinations(dropped, max(1, len(dropped) - 1)):
-                if len(dropped) > 1 and part in self.values:
-                    n = min(len(row), len(self.values[part]))
-                    excess.append(float(self.values[part][:n].mean() - row[:n].mean()))
+        for dropped in (dropped for dropped in self.values if len(dropped) > 1):
+            for part in itertools.combinations(dropped, len(dropped) - 1):
+                if part in self.values:
+                    n = min(len(self.values[dropped]), len(self.values[part]))
+                    excess.append(float(self.values[part][:n].mean() - self.values[dropped][:n].mean()))
         failures = [value for value in excess if value > 0]
         return len(excess), len(failures), max(failures, default=0.0)
 
 
-def _not_ruled_out_by_parts(heat: _Heat, n_layers: int, k: int) -> list[Layers]:
+def _not_ruled_out_by_parts(standings: _Standings, n_layers: int, k: int) -> list[Layers]:
     """The sets of k layers none of whose parts has lost to a leader among the sets of k: grown a layer at a time."""
     level: list[Layers] = [(layer,) for layer in range(n_layers)]
-    heat.extend(level)
+    standings.extend(level)
     if k == 1:
         return level
-    cheapest = sorted(range(n_layers), key=lambda layer: heat.values[(layer,)].mean())[:k]
+    cheapest = sorted(range(n_layers), key=lambda layer: standings.values[(layer,)].mean())[:k]
     leaders = [tuple(sorted(cheapest))]
     for size in range(1, k):
-        kept = set(_not_lost(heat, level, leaders))
+        kept = set(_not_lost(standings, level, leaders))
         level = [
             (*dropped, layer)
             for dropped in sorted(kept)
@@ -237,28 +229,30 @@ def _not_ruled_out_by_parts(heat: _Heat, n_layers: int, k: int) -> list[Layers]:
             if all(part in kept for part in itertools.combinations((*dropped, layer), size))
         ]
         if size + 1 < k:
-            heat.extend(level)
-            leaders += _grown(heat, level, n_layers, k)
+            standings.extend(level)
+            leaders += _grown(standings, level, n_layers, k)
     return sorted({*level, *leaders})
 
 
-def _not_lost(heat: _Heat, parts: list[Layers], leaders: list[Layers]) -> list[Layers]:
+def _not_lost(standings: _Standings, parts: list[Layers], leaders: list[Layers]) -> list[Layers]:
     """The parts that no bound puts above the best leader, on up to `PART_WINDOWS` windows; then back to the first few."""
-    first = heat.seen
+    first = standings.seen
     while True:
-        heat.extend(parts + leaders)
-        lows, _ = heat.bounds(parts, heat.best(leaders)) if parts else ((), ())
+        standings.extend(parts + leaders)
+        lows, _ = standings.bounds(parts, standings.best(leaders)) if parts else ((), ())
         parts = [dropped for dropped, low in zip(parts, lows, strict=True) if low <= 0]
-        if not parts or heat.seen >= min(PART_WINDOWS, heat.n_windows):
-            heat.see(first)
+        if not parts or standings.seen >= min(PART_WINDOWS, standings.n_windows):
+            standings.seen = first
             return parts
-        heat.see(min(PART_WINDOWS, heat.n_windows, 2 * heat.seen))
+        standings.seen = min(PART_WINDOWS, standings.n_windows, 2 * standings.seen)
 
 
-def _grown(heat: _Heat, level: list[Layers], n_layers: int, k: int) -> list[Layers]:
+def _grown(standings: _Standings, level: list[Layers], n_layers: int, k: int) -> list[Layers]:
     """The cheapest set of this level, filled up with the layers that are cheapest alone: a better leader than the last."""
     if not level:
         return []
-    best = heat.best(level)
-    others = sorted((layer for layer in range(n_layers) if layer not in best), key=lambda layer: heat.values[(layer,)].mean())
+    best = standings.best(level)
+    others = sorted(
+        (layer for layer in range(n_layers) if layer not in best), key=lambda layer: standings.values[(layer,)].mean()
+    )
     return [tuple(sorted((*best, *others[: k - len(best)])))]

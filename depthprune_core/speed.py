@@ -105,17 +105,18 @@ def device_name(device: torch.device) -> str:
 
 
 def _prefill_and_decode_ms(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int) -> tuple[float, float]:
-    start = _now(model.device)
+    start = now(model.device)
     out = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
-    prefilled = _now(model.device)
+    prefilled = now(model.device)
     for _ in range(new_tokens):
         ids = out.logits[:, -1:].argmax(-1)
         out = model(input_ids=ids, past_key_values=out.past_key_values, use_cache=True)
-    done = _now(model.device)
+    done = now(model.device)
     return 1e3 * (prefilled - start), 1e3 * (done - prefilled) / new_tokens
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds on a clock that waits for what a GPU has still to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -192,12 +192,12 @@ def _second_speed(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
     if shape := evidence.shape_gains("tinyllama-1.1b-shape"):
         gains[SHAPES["tinyllama-1.1b-shape"]] = [shape["20"], shape["19"]]
     return [
-        Measured(model, f"decode {two}x / {three}x", _clean_then_mixed(two, three, **rule))
+        Measured(model, f"decode {two}x / {three}x", _clean_then_mixed(two, three, clean=rule["clean"]))
         for model, (two, three) in gains.items()
     ]
 
 
-def _clean_then_mixed(two: Interval, three: Interval, *, clean: float, **_: Any) -> str:
+def _clean_then_mixed(two: Interval, three: Interval, *, clean: float) -> str:
     if two.low > clean and three.low <= two.high:
         return REPRODUCED
     if two.high < clean or (two.low > clean and three.low > two.high):

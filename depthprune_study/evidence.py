@@ -60,18 +60,14 @@ class Evidence:
 
     def decode_gain(self, notebook: str, fewer: int) -> Interval:
         """How many times faster the cut model decodes: median of paired timings."""
-        timing = self.record(notebook, f"timing-{fewer}")
-        return intervals.median_ratio(timing.teacher_decode_ms_per_token, timing.student_decode_ms_per_token)
+        return intervals.decode_gain(self.record(notebook, f"timing-{fewer}"))
 
     def shape_gains(self, name: str) -> dict[str, Interval]:
         """Depth -> how many times faster a published shape decodes at that depth; empty where it was not timed."""
         if not self.has("02_prune_gpt2", f"timing-{name}"):
             return {}
         timings = self.record("02_prune_gpt2", f"timing-{name}")
-        return {
-            depth: intervals.median_ratio(t.teacher_decode_ms_per_token, t.student_decode_ms_per_token)
-            for depth, t in timings.items()
-        }
+        return {depth: intervals.decode_gain(timing) for depth, timing in timings.items()}
 
     def answer_ratios(self) -> dict[str, Interval]:
         """The answer on the second, pretrained family."""

@@ -151,10 +151,7 @@ def _speed_figure(model: str, timings: dict[str, Timing]) -> str:
         f"{model} on {one.device}, {one.dtype}, {one.n_threads} threads, batch {one.batch_size}, {one.context} tokens of context, "
         f"{len(one.student_decode_ms_per_token)} rounds; the two marks are the expectations by layer count and by bytes of weights."
     )
-    gains = {
-        name: intervals.median_ratio(t.teacher_decode_ms_per_token, t.student_decode_ms_per_token)
-        for name, t in timings.items()
-    }
+    gains = {name: intervals.decode_gain(timing) for name, timing in timings.items()}
     alt = "; ".join(f"{name}: decode {gain}x" for name, gain in gains.items())
     suspect = [name for name, gain in gains.items() if gain.low > timings[name].by_layer_count]
     if suspect:

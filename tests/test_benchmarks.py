@@ -15,7 +15,6 @@ from benchmarks import readme as bench_readme
 from depthprune_core import distillation, subsets
 from depthprune_core.models import decoder
 from depthprune_core.pruning import drop_layers
-from depthprune_core.selection import greedy
 from depthprune_study import readme
 
 PAGE = readme.README.read_text(encoding="utf-8")
@@ -37,6 +36,14 @@ def test_layer_passes_are_as_many_as_the_layers_that_run(model, windows, k):
     assert rows.passes(5, k, 2.5, tree=True) - rows.passes(5, k, 0, tree=True) == 2.5 * len(all_sets(5, k))
 
 
+def test_greedy_passes_are_as_many_as_the_layers_that_run(model, windows):
+    decoder(model)
+    counted = count_layer_passes(model)
+    plain.nll_sums(model, windows, [(layer,) for layer in range(5)])
+    plain.nll_sums(model, windows, [(0, layer) for layer in range(1, 5)])
+    assert len(counted) == rows.greedy_passes(5, 2, 0)
+
+
 def test_the_passes_of_the_design_s_examples():
     assert rows.passes(22, 1, 0, tree=False) == 22 + 22 * 21 and rows.passes(22, 1, 0, tree=True) == 22 * 23 / 2
     assert rows.passes(22, 2, 0, tree=True) == 1_793 and 22 + 231 * 20 + 22 * 21 == 5_104  # all pairs of TinyLlama
@@ -46,18 +53,18 @@ def test_both_sides_give_the_same_numbers(model, windows):
     sets = all_sets(5, 2)
     ours = subsets.nll_by_window(model, windows, sets).sum(1).tolist()
     assert plain.nll_sums(model, windows, sets) == pytest.approx(ours, abs=1e-4 * windows.n_tokens)
-    steps = plain.greedy(model, windows, 2)
-    assert steps[-1][0] == greedy(5, 2, subsets.CostFunction(model, windows)).dropped
 
 
-def test_the_plain_recovery_is_the_same_training(model):
+@pytest.mark.parametrize("checkpoint_activations", [False, True])
+def test_the_plain_recovery_is_the_same_training(model, checkpoint_activations):
     windows = tiny_windows(seed=1, lengths=(60, 29, 31)).take(
         slice(0, 4)
     )  # two steps: warm-up and cosine leave the rate as it is
     plan = plan_of(model, 1, 3)
     ours, theirs = drop_layers(model, plan), drop_layers(model, plan)
     _, curve = distillation.recover(ours, model, windows, plan=plan, loss={"kl": 1.0}, lr=1e-3, seed=0, batch_size=2)
-    assert plain.recover(theirs, model, windows, lr=1e-3, batch_size=2) == pytest.approx(curve.losses["kl"], rel=1e-4)
+    same = {"lr": 1e-3, "batch_size": 2, "checkpoint_activations": checkpoint_activations}
+    assert plain.recover(theirs, model, windows, **same) == pytest.approx(curve.losses["kl"], rel=1e-4)
     assert curve.losses["kl"][0] > 0
 
 
@@ -74,10 +81,13 @@ def test_sides_take_turns_and_peaks_are_on_top_of_what_was_there():
 
 
 def test_a_row_reads_as_one_line_of_the_table():
-    row = measure.Row("profile", "m", "8 tokens", [2.0, 2.0, 2.0], [1.0, 1.0, 1.0], 2_000_000, 1_000_000, 1.5, 1.7, 3e-6)
+    row = measure.Row(
+        "profile", "m", "8 tokens", [2.0, 2.0, 2.0], [1.0, 1.0, 1.0], 2_000_000, 1_000_000, 1.5, 1.7, 3e-6, "half a word"
+    )
     line = table.line(row)
     assert line.count("|") == table.HEADER[0].count("|") == table.HEADER[1].count("|")
-    assert "| **2.00x** [2.00, 2.00] | 1.50x | 1.7x | 2 MB / 1 MB | 3e-06 nats |" in line
+    assert "| **2.00x** [2.00, 2.00] | 1.50x | 1.7x | 2 MB / 1 MB (0.50x) | 3e-06 nats |" in line
+    assert table.notes([row, measure.Row("w", "m", "s")]) == ["- profile, m: half a word."]
 
 
 def test_a_layer_of_a_narrow_model_starts_in_some_time(monkeypatch):

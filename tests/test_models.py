@@ -354,8 +354,8 @@ def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
     ],
 )
 def test_parameter_counts_are_those_of_the_source(name, counts):
-    assert {n_layers: models.count_parameters(name, n_layers=n_layers) for n_layers in counts} == counts
-    assert models.count_parameters(name) == counts[max(counts)]
+    assert {n_layers: models.shape(name, n_layers=n_layers).num_parameters() for n_layers in counts} == counts
+    assert models.shape(name).num_parameters() == counts[max(counts)]
 
 
 @pytest.mark.parametrize(("name", "layer_parameters"), [("gpt2-shape", 7_087_872), ("tinyllama-1.1b-shape", 44_044_288)])

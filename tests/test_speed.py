@@ -41,7 +41,7 @@ def test_decode_is_single_tokens_behind_the_prompt(model):
 
 def test_decode_time_is_per_token(model, monkeypatch):
     clock = iter([0.0, 0.010, 0.040])  # seconds: start, prompt done, three tokens later
-    monkeypatch.setattr(speed, "_now", lambda device: next(clock))
+    monkeypatch.setattr(speed, "now", lambda device: next(clock))
     with torch.no_grad():
         assert speed._prefill_and_decode_ms(model, torch.ones(1, 4, dtype=torch.long), 3) == pytest.approx((10, 10))
 

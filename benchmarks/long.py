@@ -2,7 +2,7 @@
 
 - race-2, race-3: the best pair and triple of SmolLM2 by racing, next to what full forwards would take.
 - beyond-pairs: 4, 6 and 8 layers by pair terms, by greedy search and by single costs, quality and cost.
-- teacher-top: what recovery gains, and what KL loses, when only the teacher's top tokens are kept.
+- teacher-cache: what recovery gains when the teacher's states are kept, and what KL loses when only its top tokens are.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "race-2": lambda: race(2),
         "beyond-pairs": beyond_pairs,
-        "teacher-top": teacher_top,
+        "teacher-cache": teacher_cache,
         "race-3": lambda: race(3),
     }
     for name, work in parts.items():
@@ -108,22 +108,30 @@ def beyond_pairs() -> dict[str, Any]:
     return result
 
 
-def teacher_top() -> dict[str, Any]:
-    """Tokens a second of a second recovery on the same windows, and KL against the top k tokens as a share of the full KL."""
+def teacher_cache() -> dict[str, Any]:
+    """Tokens a second of a second recovery on the same windows; KL against the top k tokens as a share of the full KL."""
     teacher, tokenizer = load(MODEL)
     plan = Plan(len(decoder(teacher).layers), PAIR, "fixed")
     windows = windows_of(tokenizer, "recovery", seq_len=256, count=8)
     recipe = {"plan": plan, "loss": {"kl": 1.0}, "lr": 1e-4, "seed": 0, "batch_size": 2}
 
-    def run(top: distillation.TeacherTop | None) -> tuple[float, float]:
+    def run(cache: distillation.TeacherStates | distillation.TeacherTop | None) -> tuple[float, float]:
         student = pruning.drop_layers(teacher, plan)
         start = time.perf_counter()
-        _, curve = distillation.recover(student, teacher, windows, teacher_top=top, **recipe)
+        _, curve = distillation.recover(student, teacher, windows, teacher_cache=cache, **recipe)
         return windows.n_tokens / (time.perf_counter() - start), curve.losses["kl"][0]
 
     run(None)  # warms up
     whole, kl = run(None)
-    result: dict[str, Any] = {"model": MODEL, "tokens": windows.n_tokens, "tokens_per_second": whole, "by_k": {}}
+    states = distillation.TeacherStates(teacher)
+    run(states)
+    result: dict[str, Any] = {
+        "model": MODEL,
+        "tokens": windows.n_tokens,
+        "tokens_per_second": whole,
+        "states_tokens_per_second": run(states)[0],
+        "by_k": {},
+    }
     for k in (8, 32, 128):
         top = distillation.TeacherTop(teacher, k)
         first, _ = run(top)

@@ -41,8 +41,8 @@ def block(folder: Path) -> str:
     lines += [race_line(_read(path)) for path in sorted(folder.glob("race-*.json"))]
     if (folder / "beyond-pairs.json").exists():
         lines += ["", *beyond_lines(_read(folder / "beyond-pairs.json"))]
-    if (folder / "teacher-top.json").exists():
-        lines += ["", top_line(_read(folder / "teacher-top.json"))]
+    if (folder / "teacher-cache.json").exists():
+        lines += ["", cache_line(_read(folder / "teacher-cache.json"))]
     return "\n".join(lines)
 
 
@@ -80,15 +80,17 @@ def beyond_lines(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def top_line(found: dict[str, Any]) -> str:
-    """The teacher's kept top tokens in one sentence."""
+def cache_line(found: dict[str, Any]) -> str:
+    """What is kept of the teacher, in two sentences."""
+    whole = found["tokens_per_second"]
     shares = "; ".join(
-        f"k = {k}: {row['tokens_per_second'] / found['tokens_per_second']:.2f}x the tokens a second, {row['share_of_kl']:.1%} of the KL"
+        f"k = {k}: {row['tokens_per_second'] / whole:.2f}x the tokens a second, {row['share_of_kl']:.1%} of the KL"
         for k, row in found["by_k"].items()
     )
     return (
-        f"With the teacher's k most likely tokens kept from an earlier recovery on the same windows (`TeacherTop`, off by default), recovery of "
-        f"{found['model']} runs the teacher no more. {shares}."
+        f"A second recovery of {found['model']} on the same windows runs the teacher's head alone on the states kept from the first "
+        f"(`TeacherStates`, exact): {found['states_tokens_per_second'] / whole:.2f}x the tokens a second. With its k most likely tokens kept "
+        f"(`TeacherTop`, off by default) nothing of the teacher runs; {shares}."
     )
 
 

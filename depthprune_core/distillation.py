@@ -30,32 +30,75 @@ OPTIMISERS = ("adamw", "muon")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
-class TeacherTop:
-    """A teacher's k most likely next tokens of each window, kept in memory from the first time it is seen.
+class _PerWindow:
+    """What a teacher gives for a window, kept in main memory from the first time that the window is seen.
 
-    Several recoveries that share teacher and windows (arms, rates, seeds) then run the teacher once. What it costs: KL
-    over k + 1 outcomes instead of the vocabulary, never more than the full KL; the gap is what the student gets wrong
-    among the unlikely tokens alone. 8 k bytes a token.
+    Recoveries that share teacher and windows (arms, rates, seeds) then run it once. Each window is computed by itself, so that what is
+    kept does not depend on who asked first. What would take more than `limit_bytes` in all is computed anew each time.
     """
 
-    def __init__(self, teacher: PreTrainedModel, k: int) -> None:
+    def __init__(self, teacher: PreTrainedModel, limit_bytes: int) -> None:
+        self.teacher, self._room = teacher, limit_bytes
+        self._kept: dict[bytes, tuple[torch.Tensor, ...]] = {}
+
+    def _make(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(1, seq) token ids -> what is kept, (seq, ...) each"""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def _rows(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(batch, seq) token ids -> (batch x seq, ...) each, on the teacher's device"""
+        device = self.teacher.device
+        rows = [self._kept.get(row.cpu().numpy().tobytes()) or self._keep(row) for row in ids]
+        return tuple(torch.cat([part.to(device) for part in parts]) for parts in zip(*rows, strict=True))
+
+    def _keep(self, row: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        made = tuple(part.cpu() for part in self._make(row[None].to(self.teacher.device)))
+        n_bytes = sum(part.nbytes for part in made)
+        if n_bytes <= self._room:
+            self._room -= n_bytes
+            self._kept[row.cpu().numpy().tobytes()] = made
+        return made
+
+
+class TeacherStates(_PerWindow):
+    """A teacher's last hidden states: its layers run once a window, its head each time, so nothing is approximated.
+
+    4 d bytes a token in float32 (d: hidden size).
+    """
+
+    def __init__(self, teacher: PreTrainedModel, *, limit_bytes: int = 2**31) -> None:
+        super().__init__(teacher, limit_bytes)
+
+    def _make(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (hidden_states(self.teacher, ids).flatten(0, 1),)
+
+    def of(self, ids: torch.Tensor) -> torch.Tensor:
+        """(batch, seq) token ids -> (batch x seq, d)"""
+        return self._rows(ids)[0]
+
+
+class TeacherTop(_PerWindow):
+    """A teacher's k most likely next tokens: neither its layers nor its head run again.
+
+    What it costs: KL over k + 1 outcomes instead of the vocabulary, never more than the full KL; the gap is what the student
+    gets wrong among the unlikely tokens alone. 8 k bytes a token.
+    """
+
+    def __init__(self, teacher: PreTrainedModel, k: int, *, limit_bytes: int = 2**31) -> None:
         vocabulary = len(decoder(teacher).head.weight)
         if not 1 <= k < vocabulary:
             raise ValueError(f"k={k} tokens to keep: a vocabulary of {vocabulary} allows 1..{vocabulary - 1}")
-        self.teacher, self.k = teacher, k
-        self._kept: dict[bytes, losses.TopTokens] = {}
+        super().__init__(teacher, limit_bytes)
+        self.k = k
 
-    @torch.no_grad()
+    def _make(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        top = losses.most_likely(decoder(self.teacher), hidden_states(self.teacher, ids).flatten(0, 1), self.k)
+        return top.tokens, top.log_p
+
     def of(self, ids: torch.Tensor) -> losses.TopTokens:
         """(batch, seq) token ids -> the top tokens of every position, (batch x seq, k)"""
-        names = [row.cpu().numpy().tobytes() for row in ids]
-        new = [i for i, name in enumerate(names) if name not in self._kept]
-        if new:
-            hidden = hidden_states(self.teacher, ids[new].to(self.teacher.device))
-            for i, row in zip(new, hidden, strict=True):
-                self._kept[names[i]] = losses.most_likely(decoder(self.teacher), row, self.k)
-        kept = [self._kept[name] for name in names]
-        return losses.TopTokens(torch.cat([k.tokens for k in kept]), torch.cat([k.log_p for k in kept]))
+        return losses.TopTokens(*self._rows(ids))
 
 
 def recover(
@@ -77,7 +120,7 @@ def recover(
     precision: str = "float32",
     dropout: bool = False,
     checkpoint_activations: bool = False,
-    teacher_top: TeacherTop | None = None,
+    teacher_cache: TeacherStates | TeacherTop | None = None,
     validation: Windows | None = None,
     validate_every_tokens: int | None = None,
     checkpoint: Path | None = None,
@@ -96,7 +139,8 @@ def recover(
     ever and is frozen, with the embeddings and a head tied to them; that prefix runs once where the teacher has the same.
     checkpoint_activations: layers keep their input alone and compute their inside again in the backward pass: less memory,
     a third more time, the same result.
-    teacher_top: KL against the teacher's kept top tokens instead of its whole distribution (temperature 1, no hidden term).
+    teacher_cache: what other recoveries on these windows have had the teacher compute (no hidden term; `TeacherTop`, KL against its top
+    tokens alone, at temperature 1 only).
     optimiser: `adamw`, or `muon` for the layers' matrices with AdamW for the rest.
 
     `validation` is scored at the end; with `validate_every_tokens` also at the start and in between.
@@ -108,10 +152,7 @@ def recover(
     micro_batch_size = micro_batch_size or batch_size
     _check_settings(student, teacher, plan, loss, trained=trained, optimiser=optimiser, precision=precision)
     loss = {term: weight for term, weight in loss.items() if weight}
-    if teacher_top is not None and (temperature != 1 or "hidden" in loss or teacher_top.teacher is not teacher):
-        raise ValueError(
-            f"teacher_top is for this teacher, temperature=1 and no hidden term; got temperature={temperature}, loss={loss}"
-        )
+    _check_cache(teacher_cache, teacher, loss, temperature)
     recipe = {
         "loss": dict(sorted(loss.items())),
         "temperature": temperature,
@@ -128,9 +169,9 @@ def recover(
         "dropout": dropout,
         "seed": seed,
     }
-    if teacher_top is not None:
-        recipe["teacher_top"] = teacher_top.k
-    run = _Run(student, teacher, plan, trained, checkpoint_activations, teacher_top)
+    if isinstance(teacher_cache, TeacherTop):
+        recipe["teacher_top"] = teacher_cache.k
+    run = _Run(student, teacher, plan, trained, checkpoint_activations, teacher_cache)
     batches = list(windows.batches(batch_size))
     log = {"step": 0, "tokens": [], "losses": {term: [] for term in loss}, "validation_tokens": [], "validation": []}
     identity = json.dumps([recipe, windows.token_hash, list(plan.dropped) if plan else []], sort_keys=True)
@@ -216,9 +257,9 @@ class _Run:
         plan: Plan | None,
         trained: str,
         checkpoint_activations: bool = False,
-        teacher_top: TeacherTop | None = None,
+        teacher_cache: TeacherStates | TeacherTop | None = None,
     ) -> None:
-        self.student, self.teacher, self.plan, self.teacher_top = student, teacher, plan, teacher_top
+        self.student, self.teacher, self.plan, self.teacher_cache = student, teacher, plan, teacher_cache
         self.checkpoint_activations = checkpoint_activations
         self.parts = decoder(student)
         self.teacher_parts = decoder(teacher) if teacher is not None else None
@@ -238,7 +279,7 @@ class _Run:
         prefix = {name: p for (name, p), gradient in zip(named.items(), gradients, strict=True) if gradient is not None}
         for p, flag in flags.items():
             p.requires_grad_(flag and p not in set(prefix.values()))
-        if self.teacher is not None and self.first_trained > 0 and self.teacher_top is None:
+        if self.teacher is not None and self.first_trained > 0 and self.teacher_cache is None:
             theirs = dict(self.teacher.named_parameters())
             pairs = [(p, theirs.get(name)) for name, p in prefix.items()]
             self.shares_prefix = all(q is not None and torch.equal(p.to(q.dtype), q) for p, q in pairs)
@@ -267,8 +308,10 @@ class _Run:
         ids, targets, mask = part.inputs.to(device), part.targets.to(device).flatten(), part.mask.to(device).flatten()
         with torch.autocast(device.type, dtype=getattr(torch, precision), enabled=precision != "float32"):
             teacher_inputs, teacher = {}, None
-            if self.teacher_top is not None:
-                teacher = self.teacher_top.of(ids)
+            if isinstance(self.teacher_cache, TeacherTop):
+                teacher = self.teacher_cache.of(ids)
+            elif isinstance(self.teacher_cache, TeacherStates):
+                teacher = (self.teacher_parts, self.teacher_cache.of(ids))
             elif self.teacher is not None and (loss.get("kl") or loss.get("hidden") or self.shares_prefix):
                 with torch.no_grad(), recording(self.teacher_parts.layers) as teacher_inputs:
                     teacher = (self.teacher_parts, hidden_states(self.teacher, ids).flatten(0, 1))
@@ -340,6 +383,19 @@ def _check_settings(
         raise ValueError("the plan drops nothing, so there is no first cut for the hidden term or trained='after_first_cut'")
     if loss.get("hidden") and depths != [len(plan.kept), plan.n_layers]:
         raise ValueError(f"the plan keeps {len(plan.kept)} of {plan.n_layers} layers: it does not lead from teacher to student")
+
+
+def _check_cache(
+    cache: TeacherStates | TeacherTop | None, teacher: PreTrainedModel | None, loss: Mapping[str, float], temperature: float
+) -> None:
+    if cache is None:
+        return
+    if cache.teacher is not teacher:
+        raise ValueError("teacher_cache was made from another model than this teacher")
+    if "hidden" in loss:
+        raise ValueError(f"teacher_cache keeps no states between layers, which the hidden term needs; got loss={dict(loss)}")
+    if isinstance(cache, TeacherTop) and temperature != 1:
+        raise ValueError(f"teacher_cache of top tokens holds at temperature=1 alone; got temperature={temperature}")
 
 
 def _optimisers(

@@ -31,6 +31,9 @@ from depthprune_core.records import Curve, Divergence, Plan, Score
 from depthprune_study import places, provenance, settings
 from depthprune_study.settings import StudyError
 
+ARM_MODULES = ("depthprune_core.distillation", "depthprune_core.pruning")  # what a recovery runs, with all that these import
+MODULES = (*ARM_MODULES, "depthprune_core.speed", "depthprune_core.sensitivity", "depthprune_core.subsets")
+
 
 def open_bench(notebook: str, cell: Mapping[str, Any]) -> Bench:
     """The bench of a notebook, its parameters taken from the notebook's own variables (`globals()`) and checked."""
@@ -48,6 +51,7 @@ class Bench:
         self.folder = places.runs(parameters.study)
         self.device = _device(getattr(parameters, "device", "cpu"))
         self.texts: dict[str, dict[str, list[text.Document]]] = {}
+        self._states: distillation.TeacherStates | None = None
         self._pool: tuple[Any, text.Windows] | None = None  # tokenised once a tokenizer
         self._test_is_read = False
         self._progress = _Progress(self.folder / "progress.json", notebook)
@@ -136,6 +140,7 @@ class Bench:
             plan=plan if plan.dropped else None,
             validation=validation,
             checkpoint=checkpoint,
+            teacher_cache=self._states_of(teacher, recipe["loss"]),
             progress=self.progress,
             **recipe,
         )
@@ -145,6 +150,14 @@ class Bench:
         checkpoint.unlink(missing_ok=True)
         self._progress.end()
         return student, curve
+
+    def _states_of(self, teacher: PreTrainedModel, loss: Mapping[str, float]) -> distillation.TeacherStates | None:
+        """The teacher's states, shared by all recoveries of the notebook that need nothing else of it."""
+        if not loss.get("kl") or loss.get("hidden"):
+            return None
+        if self._states is None or self._states.teacher is not teacher:
+            self._states = distillation.TeacherStates(teacher)
+        return self._states
 
     def validation_scores(self, arms: Mapping[str, PreTrainedModel], tokenizer: Any) -> dict[str, Score]:
         """Each model's score on the validation articles; choices are made on these."""
@@ -211,13 +224,7 @@ class Bench:
             study=self.parameters.study,
             notebook="any" if shared else self.notebook,
             step=step,
-            modules=(
-                "depthprune_core.distillation",
-                "depthprune_core.pruning",
-                "depthprune_core.speed",
-                "depthprune_core.sensitivity",
-                "depthprune_core.subsets",
-            ),
+            modules=ARM_MODULES if shared else MODULES,
             parameters={} if shared else self.parameters.model_dump(mode="json"),
             inputs={str(i): _content_hash(item) for i, item in enumerate(on)},
             device=self.device,

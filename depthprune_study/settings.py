@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -149,11 +150,15 @@ def check(notebook: str, values: dict[str, Any]) -> Common:
 
 def _check_file(path: Path, schema: type[Common]) -> tuple[list[str], Common | None]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        written = path.read_text(encoding="utf-8")
+        values, node = yaml.safe_load(written), yaml.compose(written, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         return [f"not readable as YAML ({' '.join(str(error).split())[:200]})"], None
     if not isinstance(values, dict):
         return ["a list of `name: value` lines is wanted"], None
+    names = Counter(key.value for key, _ in node.value)
+    if twice := [name for name, n in names.items() if n > 1]:  # papermill would silently take the last
+        return [f"{name} is given more than once" for name in twice], None
     try:
         return [], schema.model_validate(values)
     except ValidationError as error:

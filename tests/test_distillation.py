@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from depthprune_core import losses
-from depthprune_core.distillation import _Run, recover
+from depthprune_core.distillation import TeacherStates, TeacherTop, _Run, recover
 from depthprune_core.evaluation import divergence, score
 from depthprune_core.models import recording
 from depthprune_core.pruning import drop_layers
@@ -227,6 +227,74 @@ def test_checkpointed_activations_are_computed_again_where_layers_are_trained(tr
     assert passes[-2 * len(behind) :] == [*behind, *reversed(behind)]
 
 
+# ---------------------------------------------------------------- what is kept of the teacher
+
+
+@pytest.mark.parametrize("limit_bytes", [2**20, 0], ids=["kept", "no room"])
+@pytest.mark.parametrize("trained", ["all", "after_first_cut"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_kept_teacher_states_change_neither_weights_nor_curve(name, trained, limit_bytes):
+    teacher, student, plan = pruned(name, 2)
+    settings = {**RECIPE, "loss": {"kl": 0.7, "ce": 0.3}, "temperature": 2.0, "plan": plan, "trained": trained}
+    expected, expected_curve = recover(copy.deepcopy(student), teacher, TRAINING, **settings)
+    cache = TeacherStates(teacher, limit_bytes=limit_bytes)
+    for _ in range(2):
+        recovered, curve = recover(copy.deepcopy(student), teacher, TRAINING, teacher_cache=cache, **settings)
+        assert curve.recipe == expected_curve.recipe
+        assert curve.losses["kl"] == pytest.approx(expected_curve.losses["kl"], rel=1e-4, abs=1e-6)
+        for p, q in zip(recovered.parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize(("limit_bytes", "passes_again"), [(2**20, 0), (12 * 64 * 4 * 5, 6 * 5), (0, 11 * 5)])
+def test_a_second_recovery_runs_the_teachers_layers_only_on_windows_that_were_not_kept(limit_bytes, passes_again):
+    teacher, student, plan = pruned("llama", 2)
+    d = teacher.config.hidden_size
+    cache = TeacherStates(teacher, limit_bytes=limit_bytes * d // 64)
+    recover(copy.deepcopy(student), teacher, TRAINING, plan=plan, teacher_cache=cache, **RECIPE)
+    passes = count_layer_passes(teacher)
+    recover(copy.deepcopy(student), teacher, TRAINING, plan=plan, teacher_cache=cache, **RECIPE)
+    assert len(passes) == passes_again
+
+
+def test_what_is_kept_of_a_window_does_not_depend_on_its_batch():
+    teacher = tiny("gpt2")
+    alone, together = TeacherStates(teacher), TeacherStates(teacher)
+    one = torch.cat([alone.of(row[None]) for row in TRAINING.inputs])
+    assert torch.equal(one, together.of(TRAINING.inputs)) and torch.equal(one, together.of(TRAINING.inputs))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_kl_to_the_top_tokens_grows_with_k_towards_the_whole(name):
+    teacher, student, plan = pruned(name, 2)
+    first_kl = {}
+    vocabulary = teacher.config.vocab_size
+    for k in (1, 4, vocabulary // 2, vocabulary - 1):
+        cache = TeacherTop(teacher, k)
+        _, curve = recover(copy.deepcopy(student), teacher, TRAINING, plan=plan, teacher_cache=cache, **RECIPE)
+        first_kl[k] = curve.losses["kl"][0]
+        assert curve.recipe["teacher_top"] == k
+    _, whole = recover(student, teacher, TRAINING, plan=plan, **RECIPE)
+    assert list(first_kl.values()) == sorted(first_kl.values())
+    assert first_kl[vocabulary - 1] == pytest.approx(whole.losses["kl"][0], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "changed", "sentence"),
+    [
+        (TeacherStates, {"loss": {"kl": 1.0, "hidden": 1.0}}, "the hidden term needs"),
+        (lambda teacher: TeacherTop(teacher, 4), {"temperature": 2.0}, "temperature=1 alone; got temperature=2.0"),
+        (lambda teacher: TeacherStates(tiny("llama")), {}, "another model than this teacher"),
+        (lambda teacher: TeacherTop(teacher, 0), {}, "k=0 tokens to keep"),
+        (lambda teacher: TeacherTop(teacher, teacher.config.vocab_size), {}, "tokens to keep: a vocabulary of"),
+    ],
+)
+def test_a_teacher_cache_that_cannot_serve_is_refused(make, changed, sentence):
+    teacher, student, plan = pruned("llama", 2)
+    with pytest.raises(ValueError, match=sentence):
+        recover(student, teacher, TRAINING, plan=plan, teacher_cache=make(teacher), **{**RECIPE, **changed})
+
+
 # ---------------------------------------------------------------- what moves and what does not
 
 
@@ -392,12 +460,14 @@ def stop_at(tokens: int) -> Callable[[int, int, str], None]:
         {"trained": "after_first_cut"},
         {"loss": {"kl": 1.0, "hidden": 1.0}, "trained": "after_first_cut", "dropout": True},
         {"precision": "float16"},
+        {"teacher_cache": TeacherStates},
     ],
     ids=str,
 )
 @pytest.mark.parametrize("name", FAMILIES)
 def test_interrupted_recovery_equals_uninterrupted(name, options, tmp_path):
     teacher, student, plan = pruned(name, 2, **({"attention_dropout": 0.1} if name == "llama" else {}))
+    options = {key: value(teacher) if key == "teacher_cache" else value for key, value in options.items()}
     settings = {**RECIPE, "plan": plan, "validation": TRAINING, "validate_every_tokens": 30, **options}
     expected, expected_curve = recover(copy.deepcopy(student), teacher, TRAINING, **settings)
     settings |= {"checkpoint": tmp_path / "checkpoint", "checkpoint_every_seconds": 0}

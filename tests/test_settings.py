@@ -268,3 +268,12 @@ def test_whatever_the_file_holds_it_is_refused_in_a_sentence(params: Path, conte
     (params / "03_recovery.yaml").write_bytes(content)
     with pytest.raises(StudyError, match=r"^ci/03_recovery\.yaml: "):
         settings.read_study("ci")
+
+
+def test_a_parameter_given_twice_is_refused(params: Path) -> None:
+    with (params / "03_recovery.yaml").open("a", encoding="utf-8") as file:
+        file.write("tokens: 4096\nseed: 1\n")
+    assert problems() == [
+        "ci/03_recovery.yaml: tokens is given more than once",
+        "ci/03_recovery.yaml: seed is given more than once",
+    ]

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import machine, plain
 from benchmarks.rows import PAIR, greedy_passes, head_in_layers, load, passes, windows_of
-from depthprune_core import distillation, evaluation, intervals, pruning, racing, selection, subsets, text
+from depthprune_core import distillation, evaluation, intervals, pruning, racing, selection, subsets, teachers, text
 from depthprune_core.models import decoder
 from depthprune_core.records import Plan
 from depthprune_core.text import Windows
@@ -115,7 +115,7 @@ def teacher_cache() -> dict[str, Any]:
     windows = windows_of(tokenizer, "recovery", seq_len=256, count=8)
     recipe = {"plan": plan, "loss": {"kl": 1.0}, "lr": 1e-4, "seed": 0, "batch_size": 2}
 
-    def run(cache: distillation.TeacherStates | distillation.TeacherTop | None) -> tuple[float, float]:
+    def run(cache: teachers.TeacherStates | teachers.TeacherTop | None) -> tuple[float, float]:
         student = pruning.drop_layers(teacher, plan)
         start = time.perf_counter()
         _, curve = distillation.recover(student, teacher, windows, teacher_cache=cache, **recipe)
@@ -123,7 +123,7 @@ def teacher_cache() -> dict[str, Any]:
 
     run(None)  # warms up
     whole, kl = run(None)
-    states = distillation.TeacherStates(teacher)
+    states = teachers.TeacherStates(teacher)
     run(states)
     result: dict[str, Any] = {
         "model": MODEL,
@@ -133,7 +133,7 @@ def teacher_cache() -> dict[str, Any]:
         "by_k": {},
     }
     for k in (8, 32, 128):
-        top = distillation.TeacherTop(teacher, k)
+        top = teachers.TeacherTop(teacher, k)
         first, _ = run(top)
         second, merged = run(top)
         result["by_k"][str(k)] = {"first_tokens_per_second": first, "tokens_per_second": second, "share_of_kl": merged / kl}

@@ -56,7 +56,7 @@ def race_line(race: dict[str, Any]) -> str:
         f"- Best {size} of {certificate['n_layers']} layers of {race['model']} on {race['pool_tokens']:,} tokens, by racing: layers "
         f"{' + '.join(map(str, race['dropped']))}, within {certificate['tolerance_nats']:g} nats of the best with error probability "
         f"{certificate['error_probability']:.0%}, in {race['race_seconds'] / 60:.1f} min; that is **{exhaustive:.1f}x** faster than "
-        f"exhaustive full forwards ({race['plain_exhaustive_seconds'] / 3600:.1f} h, from a timed sample) and {greedy:.1f}x as fast as a "
+        f"exhaustive full forwards ({race['plain_exhaustive_seconds'] / 3600:.1f} h, from a timed sample) and {greedy:.2f}x as fast as a "
         f"greedy search by full forwards. {share:.1%} of the {certificate['n_sets']:,} sets x {certificate['n_windows']} windows were measured; "
         f"a part cost more than the whole set in {certificate['part_failures']} of {certificate['part_checks']:,} comparisons."
     )

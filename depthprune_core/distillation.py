@@ -22,83 +22,13 @@ from depthprune_core.evaluation import score
 from depthprune_core.models import Decoder, checkpointed, decoder, hidden_states, recording
 from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Curve, Plan
+from depthprune_core.teachers import TeacherStates, TeacherTop
 from depthprune_core.text import Windows
 
 LOSS_TERMS = ("kl", "ce", "hidden")
 TRAINED_PARTS = ("all", "after_first_cut")
 OPTIMISERS = ("adamw", "muon")
 PRECISIONS = ("float32", "bfloat16", "float16")
-
-
-class _PerWindow:
-    """What a teacher gives for a window, kept in main memory from the first time that the window is seen.
-
-    Recoveries that share teacher and windows (arms, rates, seeds) then run it once. Each window is computed by itself, so that what is
-    kept does not depend on who asked first. What would take more than `limit_bytes` in all is computed anew each time.
-    """
-
-    def __init__(self, teacher: PreTrainedModel, limit_bytes: int) -> None:
-        self.teacher, self._room = teacher, limit_bytes
-        self._kept: dict[bytes, tuple[torch.Tensor, ...]] = {}
-
-    def _make(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(1, seq) token ids -> what is kept, (seq, ...) each"""
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def _rows(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(batch, seq) token ids -> (batch x seq, ...) each, on the teacher's device"""
-        device = self.teacher.device
-        rows = [self._kept.get(row.cpu().numpy().tobytes()) or self._keep(row) for row in ids]
-        return tuple(torch.cat([part.to(device) for part in parts]) for parts in zip(*rows, strict=True))
-
-    def _keep(self, row: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        made = tuple(part.cpu() for part in self._make(row[None].to(self.teacher.device)))
-        n_bytes = sum(part.nbytes for part in made)
-        if n_bytes <= self._room:
-            self._room -= n_bytes
-            self._kept[row.cpu().numpy().tobytes()] = made
-        return made
-
-
-class TeacherStates(_PerWindow):
-    """A teacher's last hidden states: its layers run once a window, its head each time, so nothing is approximated.
-
-    4 d bytes a token in float32 (d: hidden size).
-    """
-
-    def __init__(self, teacher: PreTrainedModel, *, limit_bytes: int = 2**31) -> None:
-        super().__init__(teacher, limit_bytes)
-
-    def _make(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (hidden_states(self.teacher, ids).flatten(0, 1),)
-
-    def of(self, ids: torch.Tensor) -> torch.Tensor:
-        """(batch, seq) token ids -> (batch x seq, d)"""
-        return self._rows(ids)[0]
-
-
-class TeacherTop(_PerWindow):
-    """A teacher's k most likely next tokens: neither its layers nor its head run again.
-
-    What it costs: KL over k + 1 outcomes instead of the vocabulary, never more than the full KL; the gap is what the student
-    gets wrong among the unlikely tokens alone. 8 k bytes a token.
-    """
-
-    def __init__(self, teacher: PreTrainedModel, k: int, *, limit_bytes: int = 2**31) -> None:
-        vocabulary = len(decoder(teacher).head.weight)
-        if not 1 <= k < vocabulary:
-            raise ValueError(f"k={k} tokens to keep: a vocabulary of {vocabulary} allows 1..{vocabulary - 1}")
-        super().__init__(teacher, limit_bytes)
-        self.k = k
-
-    def _make(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        top = losses.most_likely(decoder(self.teacher), hidden_states(self.teacher, ids).flatten(0, 1), self.k)
-        return top.tokens, top.log_p
-
-    def of(self, ids: torch.Tensor) -> losses.TopTokens:
-        """(batch, seq) token ids -> the top tokens of every position, (batch x seq, k)"""
-        return losses.TopTokens(*self._rows(ids))
 
 
 def recover(
@@ -152,7 +82,8 @@ def recover(
     micro_batch_size = micro_batch_size or batch_size
     _check_settings(student, teacher, plan, loss, trained=trained, optimiser=optimiser, precision=precision)
     loss = {term: weight for term, weight in loss.items() if weight}
-    _check_cache(teacher_cache, teacher, loss, temperature)
+    if teacher_cache is not None:
+        teacher_cache.check(teacher, loss, temperature)
     recipe = {
         "loss": dict(sorted(loss.items())),
         "temperature": temperature,
@@ -169,8 +100,8 @@ def recover(
         "dropout": dropout,
         "seed": seed,
     }
-    if isinstance(teacher_cache, TeacherTop):
-        recipe["teacher_top"] = teacher_cache.k
+    if teacher_cache is not None:
+        recipe |= teacher_cache.recipe
     run = _Run(student, teacher, plan, trained, checkpoint_activations, teacher_cache)
     batches = list(windows.batches(batch_size))
     log = {"step": 0, "tokens": [], "losses": {term: [] for term in loss}, "validation_tokens": [], "validation": []}
@@ -308,10 +239,8 @@ class _Run:
         ids, targets, mask = part.inputs.to(device), part.targets.to(device).flatten(), part.mask.to(device).flatten()
         with torch.autocast(device.type, dtype=getattr(torch, precision), enabled=precision != "float32"):
             teacher_inputs, teacher = {}, None
-            if isinstance(self.teacher_cache, TeacherTop):
+            if self.teacher_cache is not None:
                 teacher = self.teacher_cache.of(ids)
-            elif isinstance(self.teacher_cache, TeacherStates):
-                teacher = (self.teacher_parts, self.teacher_cache.of(ids))
             elif self.teacher is not None and (loss.get("kl") or loss.get("hidden") or self.shares_prefix):
                 with torch.no_grad(), recording(self.teacher_parts.layers) as teacher_inputs:
                     teacher = (self.teacher_parts, hidden_states(self.teacher, ids).flatten(0, 1))
@@ -383,19 +312,6 @@ def _check_settings(
         raise ValueError("the plan drops nothing, so there is no first cut for the hidden term or trained='after_first_cut'")
     if loss.get("hidden") and depths != [len(plan.kept), plan.n_layers]:
         raise ValueError(f"the plan keeps {len(plan.kept)} of {plan.n_layers} layers: it does not lead from teacher to student")
-
-
-def _check_cache(
-    cache: TeacherStates | TeacherTop | None, teacher: PreTrainedModel | None, loss: Mapping[str, float], temperature: float
-) -> None:
-    if cache is None:
-        return
-    if cache.teacher is not teacher:
-        raise ValueError("teacher_cache was made from another model than this teacher")
-    if "hidden" in loss:
-        raise ValueError(f"teacher_cache keeps no states between layers, which the hidden term needs; got loss={dict(loss)}")
-    if isinstance(cache, TeacherTop) and temperature != 1:
-        raise ValueError(f"teacher_cache of top tokens holds at temperature=1 alone; got temperature={temperature}")
 
 
 def _optimisers(

@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 from depthprune_core import distillation, evaluation, figures, models, pruning, records, text
 from depthprune_core.assets import sha256_of
 from depthprune_core.records import Curve, Divergence, Plan, Score
+from depthprune_core.teachers import TeacherStates
 from depthprune_study import places, provenance, settings
 from depthprune_study.settings import StudyError
 
@@ -51,7 +52,7 @@ class Bench:
         self.folder = places.runs(parameters.study)
         self.device = _device(getattr(parameters, "device", "cpu"))
         self.texts: dict[str, dict[str, list[text.Document]]] = {}
-        self._states: distillation.TeacherStates | None = None
+        self._states: TeacherStates | None = None
         self._pool: tuple[Any, text.Windows] | None = None  # tokenised once a tokenizer
         self._test_is_read = False
         self._progress = _Progress(self.folder / "progress.json", notebook)
@@ -144,6 +145,7 @@ class Bench:
             progress=self.progress,
             **recipe,
         )
+        _hashes.pop(student, None)  # fused optimisers write without telling torch's version counters
         sha256 = _save_weights(student, weights)
         curve = Curve(**{**vars(curve), "recipe": {**curve.recipe, "weights_sha256": sha256}})
         records.write(path, {"arm": curve}, stamp)
@@ -151,12 +153,12 @@ class Bench:
         self._progress.end()
         return student, curve
 
-    def _states_of(self, teacher: PreTrainedModel, loss: Mapping[str, float]) -> distillation.TeacherStates | None:
+    def _states_of(self, teacher: PreTrainedModel, loss: Mapping[str, float]) -> TeacherStates | None:
         """The teacher's states, shared by all recoveries of the notebook that need nothing else of it."""
         if not loss.get("kl") or loss.get("hidden"):
             return None
         if self._states is None or self._states.teacher is not teacher:
-            self._states = distillation.TeacherStates(teacher)
+            self._states = TeacherStates(teacher)
         return self._states
 
     def validation_scores(self, arms: Mapping[str, PreTrainedModel], tokenizer: Any) -> dict[str, Score]:

@@ -16,17 +16,17 @@ PARAMS = ROOT / "params"
 
 def runs(study: str) -> Path:
     """Where a run of the study works (git-ignored). DEPTHPRUNE_RUNS moves it, to a mounted drive for example."""
-    return Path(os.environ.get("DEPTHPRUNE_RUNS", ROOT / "runs")) / study
+    return Path(os.environ.get("DEPTHPRUNE_RUNS") or ROOT / "runs") / study
 
 
 def reports(study: str) -> Path:
     """Where a finished study is put to be read. DEPTHPRUNE_REPORTS moves it."""
-    return Path(os.environ.get("DEPTHPRUNE_REPORTS", ROOT / "reports")) / study
+    return Path(os.environ.get("DEPTHPRUNE_REPORTS") or ROOT / "reports") / study
 
 
 def cache() -> Path:
     """Fetched and cleaned files, checked by hash whenever they are used. DEPTHPRUNE_CACHE moves it."""
-    return Path(os.environ.get("DEPTHPRUNE_CACHE", ROOT / ".cache"))
+    return Path(os.environ.get("DEPTHPRUNE_CACHE") or ROOT / ".cache")
 
 
 def assets() -> Path | None:

@@ -10,10 +10,10 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from depthprune_core import records
+from depthprune_core import pruning, records
 from depthprune_core.records import Curve, Facts, Plan, Score
 from depthprune_study import bench as bench_module
-from depthprune_study import settings
+from depthprune_study import places, settings
 from depthprune_study.bench import Bench, open_bench
 from depthprune_study.settings import StudyError
 
@@ -352,3 +352,26 @@ def test_records_carry_where_they_come_from(bench: Bench) -> None:
     assert (stamp.study, stamp.step, stamp.device) == ("bench-test", "05_seed_stability/piece", "cpu")
     assert {"torch", "transformers"} <= set(stamp.versions)
     assert stamp.parameters["score_tokens"] == 32
+
+
+# ---------------------------------------------------------------- what is known of trained weights, and where things lie
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_a_trained_student_is_known_by_its_new_weights_also_when_it_was_hashed_before(bench: Bench, optimiser: str) -> None:
+    teacher, tokenizer = bench.model("llama-tiny")
+    windows = bench.recovery_windows(tokenizer, tokens=64, seed=0)
+    start = pruning.drop_layers(teacher, PLAN)
+    before = bench_module._content_hash(start)
+    student, _ = bench.recover("staged", PLAN, teacher, windows, start=start, optimiser=optimiser, **RECIPE)
+    again = pruning.drop_layers(teacher, PLAN)
+    again, _ = bench.recover("staged", PLAN, teacher, windows, start=again, optimiser=optimiser, **RECIPE)
+    hashes = [bench_module._content_hash(model) for model in (student, again)]
+    assert hashes[0] == hashes[1] != before
+
+
+@pytest.mark.parametrize("variable", ["DEPTHPRUNE_CACHE", "DEPTHPRUNE_REPORTS", "DEPTHPRUNE_RUNS"])
+def test_an_empty_variable_moves_nothing(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "")
+    for folder in (places.cache(), places.reports("ci"), places.runs("ci")):
+        assert folder.is_relative_to(places.ROOT) and folder != places.ROOT

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from depthprune_core import losses
+from depthprune_core import adapters, losses
 from depthprune_core.evaluation import score
 from depthprune_core.models import Decoder, checkpointed, decoder, hidden_states, recording
 from depthprune_core.progress import Progress, silent
@@ -26,7 +26,7 @@ from depthprune_core.teachers import TeacherStates, TeacherTop
 from depthprune_core.text import Windows
 
 LOSS_TERMS = ("kl", "ce", "hidden")
-TRAINED_PARTS = ("all", "after_first_cut")
+TRAINED_PARTS = ("all", "after_first_cut", "lora")
 OPTIMISERS = ("adamw", "muon")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
@@ -46,6 +46,7 @@ def recover(
     warmup: float = 0.1,
     weight_decay: float = 0.0,
     trained: str = "all",
+    lora_rank: int = 8,
     optimiser: str = "adamw",
     precision: str = "float32",
     dropout: bool = False,
@@ -66,7 +67,8 @@ def recover(
     of the steps, then follows a cosine to zero; gradients are clipped to norm 1.
 
     trained: `all`, or `after_first_cut` (needs `plan`): what lies before the first dropped layer sees the same input as
-    ever and is frozen, with the embeddings and a head tied to them; that prefix runs once where the teacher has the same.
+    ever and is frozen, with the embeddings and a head tied to them; that prefix runs once where the teacher has the same; or
+    `lora`: adapters of `lora_rank` on every linear map of the layers, added to the weights at the end.
     checkpoint_activations: layers keep their input alone and compute their inside again in the backward pass: less memory,
     a third more time, the same result.
     teacher_cache: what other recoveries on these windows have had the teacher compute (no hidden term; `TeacherTop`, KL against its top
@@ -81,6 +83,8 @@ def recover(
     """
     micro_batch_size = micro_batch_size or batch_size
     _check_settings(student, teacher, plan, loss, trained=trained, optimiser=optimiser, precision=precision)
+    if lora_rank < 1:
+        raise ValueError(f"lora_rank={lora_rank} is not possible: an adapter has a rank of 1 or more")
     loss = {term: weight for term, weight in loss.items() if weight}
     if teacher_cache is not None:
         teacher_cache.check(teacher, loss, temperature)
@@ -100,6 +104,8 @@ def recover(
         "dropout": dropout,
         "seed": seed,
     }
+    if trained == "lora":
+        recipe["lora_rank"] = lora_rank
     if teacher_cache is not None:
         recipe |= teacher_cache.recipe
     run = _Run(student, teacher, plan, trained, checkpoint_activations, teacher_cache)
@@ -113,7 +119,8 @@ def recover(
         log["validation"].append(score(student, validation).mean_nll_nats)
 
     cuda = [student.device] if student.device.type == "cuda" else []
-    with _training(student), torch.random.fork_rng(devices=cuda):
+    adapted = adapters.low_rank(student, rank=lora_rank, seed=seed) if trained == "lora" else nullcontext()
+    with _training(student), torch.random.fork_rng(devices=cuda), adapted:
         run.freeze(windows.inputs[:1])
         optimisers = _optimisers(student, run.parts, optimiser, lr=lr, weight_decay=weight_decay)
         peak_rates = [[group["lr"] for group in opt.param_groups] for opt in optimisers]
@@ -278,7 +285,8 @@ class _Run:
     ) -> torch.Tensor:
         """Summed over tokens, averaged over the layer inputs that the cut has changed."""
         kept = (*self.plan.kept, self.plan.n_layers)
-        changed = [new for new, old in enumerate(kept) if old > min(self.plan.dropped)]
+        first_cut = min(self.plan.dropped, default=0)  # a student that is narrower in every layer drops none
+        changed = [new for new, old in enumerate(kept) if old > first_cut]
         total = inputs[changed[0]].new_zeros(())
         for new in changed:
             target = teacher_inputs[kept[new]].flatten(0, 1)[mask].float()
@@ -308,8 +316,8 @@ def _check_settings(
         raise ValueError(
             "the student has its teacher's shape: without ce its gradient is zero, and AdamW would step on rounding noise"
         )
-    if plan is not None and not plan.dropped and (loss.get("hidden") or choices["trained"] == "after_first_cut"):
-        raise ValueError("the plan drops nothing, so there is no first cut for the hidden term or trained='after_first_cut'")
+    if plan is not None and not plan.dropped and choices["trained"] == "after_first_cut":
+        raise ValueError("the plan drops nothing, so there is no first cut for trained='after_first_cut'")
     if loss.get("hidden") and depths != [len(plan.kept), plan.n_layers]:
         raise ValueError(f"the plan keeps {len(plan.kept)} of {plan.n_layers} layers: it does not lead from teacher to student")
 
@@ -323,8 +331,13 @@ def _optimisers(
     others = [p for p in trainable if not (p.ndim == 2 and p in in_layers)]
     fused = student.device.type in ("cpu", "cuda")  # one pass over the weights a step
     if optimiser == "muon":
-        muon = torch.optim.Muon(matrices, lr=lr, momentum=0.95, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        return [muon, torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=fused)]
+        both = []  # either can be empty: a tail that is cut leaves no matrix to train, adapters are nothing else
+        if matrices:
+            muon = {"momentum": 0.95, "weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+            both.append(torch.optim.Muon(matrices, lr=lr, **muon))
+        if others:
+            both.append(torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=fused))
+        return both
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, 0.95), fused=fused)]
 

@@ -171,6 +171,30 @@ def controls(ratios: Intervals) -> Figure:
     return _ratio_rows(ratios, after={}, title="Recovery against its controls")
 
 
+def sweep(ratios: Intervals, *, n_tokens: int) -> Figure:
+    """A group a factor ("factor: level"), one row a level; the best level of each group, which was kept, is filled."""
+    groups: dict[str, dict[str, Interval]] = {}
+    for name, ratio in ratios.items():
+        factor, level = name.split(": ", 1)
+        groups.setdefault(factor, {})[level] = ratio
+    labels = [f"{factor}: {_words(level)}" for factor, levels in groups.items() for level in levels]
+    figure, ax = _row_axes(labels, f"One factor at a time: validation perplexity after {n_tokens:,} tokens")
+    row = 0
+    for index, levels in enumerate(groups.values()):
+        best = min(levels, key=lambda level: levels[level].point)
+        if index:
+            ax.axhline(row - 0.5, color=INK, linewidth=0.8)
+        for level, ratio in levels.items():
+            _dot(ax, row, ratio, filled=level == best, horizontal=True, color=INK, marker="o", label=level)
+            row += 1
+    scale = _stretch(ax, "x", [1.0, *_ends(ratios.values())], limit=3)
+    ax.set_xlabel(_RATIO + (", log scale" if scale == "log" else ""))
+    ax.set_ylabel("factor and level")
+    handles = [_handle("kept, 95 % interval over documents", marker="o"), _handle("not kept", marker="o", filled=False)]
+    _legend(figure, [*handles, ax.axvline(1, **_TEACHER)])
+    return figure
+
+
 def speed(timings: Mapping[str, Timing]) -> Figure:
     """Median teacher/student time with its interval, prefill and decode apart; the expectations are for decode."""
     settings = {f"{t.device}, {t.dtype}, batch {t.batch_size}, context {t.context} tokens" for t in timings.values()}
@@ -277,6 +301,23 @@ def frontier(points: Mapping[str, tuple[float, Interval]], *, xlabel: str) -> Fi
     finite = {name: (x, ratio.point) for name, (x, ratio) in points.items() if math.isfinite(ratio.point)}
     _label_points(ax, finite | {"teacher": (1.0, 1.0)}, lift=0.04)  # clear of the teacher's line
     ax.set(xlabel=xlabel, ylabel=_RATIO)
+    return figure
+
+
+def before_after_scatter(costs: Mapping[str, tuple[float, float]], *, old: str, new: str) -> Figure:
+    """Each set of layers: its rise in NLL before recovery (calibration) on x, after it (validation) on y, both in nats per token."""
+    figure, ax = _axes(4.2, "Sets of layers before and after recovery")
+    for name, (before, after) in costs.items():
+        chosen = name in (old, new)
+        style = {"color": ACCENT if chosen else INK, "marker": "X" if name == new else "s" if name == old else "o"}
+        ax.plot(before, after, linestyle="none", markersize=8 if chosen else 6, **style)
+    scale = _stretch(ax, "x", [before for before, _ in costs.values()], limit=30)
+    _stretch(ax, "y", [after for _, after in costs.values()], limit=30)
+    _label_points(ax, {name.replace(",", " + "): point for name, point in costs.items()})
+    ax.set_xlabel(f"before: {_RISE}{', log scale' if scale == 'log' else ''}")
+    ax.set_ylabel(f"after: {_RISE}")
+    handles = [_handle("set of layers", marker="o", line=False), _handle("best before", marker="s", color=ACCENT, line=False)]
+    _legend(figure, [*handles, _handle("best after", marker="X", color=ACCENT, line=False)])
     return figure
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
-from depthprune_core.records import Profile, Score, Timing
+from depthprune_core.records import Answers, Profile, Score, Timing
 
 RESAMPLES = 4_000
 
@@ -42,6 +42,13 @@ def nll_rise(student: Score, teacher: Score) -> Interval:
     _same_tokens(student, teacher)
     difference = np.subtract(student.nll_nats, teacher.nll_nats)
     return mean_per_token(difference, student.n_tokens)
+
+
+def mean_score(scores: Sequence[Score]) -> Score:
+    """The mean NLL of each document over several models (seeds). Raises ValueError unless all scored the same tokens."""
+    for other in scores:
+        _same_tokens(scores[0], other)
+    return replace(scores[0], nll_nats=tuple(np.mean([score.nll_nats for score in scores], axis=0).tolist()))
 
 
 def gain_difference(before: Score, after: Score, control_before: Score, control_after: Score) -> Interval:
@@ -80,6 +87,25 @@ def bootstrap_p(sums: Sequence[float], n_tokens: Sequence[int]) -> float:
     means = sums[rows].sum(axis=1) / weights[rows].sum(axis=1)
     tail = min((means <= 0).mean(), (means >= 0).mean())
     return float(min(1.0, max(2 * tail, 1 / RESAMPLES)))
+
+
+def mcnemar(first: Answers, second: Answers) -> float:
+    """Two-sided exact p-value that both models are right equally often, from the items on which they differ (McNemar 1947).
+
+    Raises ValueError unless both answered the same task.
+    """
+    if first.task != second.task or len(first.right) != len(second.right):
+        raise ValueError("the two sets of answers are not of the same task and items, so they cannot be compared")
+    alone = sum(a and not b for a, b in zip(first.right, second.right, strict=True))
+    differ = sum(a != b for a, b in zip(first.right, second.right, strict=True))
+    return float(stats.binomtest(alone, differ).pvalue) if differ else 1.0
+
+
+def proportion(answers: Answers) -> Interval:
+    """Accuracy with Wilson's 95 % interval over the items."""
+    n = len(answers.right)
+    interval = stats.binomtest(sum(answers.right), n).proportion_ci(method="wilson")
+    return Interval(answers.accuracy, float(interval.low), float(interval.high), n, float(n))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

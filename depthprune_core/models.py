@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from depthprune_core.assets import WheelFile, fetch, sha256_of
 from depthprune_core.products import fast_products, linear
@@ -425,3 +426,54 @@ def slice_config(config: Any, kept: tuple[int, ...]) -> Any:
             setattr(part, key, type(value)(value[layer] for layer in kept))
     part.num_hidden_layers = len(kept)
     return new
+
+
+# ---------------------------------------------------------------- the width of the MLPs
+
+_MLP_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim")  # as configs call it
+
+
+def mlp_outputs(model: PreTrainedModel) -> list[nn.Module]:
+    """Of each layer, the linear map that takes the MLP's neurons back to the hidden states.
+
+    Raises ValueError where the config does not state the width, or where it does not tell this map from the others.
+    """
+    name, width = _mlp_width(model)
+    maps = [
+        [m for m in layer.modules() if isinstance(m, nn.Linear | Conv1D) and _n_inputs(m) == width]
+        for layer in decoder(model).layers
+    ]
+    if any(len(found) != 1 for found in maps):
+        raise ValueError(
+            f"{type(model).__name__} has not exactly one map of {width} inputs ({name}) in every layer, so its MLPs cannot be narrowed"
+        )
+    return [found for (found,) in maps]
+
+
+def mlp_width(model: PreTrainedModel) -> int:
+    """Neurons of each layer's MLP. Raises ValueError where the config does not state it."""
+    return _mlp_width(model)[1]
+
+
+def narrow_config(model: PreTrainedModel, width: int) -> Any:
+    """A copy of the model's config with MLPs of this width. Raises ValueError for a width that is not below the model's own."""
+    name, own = _mlp_width(model)
+    if not 1 <= width < own:
+        raise ValueError(f"width={width} neurons to keep: this model's MLPs of {own} allow 1..{own - 1}")
+    new = copy.deepcopy(model.config)
+    setattr(text_config(new), name, width)
+    return new
+
+
+def _mlp_width(model: PreTrainedModel) -> tuple[str, int]:
+    config = text_config(model.config)
+    name = next((name for name in _MLP_WIDTHS if hasattr(config, name)), None)
+    if name is None:
+        raise ValueError(
+            f"the config of {type(model).__name__} does not state the width of its MLPs ({', '.join(_MLP_WIDTHS)})"
+        )
+    return name, getattr(config, name) or 4 * config.hidden_size  # GPT-2 leaves it open
+
+
+def _n_inputs(module: nn.Linear | Conv1D) -> int:
+    return module.weight.shape[0] if isinstance(module, Conv1D) else module.in_features

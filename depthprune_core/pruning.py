@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from depthprune_core.models import decoder, slice_config, text_config
+from depthprune_core.models import decoder, mlp_outputs, mlp_width, narrow_config, slice_config, text_config
 from depthprune_core.records import Plan, Size
 
 
@@ -60,6 +61,63 @@ def drop_more(plan: Plan, second: Plan) -> Plan:
         f"staged_{second.rule}",
         {"first": list(plan.dropped), "second": [kept[i] for i in second.dropped]},
     )
+
+
+def narrow_mlps(model: PreTrainedModel, kept: Sequence[Sequence[int]]) -> PreTrainedModel:
+    """A new model whose layers keep these neurons of their MLPs alone (as many in each), in eval mode; the original is untouched.
+
+    A weight with a dimension of neurons is cut along it, fused gate and up projections in each of their parts.
+
+    Raises ValueError for another number of layers, or of neurons in one of them.
+    """
+    parts = decoder(model)
+    own, width = mlp_width(model), len(kept[0])
+    mlp_outputs(model)
+    if len(kept) != len(parts.layers) or any(len(set(neurons)) != width for neurons in kept):
+        raise ValueError(
+            f"kept names neurons of {len(kept)} layers: {len(parts.layers)} are wanted, with equally many different ones"
+        )
+    options = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
+    with torch.random.fork_rng(devices=[]):
+        student = type(model)._from_config(narrow_config(model, width), **options)
+    student = student.to(model.device)
+    source = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    with torch.no_grad():
+        for name, tensor in [*student.named_parameters(remove_duplicate=False), *student.named_buffers(remove_duplicate=False)]:
+            whole = source[name]
+            for dim, (new, old) in enumerate(zip(tensor.shape, whole.shape, strict=True)):
+                if new != old:
+                    layer = int(re.match(rf"{re.escape(parts.layers_name)}\.(\d+)\.", name)[1])
+                    neurons = torch.tensor(sorted(kept[layer]), device=whole.device)
+                    index = torch.cat([neurons + part * own for part in range(old // own)])
+                    whole = whole.index_select(dim, index)
+            tensor.copy_(whole)
+    student.generation_config = copy.deepcopy(model.generation_config)
+    return student.eval()
+
+
+def width_of_size(model: PreTrainedModel, n_parameters: int) -> int:
+    """The width of MLPs at which the narrowed model's parameters come nearest to `n_parameters`.
+
+    Raises ValueError where that is more than the model has, or less than it has without its MLPs.
+    """
+    own = mlp_width(model)
+    at_most, at_least = own - 1, 1
+    n = {width: _parameters_of(model, width) for width in (at_least, at_most)}
+    per_neuron = (n[at_most] - n[at_least]) / (at_most - at_least)
+    width = round(at_least + (n_parameters - n[at_least]) / per_neuron)
+    if not at_least <= width <= at_most:
+        raise ValueError(
+            f"n_parameters={n_parameters:,} cannot be reached by narrowing the MLPs: they allow {n[at_least]:,} to {n[at_most]:,}"
+        )
+    return width
+
+
+def _parameters_of(model: PreTrainedModel, width: int) -> int:
+    with torch.device("meta"):
+        narrowed = type(model)._from_config(narrow_config(model, width))
+    narrowed.tie_weights()
+    return narrowed.num_parameters()
 
 
 def size(model: PreTrainedModel) -> Size:

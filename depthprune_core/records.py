@@ -192,6 +192,18 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """Which items of a task a model got right, in the task's order."""
+
+    task: str
+    right: tuple[bool, ...]
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.right) / len(self.right)
+
+
+@dataclass(frozen=True)
 class Facts:
     """Small results that are no more than names and values."""
 
@@ -221,7 +233,7 @@ class Stamp:
         return hashlib.sha256(_dump(content).encode()).hexdigest()[:16]
 
 
-Record = Plan | Score | Divergence | Profile | PairCosts | Race | Curve | Timing | Size | Facts
+Record = Plan | Score | Divergence | Profile | PairCosts | Race | Curve | Timing | Size | Answers | Facts
 _KINDS = {kind.__name__: kind for kind in typing.get_args(Record)}
 
 

@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from depthprune_core.records import Plan
 
@@ -110,6 +111,16 @@ def random_draws(n_layers: int, k: int, *, draws: int, seed: int) -> list[Plan]:
     while len(chosen) < min(draws, math.comb(n_layers, k)):
         chosen[tuple(sorted(generator.sample(range(n_layers), k)))] = None
     return [Plan(n_layers, subset, "random", {"draw": i, "seed": seed}) for i, subset in enumerate(chosen)]
+
+
+def spread(ranked: Sequence[Any], n: int) -> list[Any]:
+    """n items of a ranking: the first half of them from its top, the others at equal distances over the rest, to the last."""
+    if not 2 <= n <= len(ranked):
+        raise ValueError(f"n={n} items to pick: a ranking of {len(ranked)} allows 2..{len(ranked)}")
+    top = n // 2
+    rest = ranked[top:]
+    others = n - top
+    return [*ranked[:top], *(rest[((i + 1) * len(rest)) // others - 1] for i in range(others))]
 
 
 def _by_rank(sensitivity: Sequence[float], k: int, *, rule: str, most: bool) -> Plan:

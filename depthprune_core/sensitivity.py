@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from depthprune_core import losses
-from depthprune_core.models import Decoder, decoder, hidden_states, recording
+from depthprune_core.models import Decoder, decoder, hidden_states, mlp_outputs, mlp_width, recording
 from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Profile, Score
 from depthprune_core.text import Windows
@@ -61,6 +64,35 @@ def profile(
         by_layer=_weight_criteria(model, parts, windows, batch_size, gradients=gradients),
         angular_distance={str(length): tuple((total / sum(n_tokens)).tolist()) for length, total in spans.items()},
     )
+
+
+@torch.no_grad()
+def neuron_importance(model: PreTrainedModel, windows: Windows, *, batch_size: int = 4) -> torch.Tensor:
+    """What each MLP neuron adds to the hidden states, as a norm over these windows.  -> (n_layers, width) float64
+
+    ||activation|| x ||its column of the output map||: the error that leaving it out alone makes in its layer's output (as Sun et
+    al. 2023, arXiv:2306.11695, weigh single weights). Raises ValueError for a model whose MLPs cannot be told.
+    """
+    maps = mlp_outputs(model)
+    squares = torch.zeros(len(maps), mlp_width(model), dtype=torch.float64)
+    mask = None
+
+    def keep(layer: int) -> Callable:
+        def hook(module: nn.Module, args: tuple) -> None:
+            squares[layer] += args[0].flatten(0, -2)[mask].double().square().sum(0).cpu()  # (n, width)
+
+        return hook
+
+    hooks = [module.register_forward_pre_hook(keep(layer)) for layer, module in enumerate(maps)]
+    try:
+        for batch in windows.batches(batch_size):
+            mask = batch.mask.to(model.device).flatten()
+            hidden_states(model, batch.inputs.to(model.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    weights = [module.weight if isinstance(module, Conv1D) else module.weight.t() for module in maps]  # (width, d)
+    return squares.sqrt() * torch.stack([weight.double().norm(dim=1).cpu() for weight in weights])
 
 
 def _add_distances(

@@ -96,12 +96,22 @@ class CostFunction:
         self.ahead([frozenset(), dropped])
         return (self._nll_nats[dropped] - self._nll_nats[frozenset()]) / self._windows.n_tokens
 
+    @property
+    def known(self) -> dict[Layers, float]:
+        """Every cost that was measured so far."""
+        return {tuple(sorted(dropped)): self(dropped) for dropped in self._nll_nats if dropped}
+
     def ahead(self, sets: Collection[frozenset[int]]) -> None:
         """Measure those of the sets that are not known yet."""
         new = sorted({tuple(sorted(dropped)) for dropped in sets if dropped not in self._nll_nats})
         if new:
             totals = nll_by_window(self._model, self._windows, new, **self._options).sum(1).tolist()
             self._nll_nats |= {frozenset(dropped): total for dropped, total in zip(new, totals, strict=True)}
+
+
+def up_to(n_layers: int, k: int) -> list[frozenset[int]]:
+    """Every set of 1..k of n layers."""
+    return [frozenset(s) for size in range(1, k + 1) for s in itertools.combinations(range(n_layers), size)]
 
 
 def _tree(sets: list[Layers], n_layers: int) -> defaultdict[Layers, list[int]]:

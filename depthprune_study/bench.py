@@ -16,7 +16,7 @@ import resource
 import sys
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,25 @@ from IPython.display import Image, display
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from depthprune_core import distillation, evaluation, figures, models, pruning, records, text
+from depthprune_core import distillation, evaluation, figures, models, pruning, records, text, zero_shot
 from depthprune_core.assets import sha256_of
-from depthprune_core.records import Curve, Divergence, Plan, Score
+from depthprune_core.records import Answers, Curve, Divergence, Plan, Score
 from depthprune_core.teachers import TeacherStates
 from depthprune_study import places, provenance, settings
 from depthprune_study.settings import StudyError
 
 ARM_MODULES = ("depthprune_core.distillation", "depthprune_core.pruning")  # what a recovery runs, with all that these import
-MODULES = (*ARM_MODULES, "depthprune_core.speed", "depthprune_core.sensitivity", "depthprune_core.subsets")
+MODULES = (
+    *ARM_MODULES,
+    "depthprune_core.speed",
+    "depthprune_core.sensitivity",
+    "depthprune_core.subsets",
+    "depthprune_core.racing",
+    "depthprune_core.selection",
+    "depthprune_core.rounding",
+    "depthprune_core.zero_shot",
+    "depthprune_study.rules",
+)
 
 
 def open_bench(notebook: str, cell: Mapping[str, Any]) -> Bench:
@@ -67,7 +77,9 @@ class Bench:
     def documents(self, split: str) -> list[text.Document]:
         """The documents of a split; only `test_scores` reads the test split."""
         if split == "test":
-            raise ValueError("the test split is read by bench.test_scores alone, once, after every choice is made")
+            raise ValueError(
+                "the test split is read by bench.test_scores (once) and bench.zero_shot alone, after every choice is made"
+            )
         return self._split(split)
 
     def windows(self, split: str, tokenizer: Any, *, tokens_per_document: int) -> text.Windows:
@@ -83,8 +95,8 @@ class Bench:
             self._pool = (tokenizer, pool)
         return text.draw(self._pool[1], n_tokens=tokens, seed=seed)
 
-    def _split(self, split: str) -> list[text.Document]:
-        name = self.parameters.text
+    def _split(self, split: str, *, of: str | None = None) -> list[text.Document]:
+        name = of or self.parameters.text
         if name not in self.texts:
             self.texts[name] = text.split_named(name, cache=places.cache(), assets=places.assets())
         documents = self.texts[name][split]
@@ -120,11 +132,13 @@ class Bench:
     ) -> tuple[PreTrainedModel, Curve]:
         """The plan's student, recovered from `teacher` (or from the weights of `start`), and its curve.
 
-        A plan that drops nothing gives the control: the teacher itself, trained on the same windows. Options as in
-        `distillation.recover`. Arms are kept by recipe, not by notebook: what one notebook has recovered, another reads.
+        A plan that drops nothing gives the control: the teacher itself, trained on the same windows (with `start`: a student that
+        is smaller in another way). Options as in `distillation.recover`. Arms are kept by recipe, not by notebook: what one notebook
+        has recovered, another reads.
         """
         folder = self.folder / "arms" / name
-        stamp = self._stamp(f"arm/{name}", [teacher, plan, windows, start, validation, recipe], recipe["seed"], shared=True)
+        cut = Plan(plan.n_layers, plan.dropped, "any")  # which rule picked the layers changes no weight
+        stamp = self._stamp(f"arm/{name}", [teacher, cut, windows, start, validation, recipe], recipe["seed"], shared=True)
         student = start if start is not None else pruning.drop_layers(teacher, plan)
         path = folder / f"{stamp.key}.json"
         weights = folder / f"{stamp.key}.safetensors"
@@ -138,7 +152,7 @@ class Bench:
             student,
             teacher,
             windows,
-            plan=plan if plan.dropped else None,
+            plan=plan if plan.dropped or start is not None else None,
             validation=validation,
             checkpoint=checkpoint,
             teacher_cache=self._states_of(teacher, recipe["loss"]),
@@ -174,6 +188,30 @@ class Bench:
         tokens = self.parameters.score_tokens
         windows = text.windows(self._split("test"), tokenizer, seq_len=self.parameters.seq_len, tokens_per_document=tokens)
         return {name: self._score("test", name, model, windows) for name, model in arms.items()}
+
+    def scores_elsewhere(self, name: str, arms: Mapping[str, PreTrainedModel], tokenizer: Any) -> dict[str, Score]:
+        """Each model's score on the test split of another named text, which nothing was trained on or chosen by."""
+        documents = self._split("test", of=name)
+        tokens = self.parameters.score_tokens
+        windows = text.windows(documents, tokenizer, seq_len=self.parameters.seq_len, tokens_per_document=tokens)
+        return {arm: self._score(name, arm, model, windows) for arm, model in arms.items()}
+
+    def zero_shot(
+        self, arms: Mapping[str, PreTrainedModel], tokenizer: Any, *, n_items: int, tasks: Sequence[str] = ()
+    ) -> dict[str, Answers]:
+        """ "arm: task" -> answers, on lm-eval's tasks of these names and (with `n_items`) on two made of the test articles."""
+        folder = self.folder / "tasks"
+        own = zero_shot.write_tasks(folder, self._split("test"), n_items=n_items, seed=self.parameters.seed) if n_items else []
+        items = [sha256_of(folder / f"{task}.jsonl") for task in own]
+        found = {}
+        for name, model in arms.items():
+            answered = self.once(
+                f"zero_shot/{name}",
+                lambda m=model: zero_shot.answers(m, tokenizer, [*own, *tasks], folder=folder),
+                on=[model, items, list(tasks)],
+            )
+            found |= {f"{name}: {task}": answers for task, answers in answered.items()}
+        return found
 
     def divergences(
         self, arms: Mapping[str, PreTrainedModel], teacher: PreTrainedModel, tokenizer: Any

@@ -13,7 +13,7 @@ import yaml
 from depthprune_core import intervals
 from depthprune_core.intervals import Interval
 from depthprune_study import places
-from depthprune_study.evidence import Evidence
+from depthprune_study.evidence import CONTROL, Evidence
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
 SHAPES = {"gpt2-shape": "GPT-2 124M's shape", "tinyllama-1.1b-shape": "TinyLlama 1.1B's shape"}
@@ -41,12 +41,12 @@ class Verdict:
     why: str
     figure: str  # on the source's own models; empty where they were not run
     stand_ins: tuple[Measured, ...]
-    notebook: str  # where it is measured; empty = nowhere in this study
+    notebook: str  # where it is measured
 
     @property
     def stable(self) -> bool:
-        """Whether the verdict is the same on every machine (it follows from shapes, or from what the study lacks)."""
-        return self.id in {"C1", "C9", "C11"}
+        """Whether the verdict is the same on every machine (it follows from shapes)."""
+        return self.id == "C1"
 
 
 def judge(evidence: Evidence) -> list[Verdict]:
@@ -56,8 +56,8 @@ def judge(evidence: Evidence) -> list[Verdict]:
 
 
 def _judge_one(name: str, entry: dict[str, Any], evidence: Evidence) -> Verdict:
-    measure, notebook, untestable = _MEASURES[name]
-    measured = measure(evidence, entry["rule"]) if measure else []
+    measure, notebook = _MEASURES[name]
+    measured = measure(evidence, entry["rule"])
     own = [item for item in measured if item.model in SOURCE_MODELS]
     stand_ins = tuple(item for item in measured if item not in own)
     if own:
@@ -68,7 +68,7 @@ def _judge_one(name: str, entry: dict[str, Any], evidence: Evidence) -> Verdict:
         )
     else:
         verdict, figure = "not testable in this study", ""
-        why = untestable if not measured else "the source's model was not run; a stand-in decides nothing about it"
+        why = "the source's model was not run; a stand-in decides nothing about it"
     if name in _EXPECTATIONS:
         figure = "; ".join(filter(None, [_EXPECTATIONS[name](evidence), figure]))
     return Verdict(
@@ -80,7 +80,7 @@ def _judge_one(name: str, entry: dict[str, Any], evidence: Evidence) -> Verdict:
         why,
         figure,
         stand_ins,
-        notebook if measured else "",
+        notebook,
     )
 
 
@@ -99,7 +99,7 @@ _RULES = {
         "in at least {holds:.0%} of resampled calibration sets both ends are among the {critical_share:.0%} most sensitive "
         "layers and the easiest layer lies in the first two thirds; not if in at most {fails:.0%}"
     ),
-    "winner_changes": "{pairs} pairs recovered with {seeds} seeds: the interval between the two winners excludes 0",
+    "winner_changes": "{pairs} sets recovered with {seeds} seeds: the winner after recovery beats the winner before it, and by more than before recovery",
 }
 
 
@@ -168,7 +168,7 @@ def _expected_speed(name: str, whole: str, *depths: str) -> Callable[[Evidence],
 
 
 def _first_recovered(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
-    ratio = evidence.ratio("03_recovery", "kl")
+    ratio = evidence.ratio("03_recovery", "recovered")
     return [Measured(evidence.first_model, f"PPL ratio {ratio}", at_most(ratio, rule["threshold"]))]
 
 
@@ -179,10 +179,13 @@ def _first_speed(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
     return [Measured(model, f"decode {gain}x", within(gain, rule["low"], rule["high"])) for model, gain in gains.items()]
 
 
-def _second_arm(arm: str) -> Callable[[Evidence, dict[str, Any]], list[Measured]]:
+def _second_arm(arm: str, first: str) -> Callable[[Evidence, dict[str, Any]], list[Measured]]:
+    """The second family's arm; where the first family leads (SmolLM2 is a Llama too), its own from notebook `first` as well."""
+
     def measure(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
-        ratio = evidence.ratio("04_transfer_tinyllama", arm)
-        return [Measured(evidence.second_model, f"PPL ratio {ratio}", at_most(ratio, rule["threshold"]))]
+        ratios = {evidence.first_model: evidence.ratio(first, arm)} if evidence.first_leads else {}
+        ratios[evidence.second_model] = evidence.ratio("04_transfer_tinyllama", arm)
+        return [Measured(model, f"PPL ratio {ratio}", at_most(ratio, rule["threshold"])) for model, ratio in ratios.items()]
 
     return measure
 
@@ -248,15 +251,49 @@ def _transfers(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
     ]
 
 
+def _winner_changes(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
+    """The set that is best after recovery against the one that was best before it, on articles that had no part in the choice.
+
+    It has to be better, and by more than it was before recovery: else the ranking before it was only a noisy one.
+    """
+    facts = evidence.record("03c_choice", "sets").values
+    scores, old, new, seeds = evidence.test("03c_choice"), facts["old"], facts["new"], facts["seeds"]
+    compared = f"{len(facts['costs'])} sets x {len(seeds)} seeds"
+    if old == new:
+        verdict = NOT_REPRODUCED if len(facts["costs"]) >= rule["pairs"] else INCONCLUSIVE
+        return [Measured(evidence.first_model, f"layers {old} are best before and after ({compared})", verdict)]
+    after = {name: intervals.mean_score([scores[f"{name} (seed {seed})"] for seed in seeds]) for name in (old, new)}
+    before = {name: scores[f"{name}, unrecovered"] for name in (old, new)}
+    gap = intervals.nll_rise(after[new], after[old])
+    more = intervals.gain_difference(before[new], after[new], before[old], after[old])
+    enough = len(facts["costs"]) >= rule["pairs"] and len(seeds) >= rule["seeds"]
+    clear = REPRODUCED if gap.high < 0 and more.low > 0 else NOT_REPRODUCED if gap.low > 0 else INCONCLUSIVE
+    figure = (
+        f"best before: {old}, after: {new}; new minus old {gap} nats per token, in recovery it gained {more} more ({compared})"
+    )
+    return [Measured(evidence.first_model, figure, clear if enough else INCONCLUSIVE)]
+
+
+def _depth_or_width(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
+    scores = evidence.test("03b_controls")
+    gap = intervals.nll_rise(scores["recovered"], scores["width"])
+    figure = f"fewer layers minus narrower MLPs {gap} nats per token, same parameters, same recovery, each at its own rate (attention keeps its width)"
+    return [Measured(evidence.first_model, figure, at_most(gap, rule["threshold"]))]
+
+
 def _which_end(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
-    scores = evidence.test("02_prune_gpt2")
-    rise = intervals.nll_rise(scores[f"most_sensitive-{evidence.fewer}"], scores[f"least_sensitive-{evidence.fewer}"])
+    before, after = evidence.test("02_prune_gpt2"), evidence.test("03c_choice")
+    rises = {
+        "before recovery": intervals.nll_rise(
+            before[f"most_sensitive-{evidence.fewer}"], before[f"least_sensitive-{evidence.fewer}"]
+        ),
+        "after the same short recovery": intervals.nll_rise(after["most_sensitive"], after["least_sensitive"]),
+    }
     return [
         Measured(
-            evidence.first_model,
-            f"most minus least sensitive {rise} nats per token, before recovery",
-            at_least(rise, rule["threshold"]),
+            evidence.first_model, f"most minus least sensitive {rise} nats per token, {when}", at_least(rise, rule["threshold"])
         )
+        for when, rise in rises.items()
     ]
 
 
@@ -274,22 +311,19 @@ def _middle(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
 
 
 def _real_work(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
-    """KL alone: its matched control is the frozen teacher, whose gradient is zero. CE: the teacher trained on the same text."""
+    """Without CE the matched control is the frozen teacher, whose gradient is zero. CE: the teacher trained on the same text."""
     measured = []
-    for model, notebook, arm in (
-        (evidence.first_model, "03_recovery", "kl"),
-        (evidence.second_model, "04_transfer_tinyllama", "recovered"),
-    ):
+    for model, notebook in ((evidence.first_model, "03_recovery"), (evidence.second_model, "04_transfer_tinyllama")):
         scores = evidence.test(notebook)
-        gain = intervals.nll_rise(scores["unrecovered"], scores[arm])
-        of_teacher = intervals.nll_rise(scores["teacher"], scores["teacher + same text (ce)"])
+        gain = intervals.nll_rise(scores["unrecovered"], scores["recovered"])
+        of_teacher = intervals.nll_rise(scores["teacher"], scores[CONTROL])
         figure = (
-            f"KL alone gains {gain} nats per token on unseen articles, its matched control (the frozen teacher) none; "
-            f"CE on the same text gives the whole model {of_teacher}"
+            f"without the text itself as a target recovery gains {gain} nats per token on unseen articles, its matched control (the frozen "
+            f"teacher) none; CE on the same text gives the whole model {of_teacher}"
         )
         measured.append(Measured(model, figure, at_least(gain, rule["threshold"])))
     scores = evidence.test("03_recovery")
-    more = intervals.gain_difference(scores["unrecovered"], scores["ce"], scores["teacher"], scores["teacher + same text (ce)"])
+    more = intervals.gain_difference(scores["unrecovered"], scores["ce"], scores["teacher"], scores[CONTROL])
     figure = f"with CE, the student gains {more} nats per token more than the whole model does from the same text"
     measured.append(Measured(evidence.first_model, figure, at_least(more, rule["threshold"])))
     return measured
@@ -302,21 +336,22 @@ def _profiles(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-_MEASURES: dict[str, tuple[Callable[[Evidence, dict[str, Any]], list[Measured]] | None, str, str]] = {
-    "C1": (_sizes, "02_prune_gpt2", ""),
-    "C2": (_first_recovered, "03_recovery", ""),
-    "C3": (_first_speed, "02_prune_gpt2", ""),
-    "C4": (_second_arm("recovered"), "04_transfer_tinyllama", ""),
-    "C5": (_second_arm("staged"), "04_transfer_tinyllama", ""),
-    "C6": (_second_speed, "04_transfer_tinyllama", ""),
-    "C7": (_seeds, "05_seed_stability", ""),
-    "C8": (_ends_are_critical, "01_sensitivity", ""),
-    "C9": (None, "", "one pair is recovered here; the claim needs many"),
-    "C10": (_transfers, "04_transfer_tinyllama", ""),
-    "C11": (None, "", "no width-pruned arm is run here"),
-    "C12": (_which_end, "02_prune_gpt2", ""),
-    "C13": (_middle, "01_sensitivity", ""),
-    "C14": (_real_work, "03_recovery", ""),
+# How each claim is measured, and where.
+_MEASURES: dict[str, tuple[Callable[[Evidence, dict[str, Any]], list[Measured]], str]] = {
+    "C1": (_sizes, "02_prune_gpt2"),
+    "C2": (_first_recovered, "03_recovery"),
+    "C3": (_first_speed, "02_prune_gpt2"),
+    "C4": (_second_arm("recovered", "03_recovery"), "04_transfer_tinyllama"),
+    "C5": (_second_arm("staged", "03b_controls"), "04_transfer_tinyllama"),
+    "C6": (_second_speed, "04_transfer_tinyllama"),
+    "C7": (_seeds, "05_seed_stability"),
+    "C8": (_ends_are_critical, "01_sensitivity"),
+    "C9": (_winner_changes, "03c_choice"),
+    "C10": (_transfers, "04_transfer_tinyllama"),
+    "C11": (_depth_or_width, "03b_controls"),
+    "C12": (_which_end, "02_prune_gpt2"),
+    "C13": (_middle, "01_sensitivity"),
+    "C14": (_real_work, "03_recovery"),
 }
 
 # What follows from the published shapes alone, whatever was run.

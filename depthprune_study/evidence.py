@@ -8,9 +8,12 @@ from typing import Any
 
 from depthprune_core import intervals, records
 from depthprune_core.intervals import Interval
-from depthprune_core.records import Score
+from depthprune_core.records import Plan, Score
 from depthprune_study import places
 from depthprune_study.settings import StudyError
+
+STAND_INS = {"gpt2-mini", "llama-tiny"}  # they show that the chain works; the headline is another model's, where there is one
+CONTROL = "teacher + same text (ce)"
 
 
 @dataclass(frozen=True)
@@ -69,35 +72,67 @@ class Evidence:
         timings = self.record("02_prune_gpt2", f"timing-{name}")
         return {depth: intervals.decode_gain(timing) for depth, timing in timings.items()}
 
+    @property
+    def first_leads(self) -> bool:
+        """Whether the headline is the first family's: where only the second one is a stand-in."""
+        return self.second_model in STAND_INS and self.first_model not in STAND_INS
+
+    @property
+    def lead(self) -> str:
+        """The notebook whose cut is the headline."""
+        return "03_recovery" if self.first_leads else "04_transfer_tinyllama"
+
+    @property
+    def lead_model(self) -> str:
+        return self.first_model if self.first_leads else self.second_model
+
+    @property
+    def staging(self) -> str:
+        """The notebook that has the headline model's staged and one-shot arms."""
+        return "03b_controls" if self.first_leads else "04_transfer_tinyllama"
+
+    def cut(self, notebook: str) -> Plan:
+        """The main cut of a family: the first's from notebook 02, the second's from notebook 04."""
+        if notebook == "04_transfer_tinyllama":
+            return self.record(notebook, "plans")["recovered"]
+        return self.record("02_prune_gpt2", "plans")[f"{self.record('03_recovery', 'recipe').values['rule']}-{self.fewer}"]
+
     def answer_ratios(self) -> dict[str, Interval]:
-        """The answer on the second, pretrained family."""
-        arms = ("unrecovered", "recovered", "teacher + same text (ce)", "one_shot", "staged")
-        return {arm: self.ratio("04_transfer_tinyllama", arm) for arm in arms}
+        """The answer on the headline model."""
+        main = {arm: self.ratio(self.lead, arm) for arm in ("unrecovered", "recovered", CONTROL)}
+        more = {arm: self.ratio(self.staging, arm) for arm in ("one_shot", "staged")}
+        return main | more | ({"width": self.ratio("03b_controls", "width")} if self.first_leads else {})
 
     def answer_alt(self) -> str:
         parts = [f"{arm} {ratio}" for arm, ratio in self.answer_ratios().items()]
-        return f"Perplexity ratio to the whole {self.second_model} on the test articles: " + "; ".join(parts)
+        return f"Perplexity ratio to the whole {self.lead_model} on the test articles: " + "; ".join(parts)
 
     def answer_lines(self) -> list[str]:
         """The study's answer as a few lines of text."""
-        plans = self.record("04_transfer_tinyllama", "plans")
-        second, first = self.second_model, self.first_model
-        plan = self.record("02_prune_gpt2", "plans")
-        recipe = self.record("03_recovery", "recipe").values
-        mini = plan[f"{recipe['rule']}-{recipe['drop_count']}"]
-        fewer = len(plans["recovered"].dropped)
-        n = self.ratio("04_transfer_tinyllama", "recovered").n
-        return [
-            f"{second}: layers {_listed(plans['recovered'].dropped)} of {plans['recovered'].n_layers} dropped; PPL ratio to the whole model "
-            f"{self.ratio('04_transfer_tinyllama', 'unrecovered')} before recovery, {self.ratio('04_transfer_tinyllama', 'recovered')} after "
-            f"(n = {n} test articles); the whole model trained on the same text: {self.ratio('04_transfer_tinyllama', 'teacher + same text (ce)')}; "
-            f"decodes {self.decode_gain('04_transfer_tinyllama', fewer)} times as fast.",
-            f"{second}, one layer more: {self.ratio('04_transfer_tinyllama', 'staged')} staged ({_listed(plans['staged'].dropped)}), "
-            f"{self.ratio('04_transfer_tinyllama', 'one_shot')} at once ({_listed(plans['one_shot'].dropped)}).",
-            f"{first} (a stand-in): layers {_listed(mini.dropped)} of {mini.n_layers} dropped; {self.ratio('03_recovery', 'unrecovered')} before, "
-            f"{self.ratio('03_recovery', 'kl')} after; the whole model trained on the same text: {self.ratio('03_recovery', 'teacher + same text (ce)')}; "
-            f"decodes {self.decode_gain('02_prune_gpt2', recipe['drop_count'])} times as fast.",
-        ]
+        other = "04_transfer_tinyllama" if self.first_leads else "03_recovery"
+        plans = self.record(self.staging, "plans")
+        more = (
+            f"{self.lead_model}, one layer more: {self.ratio(self.staging, 'staged')} staged ({_listed(plans['staged'].dropped)}), "
+            f"{self.ratio(self.staging, 'one_shot')} at once ({_listed(plans['one_shot'].dropped)})."
+        )
+        narrower = (
+            f"{self.lead_model}, as small by narrower MLPs instead, after the same recovery: {self.ratio('03b_controls', 'width')}."
+            if self.first_leads
+            else ""
+        )
+        return [line for line in (self._cut_in_words(self.lead), more, narrower, self._cut_in_words(other)) if line]
+
+    def _cut_in_words(self, notebook: str) -> str:
+        first = notebook == "03_recovery"
+        model, plan = self.first_model if first else self.second_model, self.cut(notebook)
+        known = f"{model} (a stand-in)" if model in STAND_INS else model
+        after = self.ratio(notebook, "recovered")
+        faster = self.decode_gain("02_prune_gpt2" if first else notebook, len(plan.dropped))
+        return (
+            f"{known}: layers {_listed(plan.dropped)} of {plan.n_layers} dropped; PPL ratio to the whole model "
+            f"{self.ratio(notebook, 'unrecovered')} before recovery, {after} after (n = {after.n} test articles); the whole model trained "
+            f"on the same text: {self.ratio(notebook, CONTROL)}; decodes {faster} times as fast."
+        )
 
     def _path(self, notebook: str, name: str) -> Path:
         return self.folder / notebook / f"{name}.json"

@@ -91,7 +91,7 @@ def _navigation(study: str, current: str) -> str:
     links = []
     for notebook in run.READS:
         file = "report.html" if notebook == "06_report" else f"{notebook}.html"
-        label = "report" if notebook == "06_report" else notebook[:2] + " " + notebook[3:].replace("_", " ")
+        label = "report" if notebook == "06_report" else notebook.replace("_", " ")
         here = " aria-current='page'" if notebook == current else ""
         links.append(f"<a href='{file}'{here}>{escape(label)}</a>")
     return f"<b>depthprune · {escape(study)}</b> " + " ".join([links[-1], *links[:-1]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -26,10 +27,12 @@ READS = {
     "01_sensitivity": (),
     "02_prune_gpt2": ("01_sensitivity",),
     "03_recovery": ("01_sensitivity", "02_prune_gpt2"),
+    "03b_controls": ("02_prune_gpt2", "03_recovery"),
+    "03c_choice": ("02_prune_gpt2", "03_recovery"),
     "04_transfer_tinyllama": ("03_recovery",),
     "05_seed_stability": ("02_prune_gpt2", "03_recovery"),
-    "06_report": ("01_sensitivity", "02_prune_gpt2", "03_recovery", "04_transfer_tinyllama", "05_seed_stability"),
 }
+READS["06_report"] = tuple(READS)
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,14 @@ def _fetch(steps: list[Step], say: Callable[[str], None]) -> None:
     from depthprune_core import models, text
 
     logging.disable_progress_bar()
-    wanted_texts = {step.parameters["text"] for step in steps if "text" in step.parameters}
+    asks_tasks = [
+        step.notebook for step in steps if step.parameters.get("zero_shot_items") or step.parameters.get("zero_shot_tasks")
+    ]
+    if asks_tasks and importlib.util.find_spec("lm_eval") is None:
+        raise StudyError(
+            f"{asks_tasks[0]} asks for zero-shot tasks, which need lm-eval: pip install 'depthprune[eval]', or ask for none"
+        )
+    wanted_texts = {step.parameters[key] for step in steps for key in ("text", "elsewhere") if key in step.parameters}
     wanted_models = {step.parameters["model"] for step in steps if "model" in step.parameters}
     try:
         for name in sorted(wanted_texts):

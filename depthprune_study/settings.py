@@ -14,6 +14,9 @@ from depthprune_study import places
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Rule = Literal[
+    "least_sensitive", "most_sensitive", "greedy", "pairwise", "exhaustive", "contiguous", "racing", "evenly_spaced", "last_k"
+]
 
 
 class Common(BaseModel):
@@ -44,6 +47,9 @@ class Sensitivity(Work):
 class Prune(Work):
     calibration_tokens: Annotated[int, Field(ge=8)]
     drop_counts: Annotated[list[Count], Field(min_length=1, max_length=4, description="layers to drop, one set of plans each")]
+    exhaustive_to: Annotated[int, Field(ge=2, le=4, description="largest sets of layers that are all measured")]
+    race_counts: Annotated[list[Count], Field(max_length=4, description="layers to drop by racing")]
+    race_tokens: Annotated[int, Field(ge=8, description="tokens a calibration document for the race")]
     random_draws: Annotated[int, Field(ge=1, le=50)]
     timed_context: Annotated[int, Field(ge=1, description="tokens of prompt")]
     timed_new_tokens: Count
@@ -56,14 +62,35 @@ class Prune(Work):
 
 class Recovery(Work):
     calibration_tokens: Annotated[int, Field(ge=8)]
-    rule: Literal["least_sensitive", "most_sensitive"]  # what a profile alone decides, so that notebook 04 can take it over
+    rule: Rule
     drop_count: Count
     tokens: Annotated[int, Field(ge=8, description="recovery tokens a run")]
+    pilot_tokens: Annotated[int, Field(ge=8, description="tokens a trial of the sweep")]
     lr_grid: Annotated[list[Rate], Field(min_length=1, max_length=8)]
-    temperature: Annotated[float, Field(gt=0, le=20)]
-    mixed_ce: Annotated[float, Field(gt=0, le=10, description="weight of CE in the mixed loss")]
-    batch_size: Count
-    trained: Literal["all", "after_first_cut"]
+    optimisers: Annotated[list[Literal["adamw", "muon"]], Field(min_length=1, max_length=2)]
+    batch_sizes: Annotated[list[Count], Field(min_length=1, max_length=8)]
+    temperatures: Annotated[list[Annotated[float, Field(gt=0, le=20)]], Field(min_length=1, max_length=8)]
+    trained_parts: Annotated[list[Literal["all", "after_first_cut"]], Field(min_length=1, max_length=2)]
+    lora_lr_grid: Annotated[list[Rate], Field(max_length=8)]
+    hidden_weights: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=1, max_length=8)]
+    mixed_ce: Annotated[float, Field(gt=0, le=1, description="weight of CE in the mixed loss, KL has the rest")]
+
+
+class Controls(Work):
+    elsewhere: Annotated[str, Field(description="named text that no run was trained on or chosen by", min_length=1)]
+    calibration_tokens: Annotated[int, Field(ge=8)]
+    lora_lr_grid: Annotated[list[Rate], Field(min_length=1, max_length=8)]
+    paced_windows: Count
+    bits: Annotated[list[Annotated[int, Field(ge=2, le=8)]], Field(max_length=7)]
+    zero_shot_items: CountOrZero
+    zero_shot_tasks: list[str]
+
+
+class Choice(Work):
+    arm_tokens: Annotated[int, Field(ge=8, description="recovery tokens of each rule")]
+    set_tokens: Annotated[int, Field(ge=8, description="recovery tokens of each set")]
+    n_sets: Annotated[int, Field(ge=2, le=100)]
+    set_seeds: Annotated[list[CountOrZero], Field(min_length=1, max_length=10)]
 
 
 class Transfer(Work):
@@ -72,8 +99,8 @@ class Transfer(Work):
     drop_count: Count
     tokens: Annotated[int, Field(ge=8)]
     pilot_tokens: Annotated[int, Field(ge=8, description="tokens a trial of the learning rate")]
-    second_profile_tokens: Annotated[
-        int, Field(ge=8, description="calibration tokens a document of the profile between two stages")
+    second_choice_tokens: Annotated[
+        int, Field(ge=8, description="calibration tokens a document for the choice between two stages")
     ]
     timed_context: Count
     timed_new_tokens: Count
@@ -99,6 +126,8 @@ SCHEMAS: dict[str, type[Common]] = {
     "01_sensitivity": Sensitivity,
     "02_prune_gpt2": Prune,
     "03_recovery": Recovery,
+    "03b_controls": Controls,
+    "03c_choice": Choice,
     "04_transfer_tinyllama": Transfer,
     "05_seed_stability": Seeds,
     "06_report": Report,

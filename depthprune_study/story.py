@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from depthprune_core import figures, intervals
-from depthprune_core.records import Timing
+from depthprune_core.records import Score, Timing
 from depthprune_study.claims import SHAPES, Verdict
-from depthprune_study.evidence import Evidence
+from depthprune_study.evidence import CONTROL, Evidence
+from depthprune_study.settings import SCHEMAS
+
+NOTEBOOKS = tuple(SCHEMAS)
 
 
 def answer_html(evidence: Evidence) -> str:
@@ -25,7 +28,7 @@ def claims_html(verdicts: Sequence[Verdict]) -> str:
         stand_ins = "<br>".join(
             f"<b>{escape(item.model)}</b>: {escape(item.figure)} {_word(item.verdict)}" for item in verdict.stand_ins
         )
-        link = f"<a href='{verdict.notebook}.html'>{verdict.notebook[:2]}</a>" if verdict.notebook else ""
+        link = f"<a href='{verdict.notebook}.html'>{verdict.notebook.split('_')[0]}</a>"
         rows.append([
             f"<b>{verdict.id}</b>",
             f"{escape(verdict.claim)}<br><small>rule: {escape(verdict.rule)}</small>",
@@ -39,20 +42,17 @@ def claims_html(verdicts: Sequence[Verdict]) -> str:
 
 def layer_figures(evidence: Evidence) -> list[str]:
     """Profiles of both families, pairs, agreement of the criteria."""
-    first = evidence.record("01_sensitivity", "profile")
-    second = evidence.record("04_transfer_tinyllama", "profile")
-    plans = evidence.record("04_transfer_tinyllama", "plans")
+    families = [
+        (evidence.first_model, evidence.record("01_sensitivity", "profile"), evidence.cut("03_recovery")),
+        (evidence.second_model, evidence.record("04_transfer_tinyllama", "profile"), evidence.cut("04_transfer_tinyllama")),
+    ]
     shown = [
         figure_html(
-            figures.profile_bars(second, dropped=plans["recovered"].dropped),
-            f"Rise in NLL when one layer of {evidence.second_model} is dropped: {_per_layer(second.drop_one)}",
-            f"{evidence.second_model}: what each layer is worth. The marked layers go. {_n(second)}",
-        ),
-        figure_html(
-            figures.profile_bars(first),
-            f"Rise in NLL when one layer of {evidence.first_model} is dropped: {_per_layer(first.drop_one)}",
-            f"{evidence.first_model}, the stand-in. {_n(first)}",
-        ),
+            figures.profile_bars(profile, dropped=plan.dropped),
+            f"Rise in NLL when one layer of {model} is dropped: {_per_layer(profile.drop_one)}",
+            f"{model}: what each layer is worth. The marked layers go. {_n(profile)}",
+        )
+        for model, profile, plan in (families if evidence.first_leads else reversed(families))
     ]
     if evidence.has("01_sensitivity", "pairs"):
         pairs = evidence.record("01_sensitivity", "pairs")
@@ -75,16 +75,23 @@ def layer_figures(evidence: Evidence) -> list[str]:
 
 
 def recovery_figures(evidence: Evidence) -> list[str]:
-    """Rules before recovery, controls, curves."""
+    """Rules before recovery, the sweep, controls, curves."""
     scores = evidence.test("02_prune_gpt2")
     size = f"-{evidence.fewer}"
     ratios = {
         name.removesuffix(size): intervals.ppl_ratio(s, scores["teacher"]) for name, s in scores.items() if name.endswith(size)
     }
-    shown = ("unrecovered", "kl", "mixed", "ce", "teacher + same text (ce)", "teacher + same text (mixed)")
+    shown = ("unrecovered", "recovered", "mixed", "ce", CONTROL, "teacher + same text (mixed)")
     controls = {name: evidence.ratio("03_recovery", name) for name in shown}
-    validation = evidence.record("04_transfer_tinyllama", "validation_scores")
-    curves = {k: v for k, v in evidence.record("04_transfer_tinyllama", "curves").items() if k in ("recovered", "one_shot")}
+    validation = evidence.record(evidence.lead, "validation_scores")
+    drawn = ("recovered", "one_shot", "mixed", "ce")
+    curves = {k: v for k, v in evidence.record(evidence.lead, "curves").items() if k in drawn}
+    whole = evidence.record("03_recovery", "validation_scores")["teacher"]
+    tried, choices = evidence.record("03_recovery", "sweep"), evidence.record("03_recovery", "recipe").values
+    trials = {
+        name: intervals.ppl_ratio(tried[name], whole) for name in choices["trials"]
+    }  # in the order in which they were tried
+    pilot_tokens = choices["pilot_tokens"]
     return [
         figure_html(
             figures.curves(curves, teacher_nll_nats=validation["teacher"].mean_nll_nats),
@@ -93,7 +100,7 @@ def recovery_figures(evidence: Evidence) -> list[str]:
                 f"{name} ends {c.validation_nll_nats[-1] - validation['teacher'].mean_nll_nats:.3f} nats above"
                 for name, c in curves.items()
             ),
-            f"{evidence.second_model}: recovery as it went, on validation.",
+            f"{evidence.lead_model}: recovery as it went, on validation.",
         ),
         figure_html(
             figures.controls(controls),
@@ -101,37 +108,114 @@ def recovery_figures(evidence: Evidence) -> list[str]:
             f"{evidence.first_model}: losses and controls on the test articles. {_articles(evidence, '03_recovery')}",
         ),
         figure_html(
+            figures.sweep(trials, n_tokens=pilot_tokens),
+            _as_text(trials),
+            f"{evidence.first_model}: how the recipe was chosen, on {len(whole.documents)} validation articles. Filled: the level that was kept.",
+        ),
+        figure_html(
             figures.arms(ratios, title=f"{evidence.fewer} layers fewer, before recovery"),
             _as_text(ratios),
             f"{evidence.first_model}: every rule, {evidence.fewer} layers fewer, before recovery, on the test articles. {_articles(evidence, '02_prune_gpt2')}",
         ),
-        rules_table(evidence),
+        rules_table({name.removesuffix(size): s for name, s in scores.items() if name.endswith(size)}, "before recovery"),
     ]
 
 
-def rules_table(evidence: Evidence) -> str:
-    """Each rule against the least sensitive one, with Holm's correction over the rules."""
-    scores = evidence.test("02_prune_gpt2")
+def control_figures(evidence: Evidence) -> list[str]:
+    """Width against depth, stages, plainer training, fewer bits; and the same arms on another kind of text."""
+    scores = evidence.test("03b_controls") | evidence.record("03b_controls", "timed_test_scores")
+    ratios = {name: intervals.ppl_ratio(s, scores["teacher"]) for name, s in scores.items() if name != "teacher"}
+    n_bytes = evidence.record("03b_controls", "bytes").values
+    sized = [name for name in ("recovered", "width", "one_shot", "staged") if name in ratios]
+    sized += [name for name in ratios if name.startswith("quantised")]
+    points = {name: (n_bytes[name] / n_bytes["teacher"], ratios[name]) for name in sized}
+    away = evidence.record("03b_controls", "elsewhere_scores")
+    far = {name: intervals.ppl_ratio(s, away["teacher"]) for name, s in away.items() if name != "teacher"}
+    elsewhere = evidence.parameter("03b_controls", "elsewhere")
+    model = evidence.first_model
+    return [
+        figure_html(
+            figures.controls(ratios),
+            _as_text(ratios),
+            f"{model}: as small by narrower MLPs, in stages, by plainer training, by fewer bits. {_articles(evidence, '03b_controls')}",
+        ),
+        figure_html(
+            figures.frontier(points, xlabel="bytes of weights, relative to the teacher at 16 bits"),
+            "; ".join(f"{name}: {x:.2f} of the bytes, PPL ratio {ratio}" for name, (x, ratio) in points.items()),
+            f"{model}: perplexity against size. {_articles(evidence, '03b_controls')}",
+        ),
+        figure_html(
+            figures.controls(far),
+            _as_text(far),
+            f"{model} on {elsewhere}, which no run was trained on or chosen by. n = {len(away['teacher'].documents)} documents.",
+        ),
+        tasks_table(evidence),
+    ]
+
+
+def tasks_table(evidence: Evidence) -> str:
+    """Zero-shot accuracy of each arm; nothing where no task was asked."""
+    if not evidence.has("03b_controls", "zero_shot"):
+        return ""
+    told = evidence.record("03b_controls", "zero_shot")
+    rows = []
+    for name, answers in told.items():
+        p = intervals.mcnemar(answers, told[f"teacher: {answers.task}"])
+        cells = [name.split(": ")[0], answers.task, str(intervals.proportion(answers)), str(len(answers.right)), f"{p:.3f}"]
+        rows.append([escape(cell) for cell in cells])
+    caption = f"<p>{escape(evidence.first_model)}: share of items that are right (Wilson's interval; p against the teacher by McNemar's test):</p>"
+    return caption + table(["arm", "task", "right", "n", "p"], rows)
+
+
+def choice_figures(evidence: Evidence) -> list[str]:
+    """The rules before and after the same recovery; sets of layers before and after."""
+    before, after = evidence.test("02_prune_gpt2"), evidence.test("03c_choice")
     size = f"-{evidence.fewer}"
-    reference = scores[f"least_sensitive{size}"]
-    others = {name: s for name, s in scores.items() if name.endswith(size) and s != reference}
+    rules = [name.removesuffix(size) for name in before if name.endswith(size)]
+    whole = before["teacher"]
+    hollow = {name: intervals.ppl_ratio(before[f"{name}{size}"], whole) for name in rules}
+    filled = {name: intervals.ppl_ratio(after[name], whole) for name in rules}
+    facts = evidence.record("03c_choice", "sets").values
+    costs = {name: tuple(pair) for name, pair in facts["costs"].items()}
+    n_tokens = evidence.parameter("03c_choice", "arm_tokens")
+    n_short = evidence.parameter("03c_choice", "set_tokens")
+    return [
+        figure_html(
+            figures.arms(hollow, after=filled, title=f"{evidence.fewer} layers fewer, before and after {n_tokens:,} tokens"),
+            _as_text(filled),
+            f"{evidence.first_model}: every rule before and after the same short recovery. {_articles(evidence, '03c_choice')}",
+        ),
+        rules_table({name: after[name] for name in rules}, "after the same short recovery"),
+        figure_html(
+            figures.before_after_scatter(costs, old=facts["old"], new=facts["new"]),
+            "; ".join(f"{name}: {x:.3f} before, {y:.3f} after" for name, (x, y) in costs.items()),
+            f"{evidence.first_model}: {len(costs)} sets of layers, {len(facts['seeds'])} recoveries of {n_short:,} tokens each.",
+        ),
+    ]
+
+
+def rules_table(scores: Mapping[str, Score], when: str) -> str:
+    """Each rule against the least sensitive one, with Holm's correction over the rules."""
+    reference = scores["least_sensitive"]
+    others = {name: s for name, s in scores.items() if s.nll_nats != reference.nll_nats}
     p = {
         name: intervals.bootstrap_p([a - b for a, b in zip(s.nll_nats, reference.nll_nats, strict=True)], s.n_tokens)
         for name, s in others.items()
     }
     adjusted = intervals.holm(p)
     rows = [
-        [escape(name.removesuffix(size)), str(intervals.nll_rise(s, reference)), f"{adjusted[name]:.4f}"]
+        [escape(name), str(intervals.nll_rise(s, reference)), f"{adjusted[name]:.4f}"]
         for name, s in sorted(others.items(), key=lambda item: item[1].mean_nll_nats)
     ]
-    caption = f"<p>Each rule minus least_sensitive, nats per token, before recovery ({len(reference.documents)} articles; p by bootstrap, Holm-corrected):</p>"
+    caption = f"<p>Each rule minus least_sensitive, nats per token, {when} ({len(reference.documents)} articles; p by bootstrap, Holm-corrected):</p>"
     return caption + table(["rule", "difference", "p"], rows)
 
 
 def speed_figures(evidence: Evidence) -> list[str]:
     """Measured gains with both expectations: one figure a family, and one of the published shapes where they were timed."""
     shown = []
-    for notebook, model in (("04_transfer_tinyllama", evidence.second_model), ("02_prune_gpt2", evidence.first_model)):
+    families = [("04_transfer_tinyllama", evidence.second_model), ("02_prune_gpt2", evidence.first_model)]
+    for notebook, model in reversed(families) if evidence.first_leads else families:
         depths = [k for k in (evidence.fewer, evidence.fewer + 1) if evidence.has(notebook, f"timing-{k}")]
         shown.append(_speed_figure(model, {f"{k} fewer": evidence.record(notebook, f"timing-{k}") for k in depths}))
     shapes = {
@@ -172,12 +256,12 @@ def seed_figures(evidence: Evidence) -> list[str]:
 
 def continuations_html(evidence: Evidence) -> str:
     """What the models say, before and after."""
-    facts = evidence.record("04_transfer_tinyllama", "continuations").values
+    facts = evidence.record(evidence.lead, "continuations").values
     rows = []
     for i, prompt in enumerate(facts["prompts"]):
         for name in ("teacher", "unrecovered", "recovered"):
             rows.append([escape(prompt) if name == "teacher" else "", name, escape(facts["samples"][name][i])])
-    return f"<p>{escape(evidence.second_model)}, greedy:</p>" + table(["prompt", "model", "continuation"], rows)
+    return f"<p>{escape(evidence.lead_model)}, greedy:</p>" + table(["prompt", "model", "continuation"], rows)
 
 
 def failures_html(evidence: Evidence, verdicts: Sequence[Verdict]) -> str:
@@ -186,16 +270,13 @@ def failures_html(evidence: Evidence, verdicts: Sequence[Verdict]) -> str:
     open_ = [(v, item) for v in verdicts for item in v.stand_ins if item.verdict == "inconclusive"]
     lines = [f"{v.id} does not hold on {item.model}: {v.claim} ({item.figure})." for v, item in failed]
     lines += [f"{v.id} is open on {item.model}: {item.figure}." for v, item in open_]
-    lines += [
-        f"{v.id} is not testable in this study: {v.why}."
-        for v in verdicts
-        if not v.stand_ins and v.verdict.startswith("not testable")
-    ]
     lines += _against_the_trained_teacher(evidence)
     recipe = evidence.record("03_recovery", "recipe").values
     unrecovered = evidence.ratio("03_recovery", "unrecovered")
     if unrecovered.point < 1.05:
-        lines.append(f"Dropping two layers of {evidence.first_model} costs only {unrecovered}: there is little to win back.")
+        lines.append(
+            f"Dropping {evidence.fewer} layers of {evidence.first_model} costs only {unrecovered}: there is little to win back."
+        )
     lines.append(
         f"Recovery is short on purpose ({recipe['tokens']:,} tokens on {evidence.first_model}, "
         f"{evidence.parameter('04_transfer_tinyllama', 'tokens'):,} on {evidence.second_model}); "
@@ -208,13 +289,10 @@ def failures_html(evidence: Evidence, verdicts: Sequence[Verdict]) -> str:
 def _against_the_trained_teacher(evidence: Evidence) -> list[str]:
     """What the fair control takes away: the text alone may improve the whole model more than recovery improves the cut one."""
     lines = []
-    for model, notebook, arm in (
-        (evidence.first_model, "03_recovery", "kl"),
-        (evidence.second_model, "04_transfer_tinyllama", "recovered"),
-    ):
+    for model, notebook in ((evidence.first_model, "03_recovery"), (evidence.second_model, "04_transfer_tinyllama")):
         scores = evidence.test(notebook)
-        control = evidence.ratio(notebook, "teacher + same text (ce)")
-        behind = intervals.ppl_ratio(scores[arm], scores["teacher + same text (ce)"])
+        control = evidence.ratio(notebook, CONTROL)
+        behind = intervals.ppl_ratio(scores["recovered"], scores[CONTROL])
         if control.high < 1:
             lines.append(
                 f"Training on the recovery text alone brings the whole {model} to {control}; measured against that model, "
@@ -226,13 +304,8 @@ def _against_the_trained_teacher(evidence: Evidence) -> list[str]:
 def provenance_html(evidence: Evidence) -> str:
     """Code, versions, device, of every notebook's test scores or profile."""
     rows = []
-    for notebook, name in (
-        ("01_sensitivity", "profile"),
-        ("02_prune_gpt2", "test_scores"),
-        ("03_recovery", "test_scores"),
-        ("04_transfer_tinyllama", "test_scores"),
-        ("05_seed_stability", "test_scores"),
-    ):
+    for notebook in NOTEBOOKS[:-1]:
+        name = "profile" if notebook == "01_sensitivity" else "test_scores"
         stamp = evidence.stamp(notebook, name)
         versions = ", ".join(f"{library} {version}" for library, version in stamp.versions.items())
         rows.append(

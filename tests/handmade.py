@@ -11,7 +11,15 @@ from depthprune_core.records import Curve, Facts, PairCosts, Plan, Profile, Scor
 from depthprune_study.evidence import Evidence
 
 N_DOCUMENTS, N_TOKENS = 8, 100
-NOTEBOOKS = ("01_sensitivity", "02_prune_gpt2", "03_recovery", "04_transfer_tinyllama", "05_seed_stability")
+NOTEBOOKS = (
+    "01_sensitivity",
+    "02_prune_gpt2",
+    "03_recovery",
+    "03b_controls",
+    "03c_choice",
+    "04_transfer_tinyllama",
+    "05_seed_stability",
+)
 
 
 def score(nats_per_token: float, *, spread: float = 0.01) -> Score:
@@ -52,7 +60,27 @@ def contents() -> dict[str, dict[str, Any]]:
         for rule, rise in {"least_sensitive": 0.05, "most_sensitive": 1.0}.items()
     }
     second = {"unrecovered": 3.2, "recovered": 3.04, "one_shot": 3.08, "staged": 3.06, text: 2.99}
-    third = {"unrecovered": 3.2, "kl": 3.05, "mixed": 3.055, "ce": 3.06, text: 2.98, "teacher + same text (mixed)": 2.985}
+    third = {
+        "unrecovered": 3.2,
+        "recovered": 3.05,
+        "mixed": 3.055,
+        "ce": 3.06,
+        text: 2.98,
+        "teacher + same text (mixed)": 2.985,
+    }
+    sets = {"2,3": [0.1, 0.06], "4,5": [0.12, 0.05]} | {f"{n},{n + 1}": [0.2 + 0.01 * n, 0.1] for n in range(10, 20)}
+    sized = ("recovered", "width", "one_shot", "staged")
+    controls = {
+        "unrecovered": 3.2,
+        "recovered": 3.05,
+        "width": 3.1,
+        "one_shot": 3.08,
+        "staged": 3.06,
+        "quantised, 4 bits": 3.02,
+    }
+    sweep = {"trained: all": score(3.05), "trained: lora": score(3.2), "rate: 0.1": score(3.1), "rate: 0.2": score(3.05)}
+    samples = {"teacher": [" sat"], "unrecovered": [" the"], "recovered": [" sat down"]}
+    said = Facts({"prompts": ["The cat"], "samples": samples})
     return {
         "01_sensitivity": {
             "profile": profile(EDGY),
@@ -78,8 +106,40 @@ def contents() -> dict[str, dict[str, Any]]:
             "timing-3": timing(1.3, by_layer_count=1.33),
         },
         "03_recovery": {
-            "recipe": Facts({"rule": "least_sensitive", "drop_count": 2, "tokens": 2048, "lr": 1e-4}),
+            "recipe": Facts(
+                {
+                    "rule": "least_sensitive",
+                    "drop_count": 2,
+                    "tokens": 2048,
+                    "pilot_tokens": 512,
+                    "recipe": {"lr": 1e-4},
+                    "trials": list(sweep),
+                }
+            ),
+            "sweep": sweep,
             "test_scores": {"teacher": score(3.0), **{name: score(value) for name, value in third.items()}},
+            "validation_scores": {"teacher": score(3.0), **{name: score(value) for name, value in third.items()}},
+            "curves": {"recovered": curve(3.2, 3.05), "ce": curve(3.2, 3.06)},
+            "continuations": said,
+        },
+        "03b_controls": {
+            "plans": {"one_shot": Plan(12, (2, 3, 4), "least_sensitive"), "staged": Plan(12, (2, 3, 6), "staged")},
+            "bytes": Facts({"teacher": 100, "quantised, 4 bits": 40, **dict.fromkeys(sized, 90)}),
+            "test_scores": {"teacher": score(3.0), **{name: score(value) for name, value in controls.items()}},
+            "timed_test_scores": {"ce (timed)": score(3.07)},
+            "elsewhere_scores": {"teacher": score(4.0), "unrecovered": score(4.3), "recovered": score(4.2)},
+        },
+        "03c_choice": {
+            "sets": Facts({"costs": sets, "old": "2,3", "new": "4,5", "seeds": [0, 1]}),
+            "test_scores": {
+                "teacher": score(3.0),
+                "least_sensitive": score(3.06),
+                "most_sensitive": score(4.0),
+                "2,3, unrecovered": score(3.1),
+                "4,5, unrecovered": score(3.12),
+                **{f"2,3 (seed {seed})": score(3.07) for seed in (0, 1)},
+                **{f"4,5 (seed {seed})": score(3.05) for seed in (0, 1)},
+            },
         },
         "04_transfer_tinyllama": {
             "profile": profile(EDGY),
@@ -90,9 +150,7 @@ def contents() -> dict[str, dict[str, Any]]:
             "test_scores": {"teacher": score(3.0), **{name: score(value) for name, value in second.items()}},
             "validation_scores": {"teacher": score(3.0), **{name: score(value) for name, value in second.items()}},
             "curves": {"recovered": curve(3.2, 3.04), "one_shot": curve(3.3, 3.08)},
-            "continuations": Facts(
-                {"prompts": ["The cat"], "samples": {"teacher": [" sat"], "unrecovered": [" the"], "recovered": [" sat down"]}}
-            ),
+            "continuations": said,
             "choice": Facts({"notes": {"a stand-in": "it stands in"}}),
             "timing-2": timing(1.10, by_layer_count=1.1),
             "timing-3": timing(1.09, by_layer_count=1.16),
@@ -114,7 +172,9 @@ def evidence(
     """The records in a folder. `changes`: (notebook, name) -> another or one more record, or None to leave it out."""
     for notebook, named in contents().items():
         named |= {name: record for (where, name), record in (changes or {}).items() if where == notebook}
-        parameters = {"model": second if notebook.startswith("04") else first, "score_tokens": 256, "tokens": 2048}
+        model = second if notebook.startswith("04") else first
+        sizes = {"score_tokens": 256, "tokens": 2048, "arm_tokens": 512, "set_tokens": 256}
+        parameters = {"model": model, "elsewhere": "news-excerpt", **sizes}
         for name, record in named.items():
             record = (changes or {}).get((notebook, name), record)
             if record is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from tiny import count_layer_passes
 
 from depthprune_core import pruning, records
 from depthprune_core.records import Curve, Facts, Plan, Score
@@ -227,7 +228,7 @@ def test_the_teacher_stays_as_it_was(bench: Bench) -> None:
 @pytest.mark.parametrize("read", [lambda b, t: b.documents("test"), lambda b, t: b.windows("test", t, tokens_per_document=8)])
 def test_the_test_split_is_refused_to_everything_but_test_scores(bench: Bench, read: Callable) -> None:
     _, tokenizer = bench.model("llama-tiny")
-    with pytest.raises(ValueError, match=r"the test split is read by bench\.test_scores alone, once"):
+    with pytest.raises(ValueError, match=r"the test split is read by bench\.test_scores \(once\) and bench\.zero_shot alone"):
         read(bench, tokenizer)
 
 
@@ -354,20 +355,60 @@ def test_records_carry_where_they_come_from(bench: Bench) -> None:
     assert stamp.parameters["score_tokens"] == 32
 
 
-# ---------------------------------------------------------------- what is known of trained weights, and where things lie
+# ---------------------------------------------------------------- text from elsewhere
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
-def test_a_trained_student_is_known_by_its_new_weights_also_when_it_was_hashed_before(bench: Bench, optimiser: str) -> None:
+def test_scores_elsewhere_are_of_the_other_texts_test_split(bench: Bench) -> None:
+    model, tokenizer = bench.model("llama-tiny")
+    scores = bench.scores_elsewhere("news-excerpt", {"teacher": model}, tokenizer)
+    assert len(scores["teacher"].documents) == 2  # max_documents
+    assert not set(scores["teacher"].documents) & {document.name for document in bench.documents("recovery")}
+    bench.test_scores({"teacher": model}, tokenizer)  # is still to be read
+
+
+def test_a_student_that_is_smaller_in_another_way_starts_from_its_own_weights(bench: Bench) -> None:
     teacher, tokenizer = bench.model("llama-tiny")
     windows = bench.recovery_windows(tokenizer, tokens=64, seed=0)
-    start = pruning.drop_layers(teacher, PLAN)
+    narrow = pruning.narrow_mlps(teacher, [range(100)] * 6)
+    whole = Plan(6, (), "none")
+    student, curve = bench.recover("width", whole, teacher, windows, start=narrow, **RECIPE)
+    assert student.num_parameters() < teacher.num_parameters()
+    again, _ = bench.recover("width", whole, teacher, windows, start=pruning.narrow_mlps(teacher, [range(100)] * 6), **RECIPE)
+    assert all(torch.equal(p, q) for p, q in zip(student.parameters(), again.parameters(), strict=True))
+    _, other = bench.recover(
+        "width", whole, teacher, windows, start=pruning.narrow_mlps(teacher, [range(28, 128)] * 6), **RECIPE
+    )
+    assert curve.losses != other.losses
+
+
+def test_recoveries_of_a_notebook_run_the_teacher_once_a_window(bench: Bench) -> None:
+    teacher, tokenizer = bench.model("llama-tiny")
+    windows = bench.recovery_windows(tokenizer, tokens=64, seed=0)
+    bench.recover("first", PLAN, teacher, windows, **RECIPE)
+    passes = count_layer_passes(teacher)
+    bench.recover("second", PLAN, teacher, windows, **{**RECIPE, "lr": 2e-3})
+    assert passes == []
+
+
+@pytest.mark.parametrize("change", [{}, {"optimiser": "muon"}, {"trained": "lora"}], ids=str)
+def test_a_trained_student_is_known_by_its_new_weights_also_when_it_was_hashed_before(bench: Bench, change: dict) -> None:
+    teacher, tokenizer = bench.model("llama-tiny")
+    windows = bench.recovery_windows(tokenizer, tokens=64, seed=0)
+    start = pruning.narrow_mlps(teacher, [range(100)] * 6)
     before = bench_module._content_hash(start)
-    student, _ = bench.recover("staged", PLAN, teacher, windows, start=start, optimiser=optimiser, **RECIPE)
-    again = pruning.drop_layers(teacher, PLAN)
-    again, _ = bench.recover("staged", PLAN, teacher, windows, start=again, optimiser=optimiser, **RECIPE)
-    hashes = [bench_module._content_hash(model) for model in (student, again)]
+    student, _ = bench.recover("width", Plan(6, (), "none"), teacher, windows, start=start, **RECIPE, **change)
+    again = pruning.narrow_mlps(teacher, [range(100)] * 6)
+    again, _ = bench.recover("width", Plan(6, (), "none"), teacher, windows, start=again, **RECIPE, **change)
+    hashes = [bench_module._content_hash(m) for m in (student, again)]
     assert hashes[0] == hashes[1] != before
+
+
+def test_rules_that_picked_the_same_layers_share_a_run(bench: Bench) -> None:
+    teacher, tokenizer = bench.model("llama-tiny")
+    windows = bench.recovery_windows(tokenizer, tokens=64, seed=0)
+    for rule in ("greedy", "exhaustive"):
+        bench.recover("rule", Plan(6, (2, 4), rule, {"steps": [rule]}), teacher, windows, **RECIPE)
+    assert len(list((bench.folder / "arms" / "rule").glob("*.json"))) == 1
 
 
 @pytest.mark.parametrize("variable", ["DEPTHPRUNE_CACHE", "DEPTHPRUNE_REPORTS", "DEPTHPRUNE_RUNS"])

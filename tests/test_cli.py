@@ -50,7 +50,7 @@ def test_without_a_word_it_says_what_it_can_do() -> None:
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path: Path, study: str) -> None:
     result = depthprune("run", study, "--dry-run")
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith(f"study {study}: 6 notebooks, 6 to run")
+    assert result.stdout.startswith(f"study {study}: {len(run.READS)} notebooks, {len(run.READS)} to run")
     assert all(notebook in result.stdout for notebook in run.READS)
     assert list(tmp_path.iterdir()) == []
 
@@ -95,13 +95,13 @@ def test_bad_parameters_are_told_all_at_once_before_any_work(
 ) -> None:
     shutil.copytree(places.PARAMS, tmp_path / "params")
     monkeypatch.setattr(places, "PARAMS", tmp_path / "params")
-    for notebook, values in {"01_sensitivity": {"seq_len": 1}, "03_recovery": {"temperature": "1e-4"}}.items():
+    for notebook, values in {"01_sensitivity": {"seq_len": 1}, "03_recovery": {"temperatures": ["1e-4"]}}.items():
         path = tmp_path / "params" / "ci" / f"{notebook}.yaml"
         path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **values}))
     assert_refused(
         depthprune(command[0], "ci", *command[1:]),
         "ci/01_sensitivity.yaml: seq_len=1: Input should be greater than or equal to 8",
-        "ci/03_recovery.yaml: temperature='1e-4': Input should be a valid number (YAML reads 1e-4 as text: write 1.0e-4)",
+        "ci/03_recovery.yaml: temperatures.0='1e-4': Input should be a valid number (YAML reads 1e-4 as text: write 1.0e-4)",
     )
     assert not (tmp_path / "runs").exists()
 

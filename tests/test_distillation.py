@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from depthprune_core import losses
 from depthprune_core.distillation import _Run, recover
 from depthprune_core.evaluation import divergence, score
-from depthprune_core.models import recording
-from depthprune_core.pruning import drop_layers
+from depthprune_core.models import mlp_width, recording
+from depthprune_core.pruning import drop_layers, narrow_mlps
 from depthprune_core.records import Plan
 from depthprune_core.teachers import TeacherStates, TeacherTop
 from depthprune_core.text import Windows
@@ -378,6 +378,15 @@ def test_recovering_lowers_the_kl(name, trained, optimiser):
     assert np.mean(curve.losses["kl"][-5:]) < 0.9 * np.mean(curve.losses["kl"][:5])
 
 
+@pytest.mark.parametrize(("trained", "dropped"), [("lora", 2), ("after_first_cut", 4)])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_muon_goes_where_all_or_none_of_what_is_trained_are_matrices(name, trained, dropped):
+    teacher, student, plan = pruned(name, dropped, **({"tie_word_embeddings": True} if name == "llama" else {}))
+    before = weights_of(student)
+    recover(student, teacher, TRAINING, plan=plan, trained=trained, optimiser="muon", **RECIPE)
+    assert any(not torch.equal(p, before[n]) for n, p in student.named_parameters())
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_half_precision_goes_the_same_way(name, precision):
@@ -388,6 +397,26 @@ def test_half_precision_goes_the_same_way(name, precision):
     assert {p.dtype for p in student.parameters()} == {torch.float32}
     for term in loss:
         assert curve.losses[term][0] == pytest.approx(expected.losses[term][0], rel=0.05)
+
+
+@pytest.mark.parametrize("loss", TERMS, ids=str)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_narrower_student_of_as_many_layers_takes_every_loss(name, loss):
+    teacher = tiny(name)
+    width = mlp_width(teacher) - 8
+    student = narrow_mlps(teacher, [range(width)] * len(layers_of(teacher)))
+    first = TRAINING.take(slice(0, 2))
+    with torch.no_grad():
+        (_, ours), (_, theirs) = (logits_and_states(model, first.inputs) for model in (student, teacher))
+        errors = [(x - y).square().mean(-1) / y.square().mean(-1) for x, y in zip(ours, theirs, strict=True)]
+        hidden = torch.stack(
+            [error[first.mask].mean() for error in errors[1:]]
+        ).mean()  # all layers are cut: from the first output on
+    before = weights_of(student)
+    _, curve = recover(student, teacher, TRAINING, plan=plan_of(teacher), **{**RECIPE, "loss": loss})
+    assert set(curve.losses) == set(loss) and any(not torch.equal(p, before[n]) for n, p in student.named_parameters())
+    if "hidden" in loss:
+        assert curve.losses["hidden"][0] == pytest.approx(float(hidden), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -462,6 +491,7 @@ def stop_at(tokens: int) -> Callable[[int, int, str], None]:
         {"loss": {"kl": 1.0, "hidden": 1.0}, "trained": "after_first_cut", "dropout": True},
         {"precision": "float16"},
         {"teacher_cache": TeacherStates},
+        {"trained": "lora", "lora_rank": 2, "loss": {"kl": 1.0, "hidden": 1.0}},
     ],
     ids=str,
 )
@@ -584,7 +614,8 @@ def test_a_student_of_its_teachers_own_shape_without_ce_is_refused(name, loss):
         ({"loss": {}}, "at least one must be above 0"),
         ({"loss": {"kl": 0.0}}, "at least one must be above 0"),
         ({"loss": {"kl": 1.0, "ce": -0.1}}, "none below"),
-        ({"trained": "lora"}, "trained='lora' is not known"),
+        ({"trained": "prefix"}, "trained='prefix' is not known"),
+        ({"trained": "lora", "lora_rank": 0}, "lora_rank=0 is not possible"),
         ({"optimiser": "sgd"}, "optimiser='sgd' is not known"),
         ({"precision": "float8"}, "precision='float8' is not known"),
         ({"teacher": None}, "need a teacher"),

@@ -67,6 +67,16 @@ def interval(point, half=0.03) -> Interval:
     return Interval(point, point - half, point + half, 8, 7.5)
 
 
+SWEPT = {
+    f"{factor}: {level}": interval(ratio)
+    for factor, levels in {
+        "optimiser and rate": {"adamw, 0.0001": 1.2, "adamw, 0.0004": 1.15, "muon, 0.0004": 1.13},
+        "trained": {"all": 1.13, "after_first_cut": 1.14, "lora": 1.18},
+    }.items()
+    for level, ratio in levels.items()
+}
+
+
 def every_figure() -> dict[str, Figure]:
     profile = make_profile()
     ratios = {name: interval(1.12 + 0.02 * n) for n, name in enumerate(ARMS[:-1])} | {"most_sensitive": interval(4200.0, 800)}
@@ -92,6 +102,10 @@ def every_figure() -> dict[str, Figure]:
             profile, student, kept=[layer for layer in range(N_LAYERS) if layer not in (5, 7)]
         ),
         "seeds": figures.seeds(draws, {k: over_seeds(v) for k, v in draws.items()}, noise=interval(1.056, 0.015)),
+        "sweep": figures.sweep(SWEPT, n_tokens=25_600),
+        "before_after_scatter": figures.before_after_scatter(
+            {f"{n},{n + 3}": (0.2 + 0.03 * n, 0.11 + 0.01 * (n % 5)) for n in range(12)}, old="0,3", new="5,8"
+        ),
         "frontier": figures.frontier(sizes, xlabel="parameters kept (fraction of the teacher's)"),
     }
 
@@ -314,3 +328,22 @@ def test_every_seed_is_a_point_beside_the_noise_of_the_test_set():
 
 def row_names(figure: Figure) -> list[str]:
     return [label.get_text() for label in figure.axes[0].get_yticklabels()]
+
+
+def test_the_level_of_a_factor_that_was_kept_is_filled():
+    (ax,) = data_axes(figures.sweep(SWEPT, n_tokens=25_600))
+    faces = {
+        line.get_label(): line.get_markerfacecolor() for line in ax.lines if line.get_label() in {"all", "lora", "muon, 0.0004"}
+    }
+    assert faces["all"] == faces["muon, 0.0004"] != "white"
+    assert faces["lora"] == "white"
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert labels[0] == "optimiser and rate: adamw, 0.0001" and labels[-1] == "trained: lora"
+
+
+def test_the_best_set_before_and_the_best_after_are_told_apart():
+    (ax,) = data_axes(
+        figures.before_after_scatter({"1,2": (0.1, 0.3), "3,4": (0.2, 0.1), "5,6": (0.3, 0.2)}, old="1,2", new="3,4")
+    )
+    points = {(line.get_xdata()[0], line.get_ydata()[0]): line.get_marker() for line in ax.lines if len(line.get_xdata()) == 1}
+    assert points == {(0.1, 0.3): "s", (0.2, 0.1): "X", (0.3, 0.2): "o"}

@@ -70,6 +70,12 @@ def test_scores_of_other_tokens_are_not_compared(other):
         intervals.gain_difference(score_of(310, 430), score_of(310, 430), other, other)
 
 
+def test_the_mean_score_of_several_seeds_is_taken_document_by_document():
+    assert intervals.mean_score([score_of(310, 430), score_of(300, 410)]) == score_of(305, 420)
+    with pytest.raises(ValueError, match="not of the same documents"):
+        intervals.mean_score([score_of(310, 430), score_of(300)])
+
+
 def test_gain_difference_is_what_the_student_won_beyond_the_control():
     before, after, control_before, control_after = (
         score_of(340, 440),

@@ -9,7 +9,20 @@ from pathlib import Path
 import pytest
 
 from depthprune_core import records
-from depthprune_core.records import Curve, Divergence, Facts, PairCosts, Plan, Profile, Race, Score, Size, Stamp, Timing
+from depthprune_core.records import (
+    Answers,
+    Curve,
+    Divergence,
+    Facts,
+    PairCosts,
+    Plan,
+    Profile,
+    Race,
+    Score,
+    Size,
+    Stamp,
+    Timing,
+)
 
 STAMP = Stamp(
     study="ci",
@@ -50,6 +63,7 @@ RECORDS = {
     ),
     "curve": Curve({"lr": 1e-4, "loss": {"kl": 1.0}}, "ab12", (64, 128), {"kl": (0.5, 0.25)}, (0, 128), (3.0, 2.5)),
     "timing": Timing("cpu", "float32", 1, 8, 4, 2, (1.0,), (0.9,), (2.0,), (1.5,), 1.2, 1.13, 640, 512),
+    "answers": Answers("cloze", (True, False, True)),
     "size": Size(12, 5_900_000, 11_800_000),
     "facts": Facts({"name": "Österreich", "nested": {"values": [1, 2.5, None, True]}}),
 }

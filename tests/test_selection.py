@@ -210,3 +210,17 @@ def test_random_draws_differ_and_repeat_with_the_seed():
 def test_a_number_of_layers_that_cannot_go_is_refused(rule, k):
     with pytest.raises(ValueError, match=rf"k={k} layers to drop: a model of 6 layers can lose 1\.\.5"):
         rule(k)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 12, 19, 20])
+def test_spread_takes_the_top_half_and_as_many_over_the_rest(n):
+    picked = selection.spread(range(20), n)
+    assert len(picked) == len(set(picked)) == n
+    assert list(picked[: n // 2]) == list(range(n // 2))
+    assert picked[-1] == 19
+
+
+@pytest.mark.parametrize("n", [1, 21])
+def test_spread_of_too_few_or_too_many_is_refused(n):
+    with pytest.raises(ValueError, match=rf"n={n} items to pick: a ranking of 20 allows 2\.\.20"):
+        selection.spread(range(20), n)

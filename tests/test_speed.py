@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import plan_of, state_of, tiny
+from tiny import plan_of, state_of, tiny, tiny_windows
 
 from depthprune_core import models, speed
 from depthprune_core.pruning import drop_layers
@@ -97,3 +97,19 @@ def test_depths_are_timed_in_one_round_on_the_models_own_weights(model, monkeypa
     assert timings["4"].teacher_prefill_ms == timings["2"].teacher_prefill_ms == (4, 7)
     assert (timings["4"].student_prefill_ms, timings["2"].student_prefill_ms) == ((5, 8), (6, 9))
     assert timings["2"].by_layer_count == 2.5
+
+
+def test_the_pace_of_a_recovery_is_its_median_round_behind_one_that_warms_up(model, monkeypatch):
+    plan = plan_of(model, 2)
+    clock = iter([0.0, 50.0, 100.0, 102.0, 200.0, 208.0, 300.0, 304.0])  # rounds of 50 (the first), 2, 8 and 4 seconds
+    monkeypatch.setattr(speed, "now", lambda device: next(clock))
+    made = []
+
+    def make():
+        made.append(drop_layers(model, plan))
+        return made[-1]
+
+    windows = tiny_windows()
+    pace = speed.recovery_pace(make, model, windows, plan=plan, loss={"kl": 1.0}, lr=1e-3, seed=0)
+    assert pace == len(windows) * windows.seq_len / 4.0
+    assert len(made) == 4

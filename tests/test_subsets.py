@@ -206,3 +206,16 @@ def test_progress_counts_to_the_end(model, windows):
     seen = []
     subsets.nll_by_window(model, windows, MIX, batch_size=2, progress=lambda done, of, what: seen.append((done, of)))
     assert seen == [(done, 21) for done in range(1, 22)]  # 7 sets, 3 batches
+
+
+def test_every_set_up_to_a_size_is_named_once():
+    sets = subsets.up_to(5, 3)
+    assert len(sets) == len(set(sets)) == 5 + 10 + 10
+    assert all(1 <= len(dropped) <= 3 for dropped in sets)
+
+
+def test_what_a_cost_function_knows_is_what_it_was_asked(model, windows):
+    costs = subsets.CostFunction(model, windows)
+    assert costs.known == {}
+    single, pair = costs(frozenset({3})), costs(frozenset({3, 1}))
+    assert costs.known == {(3,): single, (1, 3): pair}

@@ -1,0 +1,41 @@
+"""Low-rank adapters: a small update beside every linear map of a model's layers, trained alone and added to the weights at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from depthprune_core.models import decoder
+
+SCALING = 2.0  # of the update: alpha = 2 x rank, as most recipes have it
+
+
+@contextmanager
+def low_rank(model: PreTrainedModel, *, rank: int, seed: int) -> Iterator[None]:
+    """Within the block only adapters of this rank (LoRA: Hu et al. 2021, arXiv:2106.09685) can be trained.
+
+    One on every linear map of every layer, drawn by `seed`, at first without effect. At the block's end they are added to the
+    weights and gone; where it ends by an error they are gone without a trace.
+    """
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraModel
+
+    layers = decoder(model).layers_name
+    targets = [name for name, m in model.named_modules() if name.startswith(f"{layers}.") and type(m) in (nn.Linear, Conv1D)]
+    transposed = any(type(m) is Conv1D for m in model.modules())  # peft would find out too, with a warning for each map
+    config = LoraConfig(r=rank, lora_alpha=SCALING * rank, target_modules=targets, lora_dropout=0.0, fan_in_fan_out=transposed)
+    cuda = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        adapted = LoraModel(model, {"default": config}, "default")
+    try:
+        yield
+    except BaseException:
+        adapted.unload()
+        raise
+    adapted.merge_and_unload()

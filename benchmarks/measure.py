@@ -32,7 +32,8 @@ class Row:
     our_peak_bytes: int = 0
     counts_allow: float = 0.0  # ratio by operation counts; 0 = none
     target: float = 0.0
-    largest_difference_nats: float = 0.0  # per token, between the two sides' numbers
+    largest_difference: float = 0.0  # between the two sides' numbers
+    unit: str = "nats"  # of that difference; per token
     note: str = ""
 
     @property

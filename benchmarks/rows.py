@@ -97,9 +97,9 @@ def products() -> Row:
             product(x, weight)
         return product(x, weight).flatten().tolist()
 
-    row = Row("200 products of 512 x 576 by 576 x 1,536", "none", "float32")
+    row = Row("200 products of 512 x 576 by 576 x 1,536", "-", "float32", unit="")
     results = in_turn(row, lambda r: repeated(nn.functional.linear), lambda r: repeated(linear), repetitions=7)
-    row.largest_difference_nats = _largest(results, 1)
+    row.largest_difference = _largest(results, 1)
     row.note = "chosen here: oneDNN" if onednn_is_better() else "chosen here: torch's default"
     return row
 
@@ -123,7 +123,7 @@ def drop_one(
     def run_ours(r: int) -> list[float]:
         return subsets.nll_by_window(model, parts[r], sets, batch_size=batch_size).sum(1).tolist()
 
-    row.largest_difference_nats = _largest(in_turn(row, run_plain, run_ours, repetitions=repetitions), tokens)
+    row.largest_difference = _largest(in_turn(row, run_plain, run_ours, repetitions=repetitions), tokens)
     return row
 
 
@@ -141,7 +141,7 @@ def whole_profile(name: str, tokens: int, repetitions: int) -> Row:
         return sensitivity.profile(model, parts[r], batch_size=2, gradients=False).drop_one
 
     row = Row("the same, ours with KL, block influence and all spans' angles", name, f"{tokens} tokens")
-    row.largest_difference_nats = _largest(in_turn(row, run_plain, run_ours, repetitions=repetitions), 1)
+    row.largest_difference = _largest(in_turn(row, run_plain, run_ours, repetitions=repetitions), 1)
     return row
 
 
@@ -165,7 +165,7 @@ def all_pairs(name: str, tokens: int, repetitions: int) -> Row:
     row.plain_seconds = [s * all_plain / (SAMPLED_SETS * (n_layers - 2 + head)) for s in row.plain_seconds]
     row.counts_allow = all_plain / passes(n_layers, 2, head, tree=True)
     row.note = f"plain side: {SAMPLED_SETS} of {len(pairs)} pairs timed in each repetition, scaled by layer passes"
-    row.largest_difference_nats = _largest(results, tokens)
+    row.largest_difference = _largest(results, tokens)
     return row
 
 
@@ -202,7 +202,7 @@ def recovery(trained: str, target: float, plain_trains: str, *, repetitions: int
         repetitions=repetitions,
     )
     compared = slice(0, 2 if trained == plain_trains else 1)  # where other weights train, only the first loss is the same
-    row.largest_difference_nats = _largest([(a[compared], b[compared]) for a, b in results], 1)
+    row.largest_difference = _largest([(a[compared], b[compared]) for a, b in results], 1)
     return row
 
 
@@ -223,7 +223,7 @@ def recovery_memory(checkpoint_activations: bool) -> Row:
     def run_ours(r: int) -> list[float]:
         return list(distillation.recover(students[1], teacher, windows, loss={"kl": 1.0}, seed=0, **same)[1].losses["kl"])
 
-    row.largest_difference_nats = _largest(in_turn(row, run_plain, run_ours, repetitions=1), 1)
+    row.largest_difference = _largest(in_turn(row, run_plain, run_ours, repetitions=1), 1)
     return row
 
 

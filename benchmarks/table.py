@@ -21,7 +21,7 @@ def line(row: Row) -> str:
         share = row.our_peak_bytes / row.plain_peak_bytes
         memory = f"{_megabytes(row.plain_peak_bytes)} / {_megabytes(row.our_peak_bytes)} ({share:.2f}x)"
     cells = [row.work, row.model, row.size, f"{plain:.1f} s", f"{ours:.1f} s", f"{_ratio(row)}", allowed, target, memory]
-    return "| " + " | ".join([*cells, f"{row.largest_difference_nats:.0e} nats"]) + " |"
+    return "| " + " | ".join([*cells, f"{row.largest_difference:.0e} {row.unit}".rstrip()]) + " |"
 
 
 def notes(rows: list[Row]) -> list[str]:

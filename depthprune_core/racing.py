@@ -22,9 +22,9 @@ Layers = tuple[int, ...]
 Measure = Callable[[list[Layers], int, int], np.ndarray]
 
 FIRST_WINDOWS = 8  # what every candidate is seen on; fewer could rule out next to nothing
-GROWTH = 1.5
-PART_WINDOWS = 32  # what a part that has not lost yet is seen on: each one that loses takes many sets with it
-PRIOR_VARIANCE = 10.0  # of the mean gap, in a window's variances; any value is valid, this one serves from 8 windows on
+GROWTH = 1.3  # of the windows seen, from one look to the next
+PART_WINDOWS = 32  # what a part that has not lost yet is seen on at most: each one that loses takes many sets with it
+CONTROL = 0.8  # share of what its single layers explain that is taken out of a set's cost; any value is valid
 
 
 def best_set(
@@ -77,9 +77,13 @@ def race(
     Promise: with at least 1 - error_probability, the winner's mean NLL over all the windows is within `tolerance_nats`
     per token of the best set's. Where the windows run out, those still in the race have been measured on all of them.
 
-    A set leaves when the lower bound of its gap to the current leader is above 0. The bound is anytime-valid (`bounds`)
-    and paired (same windows), and holds for all comparisons that could remove the best set at once: (2^k - 1) x (number
-    of sets - 1). Assumptions: gaps of single windows are about normal, or lean towards large ones (a long tail of small
+    A set leaves when the lower bound of its gap to the current leader is above 0. The bound (`bounds`) is paired (same windows)
+    and holds at all looks and for all comparisons that could remove the best set at once: looks x (2^k - 1) x (number of sets - 1).
+    From two layers on, each layer is first dropped alone on all the windows. What a window does to the sum of a set's single costs
+    it does to the set's own cost too, so that sum is a control variate: its deviation from its known mean, times `CONTROL`,
+    is taken out of every cost. Means over all the windows stay as they are, single windows scatter less.
+
+    Assumptions: so adjusted, gaps of single windows are about normal, or lean towards large ones (a long tail of small
     gaps would make the bound too bold); and dropping one more layer never lowers the mean NLL, so a set goes with any
     part of it that has lost. How often the second failed where it could be seen is recorded, and the lean of the gaps.
     """
@@ -91,23 +95,25 @@ def race(
             "probability between 0 and 1, a tolerance of at least 0 and at least one window"
         )
     n_sets = math.comb(n_layers, k)
-    alpha = error_probability / ((2**k - 1) * max(1, n_sets - 1))
-    standings = _Standings(measure, n_windows, alpha)
-    standings.seen = min(FIRST_WINDOWS, n_windows)
+    all_looks = looks(n_windows)
+    alpha = error_probability / (max(1, len(all_looks) - 1) * (2**k - 1) * max(1, n_sets - 1))
+    standings = _Standings(measure, all_looks, alpha)
+    if k > 1:
+        standings.measure_layers(n_layers)
     candidates = _not_ruled_out_by_parts(standings, n_layers, k)
     rounds = []
-    while True:
+    for seen in all_looks:
+        standings.seen = seen
         standings.extend(candidates)
         leader = standings.best(candidates)
         lows, _ = standings.bounds(candidates, leader)
-        rounds.append({"windows": standings.seen, "sets": len(candidates)})
-        exhausted = standings.seen == n_windows
+        rounds.append({"windows": seen, "sets": len(candidates)})
+        exhausted = seen == n_windows
         highest = tolerance_nats if exhausted else 0.0
         alive = {d: low for d, low in zip(candidates, lows, strict=True) if d == leader or low <= highest}
         candidates = list(alive)
         if exhausted or all(low >= -tolerance_nats for dropped, low in alive.items() if dropped != leader):
             break
-        standings.seen = min(n_windows, math.ceil(GROWTH * standings.seen))
     lows, highs = standings.bounds(candidates, leader)
     gaps = standings.gaps(candidates, leader).mean(1)
     finalists = {
@@ -137,34 +143,47 @@ def race(
     )
 
 
-def bounds(gaps: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper bound of the mean of each row, valid at every n at once with probability 1 - alpha.  (m, n) -> 2 x (m,)
+def looks(n_windows: int) -> list[int]:
+    """How many windows have been seen each time that sets may leave; at last, all."""
+    seen = [min(FIRST_WINDOWS, n_windows)]
+    while seen[-1] < n_windows:
+        seen.append(min(n_windows, math.ceil(GROWTH * seen[-1])))
+    return seen
 
-    The t-test's Bayes factor with a normal prior on the standardised mean and the right Haar prior on the variance is a
-    test martingale whatever the variance (Gonen et al. 2005; Wang and Ramdas 2025, arXiv:2310.03722); Ville's inequality
-    bounds it by 1 / alpha for ever. Exact for normal rows of any variance; infinite while n is too small.
+
+def bounds(gaps: np.ndarray, n_windows: int, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper bound, each wrong with probability alpha, of the mean over all `n_windows` of each row, of which the
+    first n are given.  (m, n) -> 2 x (m,)
+
+    Student's t for a sample without replacement: exact for normal rows of any variance, since the mean of the first n and that
+    of the rest are independent of each other and of the variance; no doubt is left where n = n_windows.
     """
     n = gaps.shape[1]
     mean = gaps.mean(axis=1)
+    if n == n_windows:
+        return mean, mean
     if n < 2:
         return np.full_like(mean, -np.inf), np.full_like(mean, np.inf)
-    spread = gaps.std(axis=1, ddof=1)
-    inflation = 1 + n * PRIOR_VARIANCE
-    threshold = math.exp((2 / n) * (0.5 * math.log(inflation) - math.log(alpha)))
-    if threshold >= inflation:
-        return np.full_like(mean, -np.inf), np.full_like(mean, np.inf)
-    t = math.sqrt((n - 1) * (threshold - 1) / (1 - threshold / inflation))
-    radius = t * spread / math.sqrt(n)
+    radius = stats.t.isf(alpha, n - 1) * gaps.std(axis=1, ddof=1) * math.sqrt(1 / n - 1 / n_windows)
     return mean - radius, mean + radius
 
 
 class _Standings:
-    """What has been measured so far: each set on the first so many windows."""
+    """What has been measured so far: each set on the first so many windows, less what its control explains."""
 
-    def __init__(self, measure: Measure, n_windows: int, alpha: float) -> None:
-        self.measure, self.n_windows, self.alpha = measure, n_windows, alpha
+    def __init__(self, measure: Measure, looks: list[int], alpha: float) -> None:
+        self.measure, self.looks, self.n_windows, self.alpha = measure, looks, looks[-1], alpha
         self.values: dict[Layers, np.ndarray] = {}
-        self.seen, self.spent = 0, 0
+        self.controls: dict[int, np.ndarray] = {}  # layer -> (n_windows,), of mean 0
+        self.seen, self.spent = looks[0], 0
+
+    def measure_layers(self, n_layers: int) -> None:
+        """Drop each layer alone on all windows; from here on, costs are less what these explain."""
+        whole, *alone = self.measure([(), *((layer,) for layer in range(n_layers))], 0, self.n_windows)
+        self.spent += (n_layers + 1) * self.n_windows
+        rises = [row - whole for row in alone]
+        self.controls = {layer: CONTROL * (rise - rise.mean()) for layer, rise in enumerate(rises)}
+        self.values = {(): whole} | {(layer,): row - self.controls[layer] for layer, row in enumerate(alone)}
 
     def extend(self, sets: Iterable[Layers]) -> None:
         """Measure these sets on those of the seen windows that they have not been on."""
@@ -174,7 +193,8 @@ class _Standings:
         for start, group in by_start.items():
             if start < self.seen:
                 for dropped, row in zip(group, self.measure(group, start, self.seen), strict=True):
-                    self.values[dropped] = np.concatenate([self.values.get(dropped, np.empty(0)), row])
+                    explained = sum(self.controls[layer][start : self.seen] for layer in dropped if self.controls)
+                    self.values[dropped] = np.concatenate([self.values.get(dropped, np.empty(0)), row - explained])
                 self.spent += len(group) * (self.seen - start)
 
     def best(self, sets: Iterable[Layers]) -> Layers:
@@ -185,10 +205,7 @@ class _Standings:
         return np.stack([self.values[dropped][: self.seen] for dropped in sets]) - self.values[leader][: self.seen]
 
     def bounds(self, sets: list[Layers], leader: Layers) -> tuple[np.ndarray, np.ndarray]:
-        gaps = self.gaps(sets, leader)
-        if self.seen == self.n_windows:  # nothing left to be unsure about
-            return gaps.mean(axis=1), gaps.mean(axis=1)
-        return bounds(gaps, self.alpha)
+        return bounds(self.gaps(sets, leader), self.n_windows, self.alpha)
 
     def skewness(self, leader: Layers, size: int) -> tuple[float, ...]:
         """5, 50 and 95 % points of the skewness of the gaps of sets of this size to the leader; 0 = symmetric."""
@@ -236,15 +253,13 @@ def _not_ruled_out_by_parts(standings: _Standings, n_layers: int, k: int) -> lis
 
 def _not_lost(standings: _Standings, parts: list[Layers], leaders: list[Layers]) -> list[Layers]:
     """The parts that no bound puts above the best leader, on up to `PART_WINDOWS` windows; then back to the first few."""
-    first = standings.seen
-    while True:
+    for seen in [seen for seen in standings.looks if seen <= PART_WINDOWS]:
+        standings.seen = seen
         standings.extend(parts + leaders)
         lows, _ = standings.bounds(parts, standings.best(leaders)) if parts else ((), ())
         parts = [dropped for dropped, low in zip(parts, lows, strict=True) if low <= 0]
-        if not parts or standings.seen >= min(PART_WINDOWS, standings.n_windows):
-            standings.seen = first
-            return parts
-        standings.seen = min(PART_WINDOWS, standings.n_windows, 2 * standings.seen)
+    standings.seen = standings.looks[0]
+    return parts
 
 
 def _grown(standings: _Standings, level: list[Layers], n_layers: int, k: int) -> list[Layers]:

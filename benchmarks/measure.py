@@ -33,8 +33,8 @@ class Row:
     counts_allow: float = 0.0  # ratio by operation counts; 0 = none
     target: float = 0.0
     largest_difference: float = 0.0  # between the two sides' numbers
-    unit: str = "nats"  # of that difference; per token
     note: str = ""
+    unit: str = "nats"  # of the largest difference; per token
 
     @property
     def ratio(self) -> Interval:

@@ -90,6 +90,20 @@ def test_a_row_reads_as_one_line_of_the_table():
     assert table.notes([row, measure.Row("w", "m", "s")]) == ["- profile, m: half a word."]
 
 
+def test_a_difference_without_a_unit_is_written_without_one():
+    row = measure.Row("products", "-", "float32", [1.0], [1.0], largest_difference=3e-6, unit="")
+    assert table.line(row).endswith("| 3e-06 |")
+
+
+def test_what_autograd_keeps_of_the_layers_grows_with_the_tokens_and_leaves_weights_out(model):
+    windows = tiny_windows(lengths=(300,))
+    few, many = (rows.kept_for_backward(model, windows.take(slice(0, n))) for n in (5, 20))
+    assert many == pytest.approx(4 * few, rel=0.1)
+    d, n_tokens = model.config.hidden_size, windows.take(slice(0, 20)).inputs.numel()
+    assert many > 4 * n_tokens * 5 * 5 * d  # float32, five layers: two norms, queries, keys and values at least
+    assert rows.kept_for_backward(model.requires_grad_(False), windows) == 0
+
+
 def test_a_layer_of_a_narrow_model_starts_in_some_time(monkeypatch):
     monkeypatch.setattr(decode, "_narrow_ms", lambda name, n_layers: 1.0 + 0.5 * n_layers)
     assert decode.start_ms("gpt2-shape") == (0.5, 1.0)

@@ -236,14 +236,14 @@ def kept_for_backward(model: PreTrainedModel, windows: Windows) -> int:
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        hidden = models.hidden_states(model, windows.inputs)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = models.hidden_states(model, windows.inputs.to(model.device))
     del hidden  # until here its graph holds all that was kept: no address was given out twice
     return sum(kept.values())
 

@@ -26,7 +26,7 @@ def line(row: Row) -> str:
 
 def notes(rows: list[Row]) -> list[str]:
     """What a row's figures need to be read rightly, a line each."""
-    return [f"- {row.work}, {row.model}: {row.note}." for row in rows if row.note]
+    return [f"- {row.work}{'' if row.model == '-' else f', {row.model}'}: {row.note}." for row in rows if row.note]
 
 
 def decode_lines(depths: list[Depth]) -> str:

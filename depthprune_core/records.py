@@ -139,7 +139,7 @@ class Race:
     ruled_out_by_parts: int  # sets never measured, since a part of them had lost already
     rounds: tuple[dict[str, int], ...]  # windows seen, sets in the race
     finalists: dict[str, tuple[float, ...]]  # still in: "i,j" -> gap to the winner, its bounds (nats per token)
-    rise_nll_nats: float  # of the winner, per token, on the windows it was seen on
+    rise_nll_nats: float  # of the winner, per token, estimated for all the windows from those it was seen on
     set_windows: int  # sets x windows measured, parts included; an exhaustive search takes n_sets x n_windows
     part_checks: int  # comparisons of a measured set with a part one layer smaller
     part_failures: int  # of these, how often the part cost more

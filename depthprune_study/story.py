@@ -88,10 +88,8 @@ def recovery_figures(evidence: Evidence) -> list[str]:
     curves = {k: v for k, v in evidence.record(evidence.lead, "curves").items() if k in drawn}
     whole = evidence.record("03_recovery", "validation_scores")["teacher"]
     tried, choices = evidence.record("03_recovery", "sweep"), evidence.record("03_recovery", "recipe").values
-    trials = {
-        name: intervals.ppl_ratio(tried[name], whole) for name in choices["trials"]
-    }  # in the order in which they were tried
-    pilot_tokens = choices["pilot_tokens"]
+    in_order = choices["trials"]
+    trials = {name: intervals.ppl_ratio(tried[name], whole) for name in in_order}
     return [
         figure_html(
             figures.curves(curves, teacher_nll_nats=validation["teacher"].mean_nll_nats),
@@ -108,7 +106,7 @@ def recovery_figures(evidence: Evidence) -> list[str]:
             f"{evidence.first_model}: losses and controls on the test articles. {_articles(evidence, '03_recovery')}",
         ),
         figure_html(
-            figures.sweep(trials, n_tokens=pilot_tokens),
+            figures.sweep(trials, n_tokens=choices["pilot_tokens"]),
             _as_text(trials),
             f"{evidence.first_model}: how the recipe was chosen, on {len(whole.documents)} validation articles. Filled: the level that was kept.",
         ),

@@ -30,15 +30,14 @@ def one_factor_at_a_time(
             seen.append((recipe, score))
             tried[level] = score
             scores[f"{factor}: {level}"] = score
-        winner = min(tried, key=lambda level: tried[level].mean_nll_nats)
-        best |= levels[winner]
+        best |= levels[lowest(tried)]
     return best, scores
-
-
-def _as_file_name(words: str) -> str:
-    return re.sub(r"[^\w.]+", "-", words)
 
 
 def lowest(trials: Mapping[Any, Score]) -> Any:
     """The level with the lowest mean NLL, the earlier one where two tie."""
     return min(trials, key=lambda level: trials[level].mean_nll_nats)
+
+
+def _as_file_name(words: str) -> str:
+    return re.sub(r"[^\w.]+", "-", words)

@@ -90,9 +90,9 @@ def test_a_row_reads_as_one_line_of_the_table():
     assert table.notes([row, measure.Row("w", "m", "s")]) == ["- profile, m: half a word."]
 
 
-def test_a_difference_without_a_unit_is_written_without_one():
-    row = measure.Row("products", "-", "float32", [1.0], [1.0], largest_difference=3e-6, unit="")
-    assert table.line(row).endswith("| 3e-06 |")
+def test_a_row_without_a_unit_or_a_model_is_written_without_one():
+    row = measure.Row("products", "-", "float32", [1.0], [1.0], largest_difference=3e-6, note="half a word", unit="")
+    assert table.line(row).endswith("| 3e-06 |") and table.notes([row]) == ["- products: half a word."]
 
 
 def test_what_autograd_keeps_of_the_layers_grows_with_the_tokens_and_leaves_weights_out(model):

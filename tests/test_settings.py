@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import papermill
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as given_settings
 from hypothesis import strategies as st
 
-from depthprune_study import places, settings
+from depthprune_study import places, rules, settings
 from depthprune_study.settings import SCHEMAS, StudyError
 
 NOTEBOOKS = tuple(SCHEMAS)
@@ -284,3 +284,7 @@ def test_a_parameter_given_twice_is_refused(params: Path) -> None:
         "ci/03_recovery.yaml: tokens is given more than once",
         "ci/03_recovery.yaml: seed is given more than once",
     ]
+
+
+def test_a_parameter_may_name_exactly_the_rules_that_there_are():
+    assert sorted(get_args(settings.Rule)) == sorted(rules.NAMES)

@@ -6,6 +6,7 @@ where the stamp still holds. A recovery that was cut goes on from its checkpoint
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import hashlib
 import json
@@ -15,21 +16,20 @@ import re
 import resource
 import sys
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from IPython.display import Image, display
-from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from depthprune_core import distillation, evaluation, figures, models, pruning, records, text, zero_shot
 from depthprune_core.assets import sha256_of
-from depthprune_core.records import Answers, Curve, Divergence, Plan, Score
+from depthprune_core.records import Answers, Curve, Divergence, Facts, Plan, Score
 from depthprune_core.teachers import TeacherStates
 from depthprune_study import places, provenance, settings
+from depthprune_study.arms import Arm, forget_hash, load_weights, model_of, save_weights, weights_hash
 from depthprune_study.settings import StudyError
 
 ARM_MODULES = ("depthprune_core.distillation", "depthprune_core.pruning")  # what a recovery runs, with all that these import
@@ -44,6 +44,7 @@ MODULES = (
     "depthprune_core.zero_shot",
     "depthprune_study.rules",
 )
+Student = PreTrainedModel | Arm
 
 
 def open_bench(notebook: str, cell: Mapping[str, Any]) -> Bench:
@@ -73,6 +74,14 @@ class Bench:
     def model(self, name: str) -> tuple[PreTrainedModel, Any]:
         """A named model on the bench's device, with its tokenizer."""
         return models.load(name, cache=places.cache(), assets=places.assets(), device=self.device, seed=self.parameters.seed)
+
+    def precision(self, wanted: str) -> str:
+        """What recovery computes in: `auto` is float32 on a CPU, bfloat16 on a GPU that truly has it, else float16."""
+        if wanted != "auto":
+            return wanted
+        if self.device != "cuda":
+            return "float32"
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
     def documents(self, split: str) -> list[text.Document]:
         """The documents of a split; only `test_scores` reads the test split."""
@@ -113,6 +122,9 @@ class Bench:
         stamp = self._stamp(name, on, seed)
         if (kept := _kept(path, stamp)) is not None:
             return kept
+        for item in on:
+            if isinstance(item, Arm):
+                model_of(item)  # read, or made again, as a piece of work of its own
         self._progress.begin(name)
         record = make()
         records.write(path, record, stamp)
@@ -126,46 +138,67 @@ class Bench:
         teacher: PreTrainedModel,
         windows: text.Windows,
         *,
-        start: PreTrainedModel | None = None,
+        start: PreTrainedModel | Arm | None = None,
         validation: text.Windows | None = None,
+        keep_weights: bool = True,
         **recipe: Any,
-    ) -> tuple[PreTrainedModel, Curve]:
+    ) -> tuple[Arm, Curve]:
         """The plan's student, recovered from `teacher` (or from the weights of `start`), and its curve.
 
         A plan that drops nothing gives the control: the teacher itself, trained on the same windows (with `start`: a student that
         is smaller in another way). Options as in `distillation.recover`. Arms are kept by recipe, not by notebook: what one notebook
-        has recovered, another reads.
+        has recovered, another reads. The record is enough to find what was measured on an arm already; weights that are not on disk
+        (moved away, or `keep_weights=False`) are made again when something new is measured.
         """
         folder = self.folder / "arms" / name
         cut = Plan(plan.n_layers, plan.dropped, "any")  # which rule picked the layers changes no weight
         stamp = self._stamp(f"arm/{name}", [teacher, cut, windows, start, validation, recipe], recipe["seed"], shared=True)
-        student = start if start is not None else pruning.drop_layers(teacher, plan)
-        path = folder / f"{stamp.key}.json"
-        weights = folder / f"{stamp.key}.safetensors"
+        path, weights = folder / f"{stamp.key}.json", folder / f"{stamp.key}.safetensors"
+
+        def unrecovered() -> PreTrainedModel:
+            return pruning.drop_layers(teacher, plan) if start is None else copy.deepcopy(model_of(start))
+
+        def distilled() -> tuple[PreTrainedModel, Curve]:
+            self._progress.begin(name)
+            checkpoint = folder / f"{stamp.key}.ckpt"
+            student, curve = distillation.recover(
+                unrecovered(),
+                teacher,
+                windows,
+                plan=plan if plan.dropped or start is not None else None,
+                validation=validation,
+                checkpoint=checkpoint,
+                teacher_cache=self._states_of(teacher, recipe["loss"]),
+                progress=self.progress,
+                **recipe,
+            )
+            forget_hash(student)
+            curve = Curve(**{**vars(curve), "recipe": {**curve.recipe, "weights": weights_hash(student)}})
+            if keep_weights:
+                save_weights(student, weights)
+            records.write(path, {"arm": curve}, stamp)
+            checkpoint.unlink(missing_ok=True)
+            self._progress.end()
+            return student, curve
+
+        def again() -> PreTrainedModel:
+            student = unrecovered()
+            if load_weights(student, weights, content):
+                return student
+            student, curve = distilled()
+            if curve.recipe["weights"] != content:
+                raise StudyError(
+                    f"the weights of arm {name} were not on disk, and this machine makes slightly other ones than its record tells of: "
+                    "the new ones are kept; run the study again, and what was measured on the old ones is measured anew"
+                )
+            return student
+
         kept = _kept(path, stamp)
-        if kept and weights.exists() and sha256_of(weights) == kept["arm"].recipe["weights_sha256"]:
-            student.load_state_dict(load_file(weights), strict=False)
-            return student, kept["arm"]
-        self._progress.begin(name)
-        checkpoint = folder / f"{stamp.key}.ckpt"
-        student, curve = distillation.recover(
-            student,
-            teacher,
-            windows,
-            plan=plan if plan.dropped or start is not None else None,
-            validation=validation,
-            checkpoint=checkpoint,
-            teacher_cache=self._states_of(teacher, recipe["loss"]),
-            progress=self.progress,
-            **recipe,
-        )
-        _hashes.pop(student, None)  # fused optimisers write without telling torch's version counters
-        sha256 = _save_weights(student, weights)
-        curve = Curve(**{**vars(curve), "recipe": {**curve.recipe, "weights_sha256": sha256}})
-        records.write(path, {"arm": curve}, stamp)
-        checkpoint.unlink(missing_ok=True)
-        self._progress.end()
-        return student, curve
+        if kept is None:
+            student, curve = distilled()
+            return Arm(curve.recipe["weights"], lambda: student), curve
+        content = kept["arm"].recipe["weights"]
+        return Arm(content, again), kept["arm"]
 
     def _states_of(self, teacher: PreTrainedModel, loss: Mapping[str, float]) -> TeacherStates | None:
         """The teacher's states, shared by all recoveries of the notebook that need nothing else of it."""
@@ -175,12 +208,12 @@ class Bench:
             self._states = TeacherStates(teacher)
         return self._states
 
-    def validation_scores(self, arms: Mapping[str, PreTrainedModel], tokenizer: Any) -> dict[str, Score]:
+    def validation_scores(self, arms: Mapping[str, Student], tokenizer: Any) -> dict[str, Score]:
         """Each model's score on the validation articles; choices are made on these."""
         windows = self.windows("validation", tokenizer, tokens_per_document=self.parameters.score_tokens)
         return {name: self._score("validation", name, model, windows) for name, model in arms.items()}
 
-    def test_scores(self, arms: Mapping[str, PreTrainedModel], tokenizer: Any) -> dict[str, Score]:
+    def test_scores(self, arms: Mapping[str, Student], tokenizer: Any) -> dict[str, Score]:
         """Each frozen model's score on the test articles. Can be called once, as the notebook's last measurement."""
         if self._test_is_read:
             raise ValueError("the test split was read already in this notebook: score every arm in one call")
@@ -189,7 +222,7 @@ class Bench:
         windows = text.windows(self._split("test"), tokenizer, seq_len=self.parameters.seq_len, tokens_per_document=tokens)
         return {name: self._score("test", name, model, windows) for name, model in arms.items()}
 
-    def scores_elsewhere(self, name: str, arms: Mapping[str, PreTrainedModel], tokenizer: Any) -> dict[str, Score]:
+    def scores_elsewhere(self, name: str, arms: Mapping[str, Student], tokenizer: Any) -> dict[str, Score]:
         """Each model's score on the test split of another named text, which nothing was trained on or chosen by."""
         documents = self._split("test", of=name)
         tokens = self.parameters.score_tokens
@@ -197,7 +230,7 @@ class Bench:
         return {arm: self._score(name, arm, model, windows) for arm, model in arms.items()}
 
     def zero_shot(
-        self, arms: Mapping[str, PreTrainedModel], tokenizer: Any, *, n_items: int, tasks: Sequence[str] = ()
+        self, arms: Mapping[str, Student], tokenizer: Any, *, n_items: int, tasks: Sequence[str] = ()
     ) -> dict[str, Answers]:
         """ "arm: task" -> answers, on lm-eval's tasks of these names and (with `n_items`) on two made of the test articles."""
         folder = self.folder / "tasks"
@@ -207,27 +240,41 @@ class Bench:
         for name, model in arms.items():
             answered = self.once(
                 f"zero_shot/{name}",
-                lambda m=model: zero_shot.answers(m, tokenizer, [*own, *tasks], folder=folder),
+                lambda m=model: zero_shot.answers(model_of(m), tokenizer, [*own, *tasks], folder=folder),
                 on=[model, items, list(tasks)],
             )
             found |= {f"{name}: {task}": answers for task, answers in answered.items()}
         return found
 
-    def divergences(
-        self, arms: Mapping[str, PreTrainedModel], teacher: PreTrainedModel, tokenizer: Any
-    ) -> dict[str, Divergence]:
+    def divergences(self, arms: Mapping[str, Student], teacher: PreTrainedModel, tokenizer: Any) -> dict[str, Divergence]:
         """KL(teacher || student) and top-1 agreement on the validation articles."""
         windows = self.windows("validation", tokenizer, tokens_per_document=self.parameters.score_tokens)
         return {
             name: self.once(
-                f"divergence/{name}", lambda m=model: evaluation.divergence(m, teacher, windows), on=[model, teacher, windows]
+                f"divergence/{name}",
+                lambda m=model: evaluation.divergence(model_of(m), teacher, windows),
+                on=[model, teacher, windows],
             )
             for name, model in arms.items()
         }
 
-    def _score(self, split: str, name: str, model: PreTrainedModel, windows: text.Windows) -> Score:
+    def continuations(
+        self, arms: Mapping[str, Student], tokenizer: Any, prompts: list[str], *, new_tokens: int
+    ) -> dict[str, list[str]]:
+        """How each model continues the prompts, greedily."""
+
+        def make() -> Facts:
+            said = {
+                name: evaluation.continuations(model_of(m), tokenizer, prompts, new_tokens=new_tokens)
+                for name, m in arms.items()
+            }
+            return Facts({"prompts": prompts, "samples": said})
+
+        return self.once("continuations", make, on=[*arms.values(), list(arms), prompts, new_tokens]).values["samples"]
+
+    def _score(self, split: str, name: str, model: Student, windows: text.Windows) -> Score:
         return self.once(
-            f"{split}/{name}", lambda: evaluation.score(model, windows, progress=self.progress), on=[model, windows]
+            f"{split}/{name}", lambda: evaluation.score(model_of(model), windows, progress=self.progress), on=[model, windows]
         )
 
     # ------------------------------------------------------------ what comes out
@@ -299,38 +346,14 @@ def _kept(path: Path, stamp: records.Stamp) -> Any:
 def _content_hash(item: Any) -> str:
     """A hash of what an input holds: weights, token ids, values."""
     if isinstance(item, PreTrainedModel):
-        return _weights_hash(item)
+        return weights_hash(item)
+    if isinstance(item, Arm):
+        return item.content
     if isinstance(item, text.Windows):
         return item.token_hash
     if hasattr(item, "__dataclass_fields__"):
         item = {"kind": type(item).__name__, **vars(item)}
     return hashlib.sha256(json.dumps(item, sort_keys=True, default=vars).encode()).hexdigest()[:16]
-
-
-_hashes: weakref.WeakKeyDictionary[PreTrainedModel, tuple[list[int], str]] = weakref.WeakKeyDictionary()
-
-
-def _weights_hash(model: PreTrainedModel) -> str:
-    """Hash of config and weights, computed again only when torch says that a tensor was written to."""
-    versions = [tensor._version for tensor in model.state_dict().values()]
-    if model not in _hashes or _hashes[model][0] != versions:
-        config = {
-            key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"
-        }  # where it was read is no content
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-        for name, tensor in sorted(model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        _hashes[model] = (versions, digest.hexdigest()[:16])
-    return _hashes[model][1]
-
-
-def _save_weights(model: PreTrainedModel, path: Path) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, temporary)
-    os.replace(temporary, path)
-    return sha256_of(path)
 
 
 def _peak_bytes() -> int:

@@ -1,4 +1,4 @@
-"""The command line: run, report, status."""
+"""The command line: run, report, restore, status."""
 
 from __future__ import annotations
 
@@ -44,14 +44,39 @@ def run_study(
 
 
 @app.command("report")
-def make_report(study: Study = "quick") -> None:
+def make_report(
+    study: Study = "quick",
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Publish what there is so far of a run that is not done.")
+    ] = False,
+) -> None:
     """Write reports/<study>/ anew from a finished run."""
     from depthprune_study import report, run
 
     with _sentences():
-        if waiting := [step.notebook for step in run.plan(study) if not step.done]:
-            raise StudyError(f"study {study} is not finished: {', '.join(waiting)} wait; `depthprune run {study}` runs them")
-        _say_answer(study, report.publish(study))
+        waiting = [step.notebook for step in run.plan(study) if not step.done]
+        if waiting and not unfinished:
+            raise StudyError(
+                f"study {study} is not finished: {', '.join(waiting)} wait; `depthprune run {study}` runs them, "
+                "`--unfinished` publishes what there is"
+            )
+        if waiting:
+            _say(f"report so far: {report.publish(study, unfinished=True)}")
+        else:
+            _say_answer(study, report.publish(study))
+
+
+@app.command("restore")
+def restore_run(
+    study: Study = "quick",
+    source: Annotated[Path | None, typer.Option("--from", help="A report's folder; reports/<study>/ if not given.")] = None,
+) -> None:
+    """Put a report's records into runs/<study>/: `run` then does only what they do not hold, or hold for other code or inputs."""
+    from depthprune_study import run
+
+    with _sentences():
+        n_files = run.restore(study, source or places.reports(study))
+        _say(f"{n_files} files restored to {places.runs(study)}; `depthprune run {study}` goes on from them")
 
 
 @app.command("status")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -13,29 +14,39 @@ from depthprune_core import figures
 from depthprune_study import places, run
 from depthprune_study.evidence import read_evidence
 
+REPORT = "06_report"
 STYLE = (Path(__file__).with_name("page.css")).read_text(encoding="utf-8")
 
 
-def publish(study: str) -> Path:
-    """Build the report next to the old one and swap them; returns the path of its page."""
-    target = places.reports(study)
+def publish(study: str, *, unfinished: bool = False) -> Path:
+    """Build the report next to the old one and swap them; returns the path of its page.
+
+    unfinished: of a run that is not done: its records and arms so far and the notebooks that are done; returns the folder.
+    """
+    target, runs = places.reports(study), places.runs(study)
     building = target.with_name(f".{target.name}.new")
     shutil.rmtree(building, ignore_errors=True)
     (building / "notebooks").mkdir(parents=True)
+    keys = {step.notebook: step.key for step in run.plan(study) if step.done}  # else the code was changed under the run
+    shown = [notebook for notebook in keys if notebook != REPORT] if unfinished else list(run.READS)
     evidence = read_evidence(study)
     shutil.copytree(evidence.folder, building / "records")
-    if (places.runs(study) / "figures").exists():
-        shutil.copytree(places.runs(study) / "figures", building / "figures")
-    (building / "figures").mkdir(exist_ok=True)
-    (building / "figures" / "answer.png").write_bytes(figures.png(figures.controls(evidence.answer_ratios())))
-    for notebook in run.READS:
+    for record in (runs / "arms").rglob("*.json"):  # without their weights: enough to go on from
+        copy = building / record.relative_to(runs)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(record, copy)
+    for figure in (runs / "figures").glob("*.png"):
+        if figure.name.startswith(tuple(f"{notebook}-" for notebook in shown)):
+            (building / "figures").mkdir(exist_ok=True)
+            shutil.copy(figure, building / "figures")
+    if not unfinished:
+        (building / "figures").mkdir(exist_ok=True)
+        (building / "figures" / "answer.png").write_bytes(figures.png(figures.controls(evidence.answer_ratios())))
+    for notebook in shown:
         shutil.copy(run.executed(study, notebook), building / "notebooks" / f"{notebook}.ipynb")
-        name = "report" if notebook == "06_report" else notebook
-        (building / f"{name}.html").write_text(
-            page(building / "notebooks" / f"{notebook}.ipynb", study, with_code=name != "report"), encoding="utf-8"
-        )
-    (building / "costs.json").write_text(json.dumps(run.read_costs(places.runs(study)), indent=1) + "\n", encoding="utf-8")
-    keys = {step.notebook: step.key for step in run.plan(study) if step.done}  # else the code was changed under the run
+        page_of = page(building / "notebooks" / f"{notebook}.ipynb", study, with_code=notebook != REPORT, among=shown)
+        (building / _file_name(notebook)).write_text(page_of, encoding="utf-8")
+    (building / "costs.json").write_text(json.dumps(run.read_costs(runs), indent=1) + "\n", encoding="utf-8")
     (building / "made-from.json").write_text(json.dumps(keys, indent=1) + "\n", encoding="utf-8")
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -48,7 +59,7 @@ def publish(study: str) -> Path:
             os.replace(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
-    return target / "report.html"
+    return target if unfinished else target / "report.html"
 
 
 def is_current(study: str) -> dict[str, bool]:
@@ -57,7 +68,7 @@ def is_current(study: str) -> dict[str, bool]:
     return {step.notebook: made_from.get(step.notebook) == step.key for step in run.plan(study)}
 
 
-def page(notebook: Path, study: str, *, with_code: bool) -> str:
+def page(notebook: Path, study: str, *, with_code: bool, among: Sequence[str] = tuple(run.READS)) -> str:
     """One executed notebook as a page of its own: no script, nothing fetched, readable on a phone and on paper."""
     import nbformat
     from nbconvert import HTMLExporter
@@ -78,7 +89,7 @@ def page(notebook: Path, study: str, *, with_code: bool) -> str:
     return (
         "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>depthprune {escape(study)}: {escape(title)}</title><style>{STYLE}</style></head><body>"
-        f"<nav>{_navigation(study, notebook.stem)}</nav><main>{body}</main></body></html>\n"
+        f"<nav>{_navigation(study, notebook.stem, among)}</nav><main>{body}</main></body></html>\n"
     )
 
 
@@ -87,11 +98,15 @@ def _is_plumbing(cell: dict, with_code: bool) -> bool:
     return "setup" in tags or (not with_code and ("facts" in tags or "parameters" in tags or "injected-parameters" in tags))
 
 
-def _navigation(study: str, current: str) -> str:
+def _file_name(notebook: str) -> str:
+    return "report.html" if notebook == REPORT else f"{notebook}.html"
+
+
+def _navigation(study: str, current: str, among: Sequence[str]) -> str:
+    """Links to the pages that there are, the report first."""
     links = []
-    for notebook in run.READS:
-        file = "report.html" if notebook == "06_report" else f"{notebook}.html"
-        label = "report" if notebook == "06_report" else notebook.replace("_", " ")
+    for notebook in sorted(among, key=lambda name: name != REPORT):
+        label = "report" if notebook == REPORT else notebook.replace("_", " ")
         here = " aria-current='page'" if notebook == current else ""
-        links.append(f"<a href='{file}'{here}>{escape(label)}</a>")
-    return f"<b>depthprune · {escape(study)}</b> " + " ".join([links[-1], *links[:-1]])
+        links.append(f"<a href='{_file_name(notebook)}'{here}>{escape(label)}</a>")
+    return f"<b>depthprune · {escape(study)}</b> " + " ".join(links)

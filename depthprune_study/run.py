@@ -33,6 +33,7 @@ READS = {
     "05_seed_stability": ("02_prune_gpt2", "03_recovery"),
 }
 READS["06_report"] = tuple(READS)
+RESTORED = ("records/**/*.json", "arms/**/*.json", "costs.json")  # what a run goes on from, of a published report
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,25 @@ def run(study: str, *, say: Callable[[str], None], terminal: TextIO = sys.stderr
             say(f"{step.notebook}: running{expected}")
             seconds = _execute(study, step, terminal)
             say(f"{step.notebook}: done in {seconds:.0f} s")
+
+
+def restore(study: str, source: Path) -> int:
+    """Copy the records of a published report to where the study runs, as far as there are none; returns how many files.
+
+    Nothing is taken on trust: each piece of work reads back only what carries its own stamp. Raises StudyError where there is nothing.
+    """
+    settings.read_study(study)
+    files = [path for part in RESTORED for path in sorted(source.glob(part)) if path.is_file()]
+    if not files:
+        raise StudyError(f"{source} holds no records of a study: name a folder like reports/{study}")
+    target, n_copied = places.runs(study), 0
+    with _alone(target):
+        for path in files:
+            copy = target / path.relative_to(source)
+            if not copy.exists():
+                write_atomically(copy, path.read_text(encoding="utf-8"))
+                n_copied += 1
+    return n_copied
 
 
 def read_costs(folder: Path) -> dict[str, dict[str, float]]:

@@ -73,6 +73,10 @@ class Recovery(Work):
     trained_parts: Annotated[list[Literal["all", "after_first_cut"]], Field(min_length=1, max_length=2)]
     lora_lr_grid: Annotated[list[Rate], Field(max_length=8)]
     hidden_weights: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=1, max_length=8)]
+    mixed_in_full: Annotated[bool, Field(description="run the mixed loss in full too, not only as trials")]
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], Field(description="of recovery's arithmetic; weights stay float32")
+    ]
     mixed_ce: Annotated[float, Field(gt=0, le=1, description="weight of CE in the mixed loss, KL has the rest")]
 
 

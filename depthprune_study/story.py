@@ -82,7 +82,8 @@ def recovery_figures(evidence: Evidence) -> list[str]:
         name.removesuffix(size): intervals.ppl_ratio(s, scores["teacher"]) for name, s in scores.items() if name.endswith(size)
     }
     shown = ("unrecovered", "recovered", "mixed", "ce", CONTROL, "teacher + same text (mixed)")
-    controls = {name: evidence.ratio("03_recovery", name) for name in shown}
+    scored = evidence.test("03_recovery")
+    controls = {name: evidence.ratio("03_recovery", name) for name in shown if name in scored}
     validation = evidence.record(evidence.lead, "validation_scores")
     drawn = ("recovered", "one_shot", "mixed", "ce")
     curves = {k: v for k, v in evidence.record(evidence.lead, "curves").items() if k in drawn}

@@ -144,7 +144,7 @@ def recovered(bench: Bench, **changes: Any) -> tuple[dict[str, torch.Tensor], Cu
     windows = bench.recovery_windows(tokenizer, tokens=192, seed=0)  # six steps
     validation = bench.windows("validation", tokenizer, tokens_per_document=16)
     student, curve = bench.recover("arm", PLAN, teacher, windows, validation=validation, **{**RECIPE, **changes})
-    return student.state_dict(), curve
+    return student.model.state_dict(), curve
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -212,6 +212,96 @@ def test_an_arm_with_damaged_weights_is_made_again(bench: Bench, runs: Path) -> 
     assert curve == curve_again
 
 
+def test_what_was_measured_on_an_arm_is_read_back_without_its_weights(
+    bench: Bench, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def notebook(bench: Bench) -> tuple[Score, Score, dict]:
+        teacher, tokenizer = bench.model("llama-tiny")
+        windows = bench.recovery_windows(tokenizer, tokens=192, seed=0)
+        student, _ = bench.recover("arm", PLAN, teacher, windows, **RECIPE)
+        further, _ = bench.recover("further", PLAN, teacher, windows, start=student.without(Plan(4, (1,), "more")), **RECIPE)
+        scores = bench.validation_scores({"arm": student, "further": further}, tokenizer)
+        said = bench.continuations({"arm": student}, tokenizer, ["One"], new_tokens=3)
+        return scores["arm"], scores["further"], said
+
+    first = notebook(bench)
+    for file in (runs / "bench-test").rglob("*.safetensors"):
+        file.unlink()
+    monkeypatch.setattr(bench_module.distillation, "recover", no_training)
+    assert notebook(new_bench()) == first
+
+
+def test_an_arm_whose_weights_are_not_kept_is_made_again_for_a_new_measurement(bench: Bench, runs: Path) -> None:
+    weights, _ = recovered(bench, keep_weights=False)
+    assert list((runs / "bench-test").rglob("*.safetensors")) == []
+    assert same(weights, recovered(new_bench())[0])
+    assert len(list((runs / "bench-test").rglob("*.safetensors"))) == 1
+
+
+def test_an_arm_that_another_machine_makes_slightly_differently_is_told_and_kept_anew(
+    bench: Bench, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rounded_otherwise(student: Any, *args: Any, **options: Any) -> Any:
+        student, curve = recover(student, *args, **options)
+        with torch.no_grad():
+            student.model.layers[0].mlp.up_proj.weight[0, 0] += 1e-6
+        return student, curve
+
+    weights, _ = recovered(bench, keep_weights=False)
+    recover = bench_module.distillation.recover
+    monkeypatch.setattr(bench_module.distillation, "recover", rounded_otherwise)
+    with pytest.raises(
+        StudyError, match=r"^the weights of arm arm were not on disk, .* run the study again, and what was measured"
+    ):
+        recovered(new_bench())
+    monkeypatch.setattr(bench_module.distillation, "recover", no_training)
+    again, curve = recovered(new_bench())
+    assert not same(weights, again)
+    assert curve.recipe["weights"] == bench_module.weights_hash(new_arm_model(new_bench()))
+
+
+def new_arm_model(bench: Bench) -> Any:
+    teacher, tokenizer = bench.model("llama-tiny")
+    windows = bench.recovery_windows(tokenizer, tokens=192, seed=0)
+    validation = bench.windows("validation", tokenizer, tokens_per_document=16)
+    return bench.recover("arm", PLAN, teacher, windows, validation=validation, **RECIPE)[0].model
+
+
+def test_the_model_that_a_recovery_starts_from_stays_as_it_was(bench: Bench) -> None:
+    teacher, tokenizer = bench.model("llama-tiny")
+    windows = bench.recovery_windows(tokenizer, tokens=64, seed=0)
+    narrow = pruning.narrow_mlps(teacher, [range(100)] * 6)
+    before = {name: tensor.clone() for name, tensor in narrow.state_dict().items()}
+    bench.recover("width", Plan(6, (), "none"), teacher, windows, start=narrow, **RECIPE)
+    assert same(before, narrow.state_dict())
+
+
+def test_an_arm_without_a_layer_is_its_student_without_it(bench: Bench) -> None:
+    teacher, tokenizer = bench.model("llama-tiny")
+    windows = bench.recovery_windows(tokenizer, tokens=64, seed=0)
+    student, _ = bench.recover("arm", PLAN, teacher, windows, **RECIPE)
+    more = Plan(4, (1,), "more")
+    assert same(student.without(more).model.state_dict(), pruning.drop_layers(student.model, more).state_dict())
+    contents = {student.content, student.without(more).content, student.without(Plan(4, (2,), "more")).content}
+    assert len(contents) == 3
+
+
+@pytest.mark.parametrize(
+    ("device", "has_bfloat16", "precision"),
+    [("cpu", True, "float32"), ("cuda", True, "bfloat16"), ("cuda", False, "float16")],
+)
+def test_auto_computes_in_what_the_device_truly_has(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, device: str, has_bfloat16: bool, precision: str
+) -> None:
+    def answer(including_emulation: bool = True) -> bool:
+        return including_emulation or has_bfloat16
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", answer)
+    bench.device = device
+    assert bench.precision("auto") == precision
+    assert bench.precision("float32") == "float32"
+
+
 def test_the_teacher_stays_as_it_was(bench: Bench) -> None:
     teacher, tokenizer = bench.model("llama-tiny")
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
@@ -219,7 +309,7 @@ def test_the_teacher_stays_as_it_was(bench: Bench) -> None:
     windows = bench.recovery_windows(tokenizer, tokens=64, seed=0)
     control, _ = bench.recover("control", nothing, teacher, windows, **{**RECIPE, "loss": {"ce": 1.0}})
     assert same(before, teacher.state_dict())
-    assert not same(before, control.state_dict())
+    assert not same(before, control.model.state_dict())
 
 
 # ---------------------------------------------------------------- splits
@@ -372,9 +462,9 @@ def test_a_student_that_is_smaller_in_another_way_starts_from_its_own_weights(be
     narrow = pruning.narrow_mlps(teacher, [range(100)] * 6)
     whole = Plan(6, (), "none")
     student, curve = bench.recover("width", whole, teacher, windows, start=narrow, **RECIPE)
-    assert student.num_parameters() < teacher.num_parameters()
+    assert student.model.num_parameters() < teacher.num_parameters()
     again, _ = bench.recover("width", whole, teacher, windows, start=pruning.narrow_mlps(teacher, [range(100)] * 6), **RECIPE)
-    assert all(torch.equal(p, q) for p, q in zip(student.parameters(), again.parameters(), strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(student.model.parameters(), again.model.parameters(), strict=True))
     _, other = bench.recover(
         "width", whole, teacher, windows, start=pruning.narrow_mlps(teacher, [range(28, 128)] * 6), **RECIPE
     )

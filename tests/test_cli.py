@@ -34,7 +34,9 @@ def assert_refused(result: Result, *sentences: str) -> None:
     assert isinstance(result.exception, SystemExit)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["report", "--help"], ["status", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["run", "--help"], ["report", "--help"], ["status", "--help"], ["restore", "--help"]]
+)
 def test_help_is_there(words: list[str]) -> None:
     result = depthprune(*words)
     assert result.exit_code == 0
@@ -69,7 +71,8 @@ def test_status_says_what_is_done_and_what_is_current(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["run", "nosuch"], ["run", "nosuch", "--dry-run"], ["report", "nosuch"], ["status", "nosuch"]]
+    "words",
+    [["run", "nosuch"], ["run", "nosuch", "--dry-run"], ["report", "nosuch"], ["status", "nosuch"], ["restore", "nosuch"]],
 )
 def test_an_unknown_study_is_refused_in_one_sentence(words: list[str]) -> None:
     result = depthprune(*words)
@@ -86,7 +89,10 @@ def test_a_study_is_a_name_and_no_path(study: str) -> None:
 
 def test_a_report_of_an_unfinished_study_is_refused() -> None:
     waiting = ", ".join(run.READS)
-    assert_refused(depthprune("report", "ci"), f"study ci is not finished: {waiting} wait; `depthprune run ci` runs them")
+    assert_refused(
+        depthprune("report", "ci"),
+        f"study ci is not finished: {waiting} wait; `depthprune run ci` runs them, `--unfinished` publishes what there is",
+    )
 
 
 @pytest.mark.parametrize("command", [["run"], ["run", "--dry-run"], ["status"], ["report"]])
@@ -166,6 +172,21 @@ def test_a_finished_study_with_a_current_report_is_only_told(monkeypatch: pytest
     result = depthprune("run", "ci")
     assert result.exit_code == 0, result.output
     assert result.stdout.strip().endswith(f"report: {places.reports('ci') / 'report.html'}")
+
+
+def test_nothing_to_restore_is_told_in_a_sentence(tmp_path: Path) -> None:
+    assert_refused(
+        depthprune("restore", "ci", "--from", str(tmp_path)),
+        f"{tmp_path} holds no records of a study: name a folder like reports/ci",
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_report_is_restored_to_where_the_study_runs(tmp_path: Path) -> None:
+    (tmp_path / "reports" / "ci" / "records" / "01_sensitivity").mkdir(parents=True)
+    (tmp_path / "reports" / "ci" / "records" / "01_sensitivity" / "profile.json").write_text("{}")
+    assert depthprune("restore", "ci").stdout.startswith("1 files restored to ")
+    assert (tmp_path / "runs" / "ci" / "records" / "01_sensitivity" / "profile.json").read_text() == "{}"
 
 
 def test_the_program_itself_says_the_same_in_a_process_of_its_own() -> None:

@@ -159,6 +159,14 @@ def test_every_figure_of_the_story_is_inline_and_has_its_text(nasty: Evidence, p
     assert_every_image_has_a_text(PIECES[piece](nasty))
 
 
+def test_a_mixed_loss_that_was_only_tried_is_not_among_the_arms(tmp_path: Path) -> None:
+    scores = handmade.contents()["03_recovery"]["test_scores"]
+    kept = {name: score for name, score in scores.items() if "mixed" not in name}
+    evidence = handmade.evidence(tmp_path, changes={("03_recovery", "test_scores"): kept})
+    pages = "".join(story.recovery_figures(evidence))
+    assert "unrecovered" in pages and "mixed 1." not in pages
+
+
 @pytest.mark.parametrize("piece", PIECES)
 def test_every_piece_is_well_formed(nasty: Evidence, piece: str) -> None:
     page = PIECES[piece](nasty)
@@ -270,6 +278,39 @@ def test_the_old_report_stays_where_it_cannot_be_replaced(study: str, monkeypatc
     with pytest.raises(OSError, match="disk full"):
         report.publish(study)
     assert {path: path.read_bytes() for path in places.reports(study).rglob("*") if path.is_file()} == before
+
+
+def test_a_report_of_an_unfinished_run_holds_what_there_is(study: str) -> None:
+    for waiting in ("05_seed_stability", "06_report"):
+        run._mark(study, waiting).unlink()
+    folder = report.publish(study, unfinished=True)
+    done = [notebook for notebook in run.READS if notebook not in {"05_seed_stability", "06_report"}]
+    assert sorted(path.stem for path in folder.glob("*.html")) == done
+    assert [name for name, current in report.is_current(study).items() if current] == done
+    for path in folder.glob("*.html"):
+        links = [link.get("href") or "" for link in Elements(path.read_text(encoding="utf-8")).of("a")]
+        assert all(link.startswith(("http", "#")) or (folder / link).exists() for link in links)
+
+
+def test_a_report_is_enough_to_go_on_from_elsewhere(study: str) -> None:
+    arm = places.runs(study) / "arms" / "recovered" / "key.json"
+    arm.parent.mkdir(parents=True)
+    arm.write_text("a curve")
+    arm.with_suffix(".safetensors").write_text("weights")
+    report.publish(study)
+    records_before = {p.relative_to(places.runs(study)): p.read_text() for p in places.runs(study).rglob("records/**/*.json")}
+    shutil.rmtree(places.runs(study))
+    kept = places.runs(study) / "arms" / "other.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("of this run")
+    assert run.restore(study, places.reports(study)) == len(records_before) + 2  # the arm, the costs
+    restored = {p.relative_to(places.runs(study)): p.read_text() for p in places.runs(study).rglob("records/**/*.json")}
+    assert restored == records_before
+    assert arm.read_text() == "a curve" and kept.read_text() == "of this run"
+    assert not arm.with_suffix(".safetensors").exists()
+    arm.write_text("a newer one")
+    assert run.restore(study, places.reports(study)) == 0
+    assert arm.read_text() == "a newer one"
 
 
 def test_a_report_is_current_until_a_parameter_changes(study: str) -> None:

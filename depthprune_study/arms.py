@@ -1,0 +1,84 @@
+"""A recovered student as notebooks hold it: known by its record, its weights at hand only when something needs them.
+
+So a notebook whose pieces of work are all done runs from their records alone: no weights on disk, no training, no GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from depthprune_core import pruning
+from depthprune_core.records import Plan
+
+
+class Arm:
+    """A student by the hash of its weights; `model` is read from disk, or made again, at the first request."""
+
+    def __init__(self, content: str, make: Callable[[], PreTrainedModel]) -> None:
+        self.content, self._make = content, make
+        self._model: PreTrainedModel | None = None
+
+    @property
+    def model(self) -> PreTrainedModel:
+        if self._model is None:
+            self._model = self._make()
+        return self._model
+
+    def without(self, plan: Plan) -> Arm:
+        """The same student with more layers dropped (in its own numbering)."""
+        content = hashlib.sha256(f"{self.content} without {plan.dropped}".encode()).hexdigest()[:16]
+        return Arm(content, lambda: pruning.drop_layers(self.model, plan))
+
+
+def model_of(student: PreTrainedModel | Arm) -> PreTrainedModel:
+    return student.model if isinstance(student, Arm) else student
+
+
+_hashes: weakref.WeakKeyDictionary[PreTrainedModel, tuple[list[int], str]] = weakref.WeakKeyDictionary()
+
+
+def weights_hash(model: PreTrainedModel) -> str:
+    """Hash of config and weights, computed again only when torch says that a tensor was written to."""
+    versions = [tensor._version for tensor in model.state_dict().values()]
+    if model not in _hashes or _hashes[model][0] != versions:
+        config = {
+            key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"
+        }  # where it was read is no content
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        _hashes[model] = (versions, digest.hexdigest()[:16])
+    return _hashes[model][1]
+
+
+def forget_hash(model: PreTrainedModel) -> None:
+    """For a model that was trained: fused optimisers write without telling torch's version counters."""
+    _hashes.pop(model, None)
+
+
+def save_weights(model: PreTrainedModel, path: Path) -> None:
+    """As safetensors, under a temporary name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, temporary)
+    os.replace(temporary, path)
+
+
+def load_weights(student: PreTrainedModel, path: Path, content: str) -> bool:
+    """Put the file's weights into the student; False where the file is missing, damaged or another student's."""
+    try:
+        student.load_state_dict(load_file(path), strict=False)
+    except (OSError, SafetensorError, RuntimeError):
+        return False
+    return weights_hash(student) == content

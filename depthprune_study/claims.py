@@ -51,11 +51,17 @@ class Verdict:
 
 def judge(evidence: Evidence) -> list[Verdict]:
     """A verdict a claim. A stand-in's figure never decides a claim about GPT-2 124M or TinyLlama."""
-    rules = yaml.safe_load((places.PARAMS / "claims.yaml").read_text(encoding="utf-8"))
-    return [_judge_one(name, entry, evidence) for name, entry in rules.items()]
+    return [judge_one(name, evidence) for name in names()]
 
 
-def _judge_one(name: str, entry: dict[str, Any], evidence: Evidence) -> Verdict:
+def names() -> list[str]:
+    """The claims, in the order of params/claims.yaml."""
+    return list(_entries())
+
+
+def judge_one(name: str, evidence: Evidence) -> Verdict:
+    """The verdict on one claim."""
+    entry = _entries()[name]
     measure, notebook = _MEASURES[name]
     measured = measure(evidence, entry["rule"])
     own = [item for item in measured if item.model in SOURCE_MODELS]
@@ -82,6 +88,10 @@ def _judge_one(name: str, entry: dict[str, Any], evidence: Evidence) -> Verdict:
         stand_ins,
         notebook,
     )
+
+
+def _entries() -> dict[str, dict[str, Any]]:
+    return yaml.safe_load((places.PARAMS / "claims.yaml").read_text(encoding="utf-8"))
 
 
 def _together(verdicts: list[str]) -> str:

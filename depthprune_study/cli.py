@@ -1,4 +1,4 @@
-"""The command line: run, report, restore, status."""
+"""The command line: run, report, restore, status, verify, why."""
 
 from __future__ import annotations
 
@@ -90,6 +90,39 @@ def show_status(study: Study = "quick") -> None:
             done = "run: done" if step.done else "run: to do"
             fresh = "report: current" if current[step.notebook] else "report: made by other code or parameters, or missing"
             _say(f"{step.notebook:<24} {done:<11} {fresh}")
+
+
+@app.command("verify")
+def verify_report(
+    report_folder: Annotated[Path, typer.Argument(help="A published report, such as reports/quick.")],
+    recompute: Annotated[bool, typer.Option(help="Score the whole models and one cut anew, too.")] = True,
+) -> None:
+    """Check that a report's records, notebooks, figures and verdicts fit together, and that its cheap numbers come out again."""
+    from depthprune_study import verify
+
+    with _sentences():
+        wrong = verify.differences(report_folder)
+        if not wrong:
+            _say("records, notebooks, figures and verdicts fit together")
+            for what, nats in verify.recomputed(report_folder) if recompute else ():
+                _say(f"{what}: scored anew, at most {nats:.1g} nats per token from the record")
+                if nats > verify.TOLERANCE_NATS:
+                    wrong.append(f"{what}: {nats:.1g} nats per token is more than sums in another order explain")
+        if wrong:
+            raise StudyError("\n".join(wrong))
+
+
+@app.command("why")
+def why_it_says_so(
+    report_folder: Annotated[Path, typer.Argument(help="A published report, such as reports/quick.")],
+    thing: Annotated[str, typer.Argument(help="A claim (C4), a section of the page (recovery), a figure's file or a record.")],
+) -> None:
+    """Follow a claim, figure or record of a report back to its records, parameters, code, versions, device, seed and inputs."""
+    from depthprune_study import why
+
+    with _sentences():
+        for line in why.explain(report_folder, thing):
+            _say(line)
 
 
 def _say_plan(study: str, steps: list) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,16 @@ class Evidence:
         if notebook == "04_transfer_tinyllama":
             return self.record(notebook, "plans")["recovered"]
         return self.record("02_prune_gpt2", "plans")[f"{self.record('03_recovery', 'recipe').values['rule']}-{self.fewer}"]
+
+    def mixed_notebooks(self) -> list[str]:
+        """Notebooks whose records were made by more than one version of it, of the code or of the parameters."""
+        mixed = []
+        for folder in sorted(path for path in self.folder.iterdir() if path.is_dir()):
+            stamps = [records.read_stamp(path) for path in folder.rglob("*.json")]
+            origins = {(s.notebook_hash, s.code_hash, json.dumps(s.parameters, sort_keys=True)) for s in stamps}
+            if len(origins) > 1:
+                mixed.append(folder.name)
+        return mixed
 
     def answer_ratios(self) -> dict[str, Interval]:
         """The answer on the headline model."""

@@ -60,8 +60,13 @@ def notebook_code(path: Path) -> str:
 
 def notebook_hash(path: Path, *, prose: bool = False) -> str:
     """Hash of a notebook's code cells, with `prose` of its text too; outputs and execution counts apart."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    content = [[cell["cell_type"], "".join(cell["source"])] for cell in cells if prose or cell["cell_type"] == "code"]
+    return hash_of_cells(json.loads(path.read_text(encoding="utf-8"))["cells"], prose=prose)
+
+
+def hash_of_cells(cells: list[dict[str, Any]], *, prose: bool = False) -> str:
+    """The same of a notebook's cells; the cell that papermill injects is left out, so that an executed copy has its original's hash."""
+    own = [cell for cell in cells if "injected-parameters" not in cell["metadata"].get("tags", [])]
+    content = [[cell["cell_type"], "".join(cell["source"])] for cell in own if prose or cell["cell_type"] == "code"]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 

@@ -17,27 +17,33 @@ NOTEBOOKS = tuple(SCHEMAS)
 
 
 def answer_html(evidence: Evidence) -> str:
-    """The answer in a few sentences."""
-    return "".join(f"<p class='answer'>{escape(line)}</p>" for line in evidence.answer_lines())
+    """The answer in a few sentences; before it, a warning where records do not belong together."""
+    mixed = evidence.mixed_notebooks()
+    warning = f"These figures mix records of different code, notebooks or parameters: {', '.join(mixed)}." if mixed else ""
+    return (f"<p class='warning'>{escape(warning)}</p>" if mixed else "") + "".join(
+        f"<p class='answer'>{escape(line)}</p>" for line in evidence.answer_lines()
+    )
 
 
 def claims_html(verdicts: Sequence[Verdict]) -> str:
     """The claims table; the words say what the colours say."""
-    rows = []
-    for verdict in verdicts:
-        stand_ins = "<br>".join(
-            f"<b>{escape(item.model)}</b>: {escape(item.figure)} {_word(item.verdict)}" for item in verdict.stand_ins
-        )
-        link = f"<a href='{verdict.notebook}.html'>{verdict.notebook.split('_')[0]}</a>"
-        rows.append([
-            f"<b>{verdict.id}</b>",
-            f"{escape(verdict.claim)}<br><small>rule: {escape(verdict.rule)}</small>",
-            escape(verdict.source),
-            f"{_word(verdict.verdict)} {escape(verdict.figure)}<br><small>{escape(verdict.why)}</small>",
-            stand_ins,
-            link,
-        ])  # fmt: skip
-    return table(["", "claim", "source", "verdict on the source's models", "what the stand-ins show", "notebook"], rows)
+    head = ["", "claim", "source", "verdict on the source's models", "what the stand-ins show", "notebook"]
+    return table(head, [claim_cells(verdict) for verdict in verdicts])
+
+
+def claim_cells(verdict: Verdict) -> list[str]:
+    """A verdict's row of that table."""
+    stand_ins = "<br>".join(
+        f"<b>{escape(item.model)}</b>: {escape(item.figure)} {_word(item.verdict)}" for item in verdict.stand_ins
+    )
+    return [
+        f"<b>{verdict.id}</b>",
+        f"{escape(verdict.claim)}<br><small>rule: {escape(verdict.rule)}</small>",
+        escape(verdict.source),
+        f"{_word(verdict.verdict)} {escape(verdict.figure)}<br><small>{escape(verdict.why)}</small>",
+        stand_ins,
+        f"<a href='{verdict.notebook}.html'>{verdict.notebook.split('_')[0]}</a>",
+    ]
 
 
 def layer_figures(evidence: Evidence) -> list[str]:
@@ -323,8 +329,12 @@ def figure_html(figure: Any, alt: str, caption: str = "") -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """An HTML table. Cells are HTML already: escape what comes from data."""
     top = "".join(f"<th scope='col'>{cell}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join(f"<tr>{table_row(row)}</tr>" for row in rows)
     return f"<div class='wide'><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def table_row(cells: Iterable[str]) -> str:
+    return "".join(f"<td>{cell}</td>" for cell in cells)
 
 
 def _word(verdict: str) -> str:

@@ -174,6 +174,16 @@ def test_a_finished_study_with_a_current_report_is_only_told(monkeypatch: pytest
     assert result.stdout.strip().endswith(f"report: {places.reports('ci') / 'report.html'}")
 
 
+def test_a_report_is_verified_and_followed_back(tmp_path: Path) -> None:
+    ci = str(places.ROOT / "reports" / "ci")
+    assert depthprune("verify", ci, "--no-recompute").stdout == "records, notebooks, figures and verdicts fit together\n"
+    assert depthprune("why", ci, "C1").stdout.startswith("C1: ")
+    copy = Path(shutil.copytree(ci, tmp_path / "ci"))
+    (copy / "records" / "01_sensitivity" / "profile.json").write_text("")
+    sentence = "records/01_sensitivity/profile.json is damaged: its content is not what its checksum says"
+    assert_refused(depthprune("verify", str(copy)), sentence)
+
+
 def test_nothing_to_restore_is_told_in_a_sentence(tmp_path: Path) -> None:
     assert_refused(
         depthprune("restore", "ci", "--from", str(tmp_path)),

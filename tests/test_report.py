@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
+from depthprune_core import records
 from depthprune_study import claims, places, report, run, settings, story
 from depthprune_study.evidence import Evidence
 
@@ -157,6 +158,17 @@ def test_a_model_that_is_named_like_code_is_escaped(nasty: Evidence, piece: str)
 @pytest.mark.parametrize("piece", ["layers", "recovery", "controls", "choice", "speed", "seeds"])
 def test_every_figure_of_the_story_is_inline_and_has_its_text(nasty: Evidence, piece: str) -> None:
     assert_every_image_has_a_text(PIECES[piece](nasty))
+
+
+def test_records_that_do_not_belong_together_are_told_on_the_reports_face(tmp_path: Path) -> None:
+    evidence = handmade.evidence(tmp_path)
+    assert "warning" not in story.answer_html(evidence)
+    path = tmp_path / "03_recovery" / "test_scores.json"
+    stamp = records.read_stamp(path)
+    records.write(path, records.read(path), records.Stamp(**{**vars(stamp), "code_hash": "of an older run"}))
+    assert story.answer_html(evidence).startswith(
+        "<p class='warning'>These figures mix records of different code, notebooks or parameters: 03_recovery.</p>"
+    )
 
 
 def test_a_mixed_loss_that_was_only_tried_is_not_among_the_arms(tmp_path: Path) -> None:

@@ -1,0 +1,165 @@
+"""Does a published report say what its records say, and do its cheap numbers come out again?"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import json
+from collections.abc import Iterator
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+from depthprune_core import records
+from depthprune_core.records import Plan, Score
+from depthprune_study import claims, provenance, story
+from depthprune_study.evidence import Evidence
+from depthprune_study.settings import SCHEMAS, StudyError
+
+# Sums in another order move a mean NLL by far less; another text, another cut or a damaged weight by far more.
+TOLERANCE_NATS = 1e-4
+
+
+def differences(folder: Path) -> list[str]:
+    """What in a report does not fit together, a sentence each: records, executed notebooks, figures, verdicts."""
+    if not (folder / "records").is_dir():
+        raise StudyError(f"{folder} is no report: it has no records/")
+    found = [*_damaged(folder), *_of_other_notebooks(folder), *_figures(folder)]
+    return found or list(_verdicts(folder))  # damaged records cannot be judged
+
+
+def recomputed(folder: Path) -> Iterator[tuple[str, float]]:
+    """The whole models and one cut model scored anew on the test articles: what, and how far it is from the record.
+
+    In nats per token, for each notebook that cut a model before any recovery; a few seconds for a small model.
+    """
+    from depthprune_core import evaluation, models, pruning, text
+    from depthprune_study import places
+
+    evidence = Evidence(folder.name, folder / "records")
+    for notebook, arm in (("02_prune_gpt2", "least_sensitive"), ("04_transfer_tinyllama", "unrecovered")):
+        if not evidence.has(notebook, "test_scores"):
+            continue
+        parameters = evidence.stamp(notebook, "test_scores").parameters
+        model, tokenizer = models.load(
+            parameters["model"], cache=places.cache(), assets=places.assets(), device="cpu", seed=parameters["seed"]
+        )
+        documents = text.split_named(parameters["text"], cache=places.cache(), assets=places.assets())["test"]
+        windows = text.windows(
+            documents[: parameters["max_documents"] or None],
+            tokenizer,
+            seq_len=parameters["seq_len"],
+            tokens_per_document=parameters["score_tokens"],
+        )
+        name, plan = _cut(evidence, notebook, arm)
+        for what, of in (("teacher", model), (name, pruning.drop_layers(model, plan, share=True))):
+            was, now = evidence.test(notebook)[what], evaluation.score(of, windows)
+            yield f"{parameters['model']}, {what}", _distance(was, now)
+
+
+def _cut(evidence: Evidence, notebook: str, arm: str) -> tuple[str, Plan]:
+    plans = evidence.record(notebook, "plans")
+    if notebook == "04_transfer_tinyllama":
+        return arm, plans["recovered"]
+    name = next(name for name in plans if name.startswith(f"{arm}-"))
+    return name, plans[name]
+
+
+def _distance(was: Score, now: Score) -> float:
+    if was.documents != now.documents or was.n_tokens != now.n_tokens:
+        return float("inf")
+    return max(abs(a - b) / n for a, b, n in zip(was.nll_nats, now.nll_nats, was.n_tokens, strict=True))
+
+
+def _damaged(folder: Path) -> Iterator[str]:
+    for path in sorted((folder / "records").rglob("*.json")):
+        try:
+            records.read(path)
+            records.read_stamp(path)
+        except ValueError:
+            yield f"{path.relative_to(folder)} is damaged: its content is not what its checksum says"
+
+
+def _of_other_notebooks(folder: Path) -> Iterator[str]:
+    """Records that another version of their notebook, or other parameters, have left."""
+    for notebook in SCHEMAS:
+        executed = folder / "notebooks" / f"{notebook}.ipynb"
+        if not executed.exists():
+            continue
+        cells = _cells(executed)
+        if cells is None:
+            yield f"notebooks/{notebook}.ipynb is damaged"
+            continue
+        now, parameters = provenance.hash_of_cells(cells), _injected(cells)
+        if parameters is None:
+            yield f"notebooks/{notebook}.ipynb was given parameters that are no plain values"
+            continue
+        for path in sorted((folder / "records" / notebook).rglob("*.json")):
+            try:
+                stamp = records.read_stamp(path)
+            except ValueError:
+                continue
+            if stamp.notebook_hash != now:
+                yield f"{path.relative_to(folder)} was made by another version of notebook {notebook} than the one beside it"
+            elif stamp.parameters != parameters:
+                yield f"{path.relative_to(folder)} was made with other parameters than notebook {notebook} shows"
+
+
+def _figures(folder: Path) -> Iterator[str]:
+    """Figure files that no executed notebook shows."""
+    shown = set()
+    for executed in sorted((folder / "notebooks").glob("*.ipynb")):
+        for cell in _cells(executed) or []:
+            for output in cell.get("outputs", []):
+                data = output.get("data", {}).get("image/png", "")
+                shown.add(base64.b64decode("".join(data)))
+    for path in sorted((folder / "figures").glob("*.png")):
+        if path.stem != "answer" and path.read_bytes() not in shown:
+            yield f"figures/{path.name} is not the figure that its notebook shows"
+
+
+def _verdicts(folder: Path) -> Iterator[str]:
+    """The answer and the verdicts, judged anew from the records, against what the report's notebook says."""
+    executed = folder / "notebooks" / "06_report.ipynb"
+    if not executed.exists():
+        return
+    evidence = Evidence(folder.name, folder / "records")
+    said = "".join(
+        "".join(output.get("data", {}).get("text/html", ""))
+        for cell in _cells(executed) or []
+        for output in cell.get("outputs", [])
+    )
+    if story.answer_html(evidence) not in said:
+        yield "the answer in notebooks/06_report.ipynb is not what the records say"
+    verdicts = claims.judge(evidence)
+    for verdict in verdicts:
+        if story.table_row(story.claim_cells(verdict)) not in said:
+            yield f"what notebooks/06_report.ipynb says of {verdict.id} is not what records and params/claims.yaml say"
+    page = folder / "report.html"
+    if page.exists():
+        shown = unescape(page.read_text(encoding="utf-8"))
+        figures_of_claims = [item.figure for verdict in verdicts for item in verdict.stand_ins]
+        figures_of_claims += [verdict.figure for verdict in verdicts]
+        if not all(line in shown for line in [*evidence.answer_lines(), *figures_of_claims]):
+            yield "report.html does not say what the records say"
+
+
+def _cells(path: Path) -> list[dict[str, Any]] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _injected(cells: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The parameters that papermill wrote into an executed notebook; read, never executed. None where they are no plain values."""
+    values: dict[str, Any] = {}
+    for cell in cells:
+        if "injected-parameters" in cell["metadata"].get("tags", []):
+            try:
+                for node in ast.parse("".join(cell["source"])).body:
+                    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                        values[node.targets[0].id] = ast.literal_eval(node.value)
+            except (ValueError, SyntaxError):
+                return None
+    return values

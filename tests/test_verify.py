@@ -1,0 +1,131 @@
+"""A report that was tampered with, or mixed of two runs, is found out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from depthprune_core import records
+from depthprune_core.records import Score
+from depthprune_study import places, verify
+from depthprune_study.settings import StudyError
+
+CI = places.ROOT / "reports" / "ci"
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(CI, tmp_path / "ci"))
+
+
+def test_the_committed_reports_fit_together() -> None:
+    for name in ("ci", "quick"):
+        assert verify.differences(places.ROOT / "reports" / name) == []
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    content = path.read_text(encoding="utf-8")
+    assert old in content
+    path.write_text(content.replace(old, new, 1), encoding="utf-8")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def another_value(path: Path) -> None:
+    """A record with its checksum right and its numbers changed, as somebody who wants to would write it."""
+    scores = records.read(path)
+    worse = {name: Score(s.documents, tuple(2 * v for v in s.nll_nats), s.n_tokens, s.n_bytes) for name, s in scores.items()}
+    records.write(path, {**scores, "recovered": worse["recovered"]}, records.read_stamp(path))
+
+
+def of_another_notebook(path: Path) -> None:
+    stamp = records.read_stamp(path)
+    records.write(path, records.read(path), records.Stamp(**{**vars(stamp), "notebook_hash": "0" * 16}))
+
+
+def with_other_parameters(path: Path) -> None:
+    stamp = records.read_stamp(path)
+    parameters = {**stamp.parameters, "tokens": 10**9}
+    records.write(path, records.read(path), records.Stamp(**{**vars(stamp), "parameters": parameters}))
+
+
+TAMPERING: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "a flipped bit": ("records/03_recovery/test_scores.json", flip, "is damaged: its content is not what its checksum says"),
+    "an emptied record": ("records/01_sensitivity/profile.json", lambda p: p.write_text(""), "profile.json is damaged"),
+    "another version's record": (
+        "records/03_recovery/test_scores.json",
+        of_another_notebook,
+        "was made by another version of notebook 03_recovery than the one beside it",
+    ),
+    "other parameters": (
+        "records/03_recovery/test_scores.json",
+        with_other_parameters,
+        "was made with other parameters than notebook 03_recovery shows",
+    ),
+    "changed numbers": (
+        "records/03_recovery/test_scores.json",
+        another_value,
+        "what notebooks/06_report.ipynb says of C2 is not what records and params/claims.yaml say",
+    ),
+    "a changed figure": ("figures/03_recovery-curves.png", flip, "is not the figure that its notebook shows"),
+    "a changed notebook": (
+        "notebooks/03_recovery.ipynb",
+        lambda p: edit(p, "pilot = bench.recovery_windows", "pilot = bench.recovery_window"),
+        "was made by another version of notebook 03_recovery",
+    ),
+    "a broken notebook": ("notebooks/03_recovery.ipynb", lambda p: p.write_text("{"), "notebooks/03_recovery.ipynb is damaged"),
+    "a page of another run": (
+        "report.html",
+        lambda p: edit(p, "PPL ratio to the whole model", "PPL ratio to a model"),
+        "report.html does not say what the records say",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TAMPERING)
+def test_what_does_not_fit_is_named(report: Path, case: str) -> None:
+    file, tamper, sentence = TAMPERING[case]
+    tamper(report / file)
+    assert any(sentence in found for found in verify.differences(report)), verify.differences(report)
+
+
+def test_a_folder_that_is_no_report_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"is no report: it has no records/$"):
+        verify.differences(tmp_path)
+
+
+def test_an_executed_notebooks_parameters_are_read_and_not_executed(report: Path) -> None:
+    path = report / "notebooks" / "01_sensitivity.ipynb"
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cell = next(c for c in notebook["cells"] if "injected-parameters" in c["metadata"].get("tags", []))
+    cell["source"] = ["seed = __import__('os').system('touch executed')\n"]
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+    assert verify.differences(report) == ["notebooks/01_sensitivity.ipynb was given parameters that are no plain values"]
+
+
+def test_the_cheap_numbers_come_out_again() -> None:
+    distances = dict(verify.recomputed(CI))
+    assert set(distances) == {
+        "gpt2-mini, teacher",
+        "gpt2-mini, least_sensitive-2",
+        "llama-tiny, teacher",
+        "llama-tiny, unrecovered",
+    }
+    assert max(distances.values()) <= verify.TOLERANCE_NATS
+
+
+def test_a_number_that_does_not_come_out_again_is_seen(report: Path) -> None:
+    path = report / "records" / "02_prune_gpt2" / "test_scores.json"
+    scores = records.read(path)
+    s = scores["teacher"]
+    off = Score(s.documents, (s.nll_nats[0] * 1.001, *s.nll_nats[1:]), s.n_tokens, s.n_bytes)
+    records.write(path, {**scores, "teacher": off}, records.read_stamp(path))
+    assert dict(verify.recomputed(report))["gpt2-mini, teacher"] > verify.TOLERANCE_NATS

@@ -1,12 +1,15 @@
 # make study [STUDY=quick]   set up, run a study, write reports/<study>/
 # make test                  set up, run the tests
+# make torture              set up, kill a study at 50 random moments (about half an hour; goes on where it was stopped)
 # make bench                 set up, time this package next to the plain loop
 STUDY ?= quick
+KILLS ?= 50
+SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: study test test-slow bench lint clean
+.PHONY: study test test-slow torture bench lint clean
 
 study: $(READY)
 	@$(BIN)/depthprune run $(STUDY)
@@ -16,6 +19,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
+
+torture: $(READY)
+	@$(BIN)/python tests/faults/killing.py --kills $(KILLS) --seed $(SEED)
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks

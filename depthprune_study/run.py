@@ -203,8 +203,8 @@ def _execute(study: str, step: Step, terminal: TextIO) -> float:
     ):
         try:
             papermill.execute_notebook(
-                places.NOTEBOOKS / f"{step.notebook}.ipynb",
-                partial,
+                _literal(places.NOTEBOOKS / f"{step.notebook}.ipynb"),
+                _literal(partial),
                 parameters=step.parameters,
                 kernel_name="python3",
                 progress_bar=False,
@@ -231,6 +231,11 @@ def _execute(study: str, step: Step, terminal: TextIO) -> float:
     seconds = time.monotonic() - began
     _remember_cost(study, step.notebook, seconds)
     return seconds
+
+
+def _literal(path: Path) -> str:
+    """The path as papermill takes it, which reads braces in it as places for parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _reason(error: Exception) -> str:

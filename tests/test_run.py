@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -275,6 +276,30 @@ def stopped() -> str:
     with pytest.raises(StudyError) as error:
         run.run("small", say=lambda line: None, terminal=io.StringIO())
     return str(error.value)
+
+
+def test_a_folder_with_spaces_and_other_letters_is_as_good_as_any(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEPTHPRUNE_RUNS", str(fresh.parent / "Läufe von heute, 東京 %s {x}"))
+    assert ran_by("small") == ["01_one", "06_report"]
+    assert state() == {"01_one": True, "06_report": True}
+
+
+def test_a_home_that_is_not_there_is_not_needed(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(fresh / "nobody"))
+    assert ran_by("small") == ["01_one", "06_report"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_to_stops_the_study_before_any_work(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh.parent.mkdir()
+    fresh.parent.chmod(0o500)
+    with pytest.raises(PermissionError):
+        ran_by("small")
+    fresh.parent.chmod(0o700)
 
 
 def test_a_failing_cell_stops_the_study_and_keeps_what_there_is(fresh: Path) -> None:

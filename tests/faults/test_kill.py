@@ -1,0 +1,19 @@
+"""A study that is killed and started again ends in the same records as one that was left alone; `make torture` is the long form."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import killing
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kernels are found by /proc")
+def test_a_study_killed_at_random_moments_ends_in_the_records_of_an_undisturbed_one(tmp_path: Path) -> None:
+    expected = killing.undisturbed(tmp_path / "calm")
+    state = killing.harry(tmp_path / "harried", expected, kills=6, seed=0)
+    assert (state["lost"], state["wrong"]) == ([], [])
+    assert sum(state["kills"].values()) == 6
+    assert len(expected) > 20

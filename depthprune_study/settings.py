@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,9 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 Rule = Literal[
     "least_sensitive", "most_sensitive", "greedy", "pairwise", "exhaustive", "contiguous", "racing", "evenly_spaced", "last_k"
 ]
+
+_SHORT = reprlib.Repr()  # a few lines of YAML can hold a value whose full text would fill the memory
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring, _SHORT.maxlong = 3, 8, 4, 80, 80
 
 
 class Common(BaseModel):
@@ -202,7 +206,7 @@ def _sentences(error: ValidationError, schema: type[Common]) -> list[str]:
     sentences = []
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in item["loc"]) or "parameters"
-        value = repr(item.get("input"))[:80]
+        value = _SHORT.repr(item.get("input"))[:80]
         if item["type"] in {"extra_forbidden", "invalid_key"}:
             sentences.append(f"{key} is not a parameter; known are {', '.join(schema.model_fields)}")
         elif item["type"] == "missing":

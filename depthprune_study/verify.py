@@ -33,9 +33,12 @@ def recomputed(folder: Path) -> Iterator[tuple[str, float]]:
 
     In nats per token, for each notebook that cut a model before any recovery; a few seconds for a small model.
     """
+    from transformers.utils import logging
+
     from depthprune_core import evaluation, models, pruning, text
     from depthprune_study import places
 
+    logging.disable_progress_bar()
     evidence = Evidence(folder.name, folder / "records")
     for notebook, arm in (("02_prune_gpt2", "least_sensitive"), ("04_transfer_tinyllama", "unrecovered")):
         if not evidence.has(notebook, "test_scores"):

@@ -1,6 +1,6 @@
 # make study [STUDY=quick]   set up, run a study, write reports/<study>/
 # make test                  set up, run the tests
-# make torture              set up, kill a study at 50 random moments (about half an hour; goes on where it was stopped)
+# make torture               set up, kill a study at 50 random moments; goes on where it was stopped
 # make bench                 set up, time this package next to the plain loop
 STUDY ?= quick
 KILLS ?= 50

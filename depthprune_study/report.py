@@ -13,6 +13,7 @@ from pathlib import Path
 from depthprune_core import figures
 from depthprune_study import places, run
 from depthprune_study.evidence import read_evidence
+from depthprune_study.settings import StudyError
 
 REPORT = "06_report"
 STYLE = (Path(__file__).with_name("page.css")).read_text(encoding="utf-8")
@@ -31,10 +32,8 @@ def publish(study: str, *, unfinished: bool = False) -> Path:
     shown = [notebook for notebook in keys if notebook != REPORT] if unfinished else list(run.READS)
     evidence = read_evidence(study)
     shutil.copytree(evidence.folder, building / "records")
-    for record in (runs / "arms").rglob("*.json"):  # without their weights: enough to go on from
-        copy = building / record.relative_to(runs)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(record, copy)
+    if (runs / "arms").exists():  # without their weights: enough to go on from
+        shutil.copytree(runs / "arms", building / "arms", ignore=shutil.ignore_patterns("*.safetensors", "*.ckpt", ".*"))
     for figure in (runs / "figures").glob("*.png"):
         if figure.name.startswith(tuple(f"{notebook}-" for notebook in shown)):
             (building / "figures").mkdir(exist_ok=True)
@@ -60,6 +59,13 @@ def publish(study: str, *, unfinished: bool = False) -> Path:
         raise
     shutil.rmtree(old, ignore_errors=True)
     return target if unfinished else target / "report.html"
+
+
+def records_of(folder: Path) -> Path:
+    """Where a published report keeps its records. Raises StudyError for a folder that is no report."""
+    if not (folder / "records").is_dir():
+        raise StudyError(f"{folder} is no report: it has no records/")
+    return folder / "records"
 
 
 def is_current(study: str) -> dict[str, bool]:

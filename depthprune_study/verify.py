@@ -11,21 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from depthprune_core import records
-from depthprune_core.records import Plan, Score
-from depthprune_study import claims, provenance, story
-from depthprune_study.evidence import Evidence
-from depthprune_study.settings import SCHEMAS, StudyError
+from depthprune_core.records import Score
+from depthprune_study import claims, provenance, report, story
+from depthprune_study.evidence import read_evidence
+from depthprune_study.settings import SCHEMAS
 
 # Sums in another order move a mean NLL by far less; another text, another cut or a damaged weight by far more.
 TOLERANCE_NATS = 1e-4
 
 
 def differences(folder: Path) -> list[str]:
-    """What in a report does not fit together, a sentence each: records, executed notebooks, figures, verdicts."""
-    if not (folder / "records").is_dir():
-        raise StudyError(f"{folder} is no report: it has no records/")
-    found = [*_damaged(folder), *_of_other_notebooks(folder), *_figures(folder)]
-    return found or list(_verdicts(folder))  # damaged records cannot be judged
+    """What in a report does not fit together, a sentence each: records, executed notebooks, figures, verdicts.
+
+    Later checks read what earlier ones found whole, so they come only where those found nothing.
+    """
+    root = report.records_of(folder)
+    for check in (_damaged, _of_other_notebooks, _figures, _verdicts):
+        if found := list(check(folder, root)):
+            return found
+    return []
 
 
 def recomputed(folder: Path) -> Iterator[tuple[str, float]]:
@@ -39,8 +43,8 @@ def recomputed(folder: Path) -> Iterator[tuple[str, float]]:
     from depthprune_study import places
 
     logging.disable_progress_bar()
-    evidence = Evidence(folder.name, folder / "records")
-    for notebook, arm in (("02_prune_gpt2", "least_sensitive"), ("04_transfer_tinyllama", "unrecovered")):
+    evidence = read_evidence(folder.name, report.records_of(folder))
+    for notebook in ("02_prune_gpt2", "04_transfer_tinyllama"):
         if not evidence.has(notebook, "test_scores"):
             continue
         parameters = evidence.stamp(notebook, "test_scores").parameters
@@ -54,18 +58,14 @@ def recomputed(folder: Path) -> Iterator[tuple[str, float]]:
             seq_len=parameters["seq_len"],
             tokens_per_document=parameters["score_tokens"],
         )
-        name, plan = _cut(evidence, notebook, arm)
-        for what, of in (("teacher", model), (name, pruning.drop_layers(model, plan, share=True))):
+        if notebook == "02_prune_gpt2":
+            name = planned = f"least_sensitive-{parameters['drop_counts'][0]}"
+        else:
+            name, planned = "unrecovered", "recovered"
+        cut = pruning.drop_layers(model, evidence.record(notebook, "plans")[planned], share=True)
+        for what, of in (("teacher", model), (name, cut)):
             was, now = evidence.test(notebook)[what], evaluation.score(of, windows)
             yield f"{parameters['model']}, {what}", _distance(was, now)
-
-
-def _cut(evidence: Evidence, notebook: str, arm: str) -> tuple[str, Plan]:
-    plans = evidence.record(notebook, "plans")
-    if notebook == "04_transfer_tinyllama":
-        return arm, plans["recovered"]
-    name = next(name for name in plans if name.startswith(f"{arm}-"))
-    return name, plans[name]
 
 
 def _distance(was: Score, now: Score) -> float:
@@ -74,8 +74,8 @@ def _distance(was: Score, now: Score) -> float:
     return max(abs(a - b) / n for a, b, n in zip(was.nll_nats, now.nll_nats, was.n_tokens, strict=True))
 
 
-def _damaged(folder: Path) -> Iterator[str]:
-    for path in sorted((folder / "records").rglob("*.json")):
+def _damaged(folder: Path, root: Path) -> Iterator[str]:
+    for path in sorted(root.rglob("*.json")):
         try:
             records.read(path)
             records.read_stamp(path)
@@ -83,7 +83,7 @@ def _damaged(folder: Path) -> Iterator[str]:
             yield f"{path.relative_to(folder)} is damaged: its content is not what its checksum says"
 
 
-def _of_other_notebooks(folder: Path) -> Iterator[str]:
+def _of_other_notebooks(folder: Path, root: Path) -> Iterator[str]:
     """Records that another version of their notebook, or other parameters, have left."""
     for notebook in SCHEMAS:
         executed = folder / "notebooks" / f"{notebook}.ipynb"
@@ -97,18 +97,15 @@ def _of_other_notebooks(folder: Path) -> Iterator[str]:
         if parameters is None:
             yield f"notebooks/{notebook}.ipynb was given parameters that are no plain values"
             continue
-        for path in sorted((folder / "records" / notebook).rglob("*.json")):
-            try:
-                stamp = records.read_stamp(path)
-            except ValueError:
-                continue
+        for path in sorted((root / notebook).rglob("*.json")):
+            stamp = records.read_stamp(path)
             if stamp.notebook_hash != now:
                 yield f"{path.relative_to(folder)} was made by another version of notebook {notebook} than the one beside it"
             elif stamp.parameters != parameters:
                 yield f"{path.relative_to(folder)} was made with other parameters than notebook {notebook} shows"
 
 
-def _figures(folder: Path) -> Iterator[str]:
+def _figures(folder: Path, root: Path) -> Iterator[str]:
     """Figure files that no executed notebook shows."""
     shown = set()
     for executed in sorted((folder / "notebooks").glob("*.ipynb")):
@@ -121,12 +118,12 @@ def _figures(folder: Path) -> Iterator[str]:
             yield f"figures/{path.name} is not the figure that its notebook shows"
 
 
-def _verdicts(folder: Path) -> Iterator[str]:
+def _verdicts(folder: Path, root: Path) -> Iterator[str]:
     """The answer and the verdicts, judged anew from the records, against what the report's notebook says."""
     executed = folder / "notebooks" / "06_report.ipynb"
     if not executed.exists():
         return
-    evidence = Evidence(folder.name, folder / "records")
+    evidence = read_evidence(folder.name, root)
     said = "".join(
         "".join(output.get("data", {}).get("text/html", ""))
         for cell in _cells(executed) or []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from depthprune_core import records
-from depthprune_study import claims, provenance, run, story
+from depthprune_study import claims, places, provenance, report, run, story
 from depthprune_study.evidence import Evidence
 from depthprune_study.settings import StudyError
 
@@ -46,9 +46,7 @@ def explain(folder: Path, thing: str) -> list[str]:
     thing: a claim (`C4`), a section of the page (`recovery`), a figure's file (`03_recovery-curves`) or a record
     (`03_recovery/curves`). Raises StudyError where the folder is no report, or has no such thing.
     """
-    if not (folder / "records").is_dir():
-        raise StudyError(f"{folder} is no report: it has no records/")
-    evidence = Traced(folder.name, folder / "records")
+    evidence = Traced(folder.name, report.records_of(folder))
     lines, sources = _sources(evidence, folder, thing)
     for notebook, name in sources:
         lines += _of_record(evidence, notebook, name)
@@ -70,8 +68,10 @@ def _sources(evidence: Traced, folder: Path, thing: str) -> tuple[list[str], lis
     if (folder / "figures" / f"{stem}.png").exists():
         if stem == "answer":
             return _sources(evidence, folder, "answer")
-        notebook = max((name for name in run.READS if stem.startswith(f"{name}-")), key=len, default="")
-        names = _names(folder, notebook)
+        notebook = next((name for name in run.READS if stem.startswith(f"{name}-")), "")
+        names = sorted(
+            path.stem for path in (evidence.folder / notebook).glob("*.json")
+        )  # its pieces lie in folders of their own
         return [f"{stem}.png: drawn in notebooks/{notebook}.ipynb, whose records are"], [(notebook, name) for name in names]
     notebook, _, name = thing.removesuffix(".json").partition("/")
     if name and evidence.has(notebook, name):
@@ -81,12 +81,6 @@ def _sources(evidence: Traced, folder: Path, thing: str) -> tuple[list[str], lis
         f"{thing!r} is nothing of {folder}: name a claim ({', '.join(claims.names())}), a section ({', '.join(SECTIONS)}), "
         f"a figure ({', '.join(figures)}) or a record (NOTEBOOK/NAME)"
     )
-
-
-def _names(folder: Path, notebook: str) -> list[str]:
-    """A notebook's records; its pieces, in folders of their own, apart."""
-    root = folder / "records" / notebook
-    return sorted(path.stem for path in root.glob("*.json"))
 
 
 def _of_record(evidence: Evidence, notebook: str, name: str) -> list[str]:
@@ -112,6 +106,6 @@ def _inputs(stamp: records.Stamp) -> str:
 
 def _as_now(stamp: records.Stamp) -> str:
     notebook = stamp.step.split("/")[0]
-    path = provenance.places.NOTEBOOKS / f"{notebook}.ipynb"
+    path = places.NOTEBOOKS / f"{notebook}.ipynb"
     same = path.exists() and provenance.notebook_hash(path) == stamp.notebook_hash
     return "(the notebook as it is here)" if same else "(not the notebook as it is here)"

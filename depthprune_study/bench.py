@@ -12,8 +12,6 @@ import hashlib
 import json
 import os
 import platform
-import re
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,15 +22,17 @@ import torch
 from IPython.display import Image, display
 from transformers import PreTrainedModel
 
-from depthprune_core import distillation, evaluation, figures, models, pruning, records, text, zero_shot
+from depthprune_core import distillation, evaluation, figures, models, pruning, records, refitting, speed, text, zero_shot
 from depthprune_core.assets import sha256_of
 from depthprune_core.records import Answers, Curve, Divergence, Facts, Plan, Score
 from depthprune_core.teachers import TeacherStates
 from depthprune_study import places, provenance, settings
 from depthprune_study.arms import Arm, forget_hash, load_weights, model_of, save_weights, weights_hash
+from depthprune_study.live import Progress
 from depthprune_study.settings import StudyError
 
 ARM_MODULES = ("depthprune_core.distillation", "depthprune_core.pruning")  # what a recovery runs, with all that these import
+REFIT_MODULES = ("depthprune_core.refitting", "depthprune_core.pruning")
 MODULES = (
     *ARM_MODULES,
     "depthprune_core.speed",
@@ -64,9 +64,10 @@ class Bench:
         self.device = _device(getattr(parameters, "device", "cpu"))
         self.texts: dict[str, dict[str, list[text.Document]]] = {}
         self._states: TeacherStates | None = None
+        self._fitted: tuple[str, Arm] | None = None
         self._pool: tuple[Any, text.Windows] | None = None  # tokenised once a tokenizer
         self._test_is_read = False
-        self._progress = _Progress(self.folder / "progress.json", notebook)
+        self._progress = Progress(self.folder / "progress.json", notebook)
         self.progress = self._progress.tell
 
     # ------------------------------------------------------------ what goes in
@@ -97,12 +98,25 @@ class Bench:
             self.documents(split), tokenizer, seq_len=self.parameters.seq_len, tokens_per_document=tokens_per_document
         )
 
-    def recovery_windows(self, tokenizer: Any, *, tokens: int, seed: int) -> text.Windows:
-        """A training sample of the recovery articles: each seed its own windows in its own order."""
-        if self._pool is None or self._pool[0] is not tokenizer:
-            pool = text.windows(self.documents("recovery"), tokenizer, seq_len=self.parameters.seq_len, whole=True)
+    def recovery_windows(self, tokenizer: Any, *, tokens: int, seed: int, seq_len: int | None = None) -> text.Windows:
+        """A training sample of the recovery articles: each seed its own windows (of `seq_len` tokens) in its own order."""
+        seq_len = seq_len or self.parameters.seq_len
+        if self._pool is None or self._pool[0] is not tokenizer or self._pool[1].seq_len != seq_len:
+            pool = text.windows(self.documents("recovery"), tokenizer, seq_len=seq_len, whole=True)
             self._pool = (tokenizer, pool)
         return text.draw(self._pool[1], n_tokens=tokens, seed=seed)
+
+    def context_of(self, model: PreTrainedModel) -> int:
+        """The longest window that the model can read, as its config says."""
+        return getattr(models.text_config(model.config), "max_position_embeddings", None) or sys.maxsize
+
+    def check_context(self, model: PreTrainedModel, seq_lens: Sequence[int]) -> None:
+        """Raises StudyError where a window would be longer than the model can read."""
+        if too_long := [n for n in seq_lens if n > self.context_of(model)]:
+            raise StudyError(
+                f"{self.notebook}: train_seq_lens={list(seq_lens)} holds {too_long[0]}, but {self.parameters.model} reads at most "
+                f"{self.context_of(model)} tokens"
+            )
 
     def _split(self, split: str, *, of: str | None = None) -> list[text.Document]:
         name = of or self.parameters.text
@@ -141,28 +155,37 @@ class Bench:
         start: PreTrainedModel | Arm | None = None,
         validation: text.Windows | None = None,
         keep_weights: bool = True,
+        refit_tokens: int = 0,
         **recipe: Any,
     ) -> tuple[Arm, Curve]:
         """The plan's student, recovered from `teacher` (or from the weights of `start`), and its curve.
+
+        With `refit_tokens` the student is fitted to its teacher in closed form first, on so many of the run's own tokens. A recipe
+        may give `batch_tokens` in place of the batch size, and the `seq_len` that its windows must have (ValueError if not).
 
         A plan that drops nothing gives the control: the teacher itself, trained on the same windows (with `start`: a student that
         is smaller in another way). Options as in `distillation.recover`. Arms are kept by recipe, not by notebook: what one notebook
         has recovered, another reads. The record is enough to find what was measured on an arm already; weights that are not on disk
         (moved away, or `keep_weights=False`) are made again when something new is measured.
         """
+        recipe = _in_windows(recipe, windows)
         folder = self.folder / "arms" / name
         cut = Plan(plan.n_layers, plan.dropped, "any")  # which rule picked the layers changes no weight
+        if is_fitted := refit_tokens > 0 and (bool(plan.dropped) or start is not None):  # the whole model needs no fit
+            start = self.refitted(plan, teacher, windows, n_tokens=refit_tokens, start=start)
         stamp = self._stamp(f"arm/{name}", [teacher, cut, windows, start, validation, recipe], recipe["seed"], shared=True)
         path, weights = folder / f"{stamp.key}.json", folder / f"{stamp.key}.safetensors"
 
         def unrecovered() -> PreTrainedModel:
             return pruning.drop_layers(teacher, plan) if start is None else copy.deepcopy(model_of(start))
 
+        told = {"refit_tokens": refit_tokens} if is_fitted else {}
+
         def distilled() -> tuple[PreTrainedModel, Curve]:
+            fresh, checkpoint = unrecovered(), folder / f"{stamp.key}.ckpt"
             self._progress.begin(name)
-            checkpoint = folder / f"{stamp.key}.ckpt"
             student, curve = distillation.recover(
-                unrecovered(),
+                fresh,
                 teacher,
                 windows,
                 plan=plan if plan.dropped or start is not None else None,
@@ -173,7 +196,7 @@ class Bench:
                 **recipe,
             )
             forget_hash(student)
-            curve = Curve(**{**vars(curve), "recipe": {**curve.recipe, "weights": weights_hash(student)}})
+            curve = Curve(**{**vars(curve), "recipe": {**curve.recipe, **told, "weights": weights_hash(student)}})
             if keep_weights:
                 save_weights(student, weights)
             records.write(path, {"arm": curve}, stamp)
@@ -185,13 +208,7 @@ class Bench:
             student = unrecovered()
             if load_weights(student, weights, content):
                 return student
-            student, curve = distilled()
-            if curve.recipe["weights"] != content:
-                raise StudyError(
-                    f"the weights of arm {name} were not on disk, and this machine makes slightly other ones than its record tells of: "
-                    "the new ones are kept; run the study again, and what was measured on the old ones is measured anew"
-                )
-            return student
+            return _as_recorded(name, distilled()[0], content)
 
         kept = _kept(path, stamp)
         if kept is None:
@@ -199,6 +216,61 @@ class Bench:
             return Arm(curve.recipe["weights"], lambda: student), curve
         content = kept["arm"].recipe["weights"]
         return Arm(content, again), kept["arm"]
+
+    def refitted(
+        self,
+        plan: Plan,
+        teacher: PreTrainedModel,
+        windows: text.Windows,
+        *,
+        n_tokens: int,
+        start: PreTrainedModel | Arm | None = None,
+    ) -> Arm:
+        """The plan's student (or `start`) fitted to its teacher on the first tokens of these windows (`refitting.refit`), untrained."""
+        cut, some = Plan(plan.n_layers, plan.dropped, "any"), _first(windows, n_tokens)
+        stamp = self._stamp("arm/refitted", [teacher, cut, some, start], 0, shared=True, modules=REFIT_MODULES)
+        path = self.folder / "arms" / "refitted" / f"{stamp.key}.json"
+        if self._fitted is not None and self._fitted[0] == stamp.key:
+            return self._fitted[1]
+
+        def fitted() -> PreTrainedModel:
+            student = pruning.drop_layers(teacher, plan) if start is None else copy.deepcopy(model_of(start))
+            self._progress.begin("refitted")
+            refitting.refit(student, teacher, plan, some, progress=self.progress)
+            records.write(path, Facts({"weights": weights_hash(student)}), stamp)
+            self._progress.end()
+            return student
+
+        kept = _kept(path, stamp)
+        if kept is None:
+            student = fitted()
+            arm = Arm(weights_hash(student), lambda: student)
+        else:
+            content = kept.values["weights"]
+            arm = Arm(content, lambda: _as_recorded("refitted", fitted(), content))
+        self._fitted = (stamp.key, arm)  # the trials of a sweep all begin from one
+        return arm
+
+    def recovery_pace(
+        self,
+        plan: Plan,
+        teacher: PreTrainedModel,
+        windows: text.Windows,
+        *,
+        timed_windows: int,
+        refit_tokens: int = 0,
+        **recipe: Any,
+    ) -> float:
+        """Tokens a second of a recovery on `windows`, from `timed_windows` of them; the time to refit, if asked for, counts."""
+        some = windows.take(slice(0, timed_windows))
+        options = _in_windows(recipe, windows)
+        pace = speed.recovery_pace(lambda: pruning.drop_layers(teacher, plan), teacher, some, plan=plan, **options)
+        if not refit_tokens:
+            return pace
+        began = time.perf_counter()
+        refitting.refit(pruning.drop_layers(teacher, plan), teacher, plan, _first(windows, refit_tokens))
+        n_tokens = windows.inputs.numel()
+        return n_tokens / (n_tokens / pace + time.perf_counter() - began)
 
     def _states_of(self, teacher: PreTrainedModel, loss: Mapping[str, float]) -> TeacherStates | None:
         """The teacher's states, shared by all recoveries of the notebook that need nothing else of it."""
@@ -305,13 +377,15 @@ class Bench:
     def record_path(self, name: str) -> Path:
         return self.folder / "records" / self.notebook / f"{name}.json"
 
-    def _stamp(self, step: str, on: list[Any], seed: int, *, shared: bool = False) -> records.Stamp:
-        """`shared` leaves the notebook out: the piece is defined by its inputs alone."""
+    def _stamp(
+        self, step: str, on: list[Any], seed: int, *, shared: bool = False, modules: tuple[str, ...] = ARM_MODULES
+    ) -> records.Stamp:
+        """`shared` leaves the notebook out: the piece is defined by its inputs and `modules` alone."""
         return provenance.stamp(
             study=self.parameters.study,
             notebook="any" if shared else self.notebook,
             step=step,
-            modules=ARM_MODULES if shared else MODULES,
+            modules=modules if shared else MODULES,
             parameters={} if shared else self.parameters.model_dump(mode="json"),
             inputs={str(i): _content_hash(item) for i, item in enumerate(on)},
             device=self.device,
@@ -335,6 +409,30 @@ def _device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and available else "cpu"
 
 
+def _in_windows(recipe: Mapping[str, Any], windows: text.Windows) -> dict[str, Any]:
+    """A recipe as `distillation.recover` takes it: the batch in windows of this length."""
+    own = dict(recipe)
+    if (seq_len := own.pop("seq_len", windows.seq_len)) != windows.seq_len:
+        raise ValueError(f"the recipe is for windows of seq_len={seq_len} tokens, but these have {windows.seq_len}")
+    if "batch_tokens" in own:
+        own["batch_size"] = max(1, own.pop("batch_tokens") // windows.seq_len)
+    return own
+
+
+def _first(windows: text.Windows, n_tokens: int) -> text.Windows:
+    """So many tokens' worth of whole windows, one at least."""
+    return windows.take(slice(0, max(1, n_tokens // windows.seq_len)))
+
+
+def _as_recorded(name: str, student: PreTrainedModel, content: str) -> PreTrainedModel:
+    if weights_hash(student) != content:
+        raise StudyError(
+            f"the weights of arm {name} were not on disk, and this machine makes slightly other ones than its record tells of: "
+            "the new ones are kept; run the study again, and what was measured on the old ones is measured anew"
+        )
+    return student
+
+
 def _kept(path: Path, stamp: records.Stamp) -> Any:
     """The record(s) of a file that is whole and carries this stamp, else None."""
     try:
@@ -354,44 +452,3 @@ def _content_hash(item: Any) -> str:
     if hasattr(item, "__dataclass_fields__"):
         item = {"kind": type(item).__name__, **vars(item)}
     return hashlib.sha256(json.dumps(item, sort_keys=True, default=vars).encode()).hexdigest()[:16]
-
-
-def _peak_bytes() -> int:
-    """The most memory that this process has held so far (main memory, not a GPU's)."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux: getrusage would count the process that started this one too
-        kib = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        return int(kib[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-class _Progress:
-    """Tells the runner through a small file, and a reader of the live notebook through one line that is replaced."""
-
-    def __init__(self, path: Path, notebook: str) -> None:
-        self.path, self.notebook = path, notebook
-        self.piece, self.began, self.told, self.line = "", 0.0, 0.0, None
-
-    def begin(self, piece: str) -> None:
-        self.piece, self.began, self.told = piece, time.monotonic(), 0.0
-        self.line = display({"text/plain": f"{piece} ..."}, raw=True, display_id=True)
-
-    def tell(self, done: int, of: int, what: str) -> None:
-        now = time.monotonic()
-        if now - self.told < 1 and done != of:
-            return
-        self.told = now
-        share = f"{done:,} of {of:,} {what}" if of else f"{done:,} {what}"
-        left = f", about {(now - self.began) * (of - done) / done:.0f} s left" if of and done else ""
-        line = f"{self.piece}: {share}{left}"
-        records.write_atomically(self.path, json.dumps({"notebook": self.notebook, "line": line}))
-        if self.line is not None:
-            self.line.update({"text/plain": line}, raw=True)
-
-    def end(self) -> None:
-        state = {"notebook": self.notebook, "line": f"{self.piece}: done", "peak_bytes": _peak_bytes()}
-        records.write_atomically(self.path, json.dumps(state))
-        if self.line is not None:
-            self.line.update({"text/plain": ""}, raw=True)
-            self.line = None

@@ -87,7 +87,7 @@ def recovery_figures(evidence: Evidence) -> list[str]:
     ratios = {
         name.removesuffix(size): intervals.ppl_ratio(s, scores["teacher"]) for name, s in scores.items() if name.endswith(size)
     }
-    shown = ("unrecovered", "recovered", "mixed", "ce", CONTROL, "teacher + same text (mixed)")
+    shown = ("unrecovered", "refitted", "recovered", "mixed", "ce", CONTROL, "teacher + same text (mixed)")
     scored = evidence.test("03_recovery")
     controls = {name: evidence.ratio("03_recovery", name) for name in shown if name in scored}
     validation = evidence.record(evidence.lead, "validation_scores")

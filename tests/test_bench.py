@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,10 @@ import pytest
 import torch
 from tiny import count_layer_passes
 
-from depthprune_core import pruning, records
+from depthprune_core import pruning, records, refitting
 from depthprune_core.records import Curve, Facts, Plan, Score
 from depthprune_study import bench as bench_module
-from depthprune_study import places, settings
+from depthprune_study import live, places, settings
 from depthprune_study.bench import Bench, open_bench
 from depthprune_study.settings import StudyError
 
@@ -34,7 +35,7 @@ PLAN = Plan(6, (2, 4), "by hand")
 
 @pytest.fixture(autouse=True)
 def silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_module, "display", lambda *shown, **options: None)
+    monkeypatch.setattr(live, "display", lambda *shown, **options: None)
 
 
 @pytest.fixture
@@ -286,6 +287,75 @@ def test_an_arm_without_a_layer_is_its_student_without_it(bench: Bench) -> None:
     assert len(contents) == 3
 
 
+def test_a_refitted_arm_begins_where_the_plain_fit_ends_and_is_known_by_its_record(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, tokenizer = bench.model("llama-tiny")
+    windows = bench.recovery_windows(tokenizer, tokens=192, seed=0)
+    begun = pruning.drop_layers(teacher, PLAN)
+    refitting.refit(begun, teacher, PLAN, windows.take(slice(0, 6)))  # 96 of the 192 tokens, in windows of 16
+    alone = bench.refitted(PLAN, teacher, windows, n_tokens=96)
+    assert same(alone.model.state_dict(), begun.state_dict())
+    by_hand, _ = bench.recover("by-hand", PLAN, teacher, windows, start=begun, **RECIPE)
+    arm, curve = bench.recover("arm", PLAN, teacher, windows, refit_tokens=96, **RECIPE)
+    plain, of_plain = bench.recover("arm", PLAN, teacher, windows, refit_tokens=0, **RECIPE)
+    assert same(arm.model.state_dict(), by_hand.model.state_dict())
+    assert not same(arm.model.state_dict(), plain.model.state_dict())
+    assert curve.recipe["refit_tokens"] == 96 and "refit_tokens" not in of_plain.recipe
+
+    def no_work(*args: Any, **options: Any) -> None:
+        raise AssertionError("a finished piece of work is done again")
+
+    monkeypatch.setattr(bench_module.refitting, "refit", no_work)
+    monkeypatch.setattr(bench_module.distillation, "recover", no_work)
+    later = new_bench()
+    assert later.refitted(PLAN, later.model("llama-tiny")[0], windows, n_tokens=96).content == alone.content
+    assert later.recover("arm", PLAN, teacher, windows, refit_tokens=96, **RECIPE)[0].content == arm.content
+
+
+def test_the_whole_model_is_not_refitted_but_a_narrower_one_is(bench: Bench) -> None:
+    teacher, tokenizer = bench.model("llama-tiny")
+    windows = bench.recovery_windows(tokenizer, tokens=64, seed=0)
+    nothing, recipe = Plan(6, (), "none"), {**RECIPE, "loss": {"ce": 1.0}}
+    _, control = bench.recover("control", nothing, teacher, windows, refit_tokens=64, **recipe)
+    narrow = pruning.narrow_mlps(teacher, [range(100)] * 6)
+    _, width = bench.recover("width", nothing, teacher, windows, start=narrow, refit_tokens=64, **recipe)
+    assert "refit_tokens" not in control.recipe and width.recipe["refit_tokens"] == 64
+
+
+def test_a_recipe_in_tokens_is_the_same_recipe_in_windows(bench: Bench) -> None:
+    teacher, tokenizer = bench.model("llama-tiny")
+    windows = bench.recovery_windows(tokenizer, tokens=192, seed=0, seq_len=32)
+    assert windows.seq_len == 32
+    in_tokens = {key: value for key, value in RECIPE.items() if key != "batch_size"} | {"seq_len": 32, "batch_tokens": 64}
+    one, _ = bench.recover("arm", PLAN, teacher, windows, **in_tokens)
+    other, _ = bench.recover("other", PLAN, teacher, windows, **RECIPE)
+    assert one.content == other.content
+    _, longer = bench.recover("arm", PLAN, teacher, windows, **{**in_tokens, "batch_tokens": 8})
+    assert longer.recipe["batch_tokens"] == 32  # one window at least
+    with pytest.raises(ValueError, match="windows of seq_len=16 tokens, but these have 32"):
+        bench.recover("arm", PLAN, teacher, windows, **{**in_tokens, "seq_len": 16})
+
+
+def test_the_time_to_refit_counts_in_the_pace(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, tokenizer = bench.model("llama-tiny")
+    windows = bench.recovery_windows(tokenizer, tokens=192, seed=0)
+    monkeypatch.setattr(bench_module.speed, "recovery_pace", lambda *args, **options: 100.0)
+    monkeypatch.setattr(bench_module.refitting, "refit", lambda *args, **options: time.sleep(0.2))
+    plain, refitted = (bench.recovery_pace(PLAN, teacher, windows, timed_windows=2, refit_tokens=n, **RECIPE) for n in (0, 64))
+    assert plain == 100
+    assert refitted < 192 / (192 / 100 + 0.2) + 1e-6
+
+
+def test_windows_that_are_longer_than_the_model_reads_are_refused(bench: Bench) -> None:
+    model, _ = bench.model("llama-tiny")
+    longest = bench.context_of(model)
+    assert longest == model.config.max_position_embeddings
+    bench.check_context(model, [longest])
+    with pytest.raises(StudyError, match=rf"holds {longest + 1}, but llama-tiny reads at most {longest} tokens"):
+        bench.check_context(model, [8, longest + 1])
+
+
 @pytest.mark.parametrize(
     ("device", "has_bfloat16", "precision"),
     [("cpu", True, "float32"), ("cuda", True, "bfloat16"), ("cuda", False, "float16")],
@@ -410,7 +480,7 @@ def test_progress_is_one_line_that_is_replaced_and_empty_in_the_end(
     bench: Bench, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = Display()
-    monkeypatch.setattr(bench_module, "display", shown)
+    monkeypatch.setattr(live, "display", shown)
 
     def make() -> Facts:
         for done in range(1, 1001):

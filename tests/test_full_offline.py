@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 from depthprune_core import evaluation, models, pruning, records, text
 from depthprune_core.models import Source
 from depthprune_core.records import Plan
-from depthprune_study import bench as bench_module
-from depthprune_study import settings
+from depthprune_study import live, settings
 from depthprune_study.bench import Bench
 
 WORDS = " ".join(f"w{i}" for i in range(1, 120))
@@ -136,7 +135,7 @@ def test_the_full_study_can_be_scored_and_cut_from_local_copies(
     tmp_path: Path, hub: tuple[Path, PreTrainedModel], wikitext_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEPTHPRUNE_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(bench_module, "display", lambda *shown, **options: None)
+    monkeypatch.setattr(live, "display", lambda *shown, **options: None)
     values = {
         "study": "full",
         "model": "gpt2",

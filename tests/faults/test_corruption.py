@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from depthprune_core.records import Plan
-from depthprune_study import bench as bench_module
-from depthprune_study import settings
+from depthprune_study import live, settings
 from depthprune_study.bench import Bench
 
 RECIPE: dict[str, Any] = {"loss": {"kl": 1.0}, "lr": 1e-3, "batch_size": 2, "checkpoint_every_seconds": 0}
@@ -35,7 +34,7 @@ VALUES = {
 
 @pytest.fixture(autouse=True)
 def silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_module, "display", lambda *shown, **options: None)
+    monkeypatch.setattr(live, "display", lambda *shown, **options: None)
 
 
 def piece_of_a_study(folder: Path, *, seed: int = 0, stop_at: int | None = None) -> tuple[Any, ...]:
@@ -63,7 +62,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, and one of another seed, whose files can be put in its place."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench_module, "display", lambda *shown, **options: None)
+        patch.setattr(live, "display", lambda *shown, **options: None)
         piece_of_a_study(folder / "run")
         piece_of_a_study(folder / "other", seed=1)
         for name, seed in (("cut", 0), ("other-cut", 1)):
@@ -75,7 +74,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench_module, "display", lambda *shown, **options: None)
+        patch.setattr(live, "display", lambda *shown, **options: None)
         return piece_of_a_study(tmp_path_factory.mktemp("undisturbed"))
 
 

@@ -64,6 +64,7 @@ class Bench:
         self.device = _device(getattr(parameters, "device", "cpu"))
         self.texts: dict[str, dict[str, list[text.Document]]] = {}
         self._states: TeacherStates | None = None
+        self._scores: dict[tuple[str, str], Score] = {}
         self._fitted: tuple[str, Arm] | None = None
         self._pool: tuple[Any, text.Windows] | None = None  # tokenised once a tokenizer
         self._test_is_read = False
@@ -345,9 +346,13 @@ class Bench:
         return self.once("continuations", make, on=[*arms.values(), list(arms), prompts, new_tokens]).values["samples"]
 
     def _score(self, split: str, name: str, model: Student, windows: text.Windows) -> Score:
-        return self.once(
-            f"{split}/{name}", lambda: evaluation.score(model_of(model), windows, progress=self.progress), on=[model, windows]
-        )
+        key = (_content_hash(model), windows.token_hash)  # two rules may pick the same layers
+
+        def make() -> Score:
+            return self._scores.get(key) or evaluation.score(model_of(model), windows, progress=self.progress)
+
+        self._scores[key] = self.once(f"{split}/{name}", make, on=[model, windows])
+        return self._scores[key]
 
     # ------------------------------------------------------------ what comes out
 

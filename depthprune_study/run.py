@@ -33,6 +33,7 @@ READS = {
     "05_seed_stability": ("02_prune_gpt2", "03_recovery"),
 }
 READS["06_report"] = tuple(READS)
+FULL_DISK_BYTES = 1_000_000  # with less left, whatever failed did so for want of room
 RESTORED = ("records/**/*.json", "arms/**/*.json", "costs.json")  # what a run goes on from, of a published report
 
 
@@ -220,6 +221,7 @@ def _execute(study: str, step: Step, terminal: TextIO) -> float:
             failure = _reason(error)
     failure = failure or _unfinished(partial)
     if failure:
+        failure = _with_a_hint(failure, partial.parent)
         kept = f"the partial notebook: {_shown_path(partial)}\nits output: {_shown_path(log)}"
         raise StudyError(f"notebook {step.notebook} of study {study} stopped: {failure}\n{kept}")
     _tidy(partial)
@@ -241,6 +243,17 @@ def _literal(path: Path) -> str:
 def _reason(error: Exception) -> str:
     name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
     return f"{value.strip()}" if name in {"StudyError", "ValueError"} else f"{name}: {value.strip()}"
+
+
+def _with_a_hint(failure: str, folder: Path) -> str:
+    """What stopped a notebook, with what to do where the machine had run out of something."""
+    if shutil.disk_usage(folder).free < FULL_DISK_BYTES:
+        return f"the disk is full ({failure}): free some space, then the same command goes on from here"
+    if any(sign in failure for sign in ("MemoryError", "OutOfMemoryError", "allocate memory")):
+        return (
+            f"memory ran out ({failure}): give the machine more, or lower batch_tokens, train_seq_lens or the number of tokens"
+        )
+    return f"{failure} (often because memory ran out)" if "died" in failure.lower() else failure
 
 
 def _unfinished(path: Path) -> str:

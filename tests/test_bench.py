@@ -392,6 +392,16 @@ def test_the_test_split_is_refused_to_everything_but_test_scores(bench: Bench, r
         read(bench, tokenizer)
 
 
+def test_two_arms_with_the_same_weights_are_scored_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, tokenizer = bench.model("llama-tiny")
+    scored, score = [], bench_module.evaluation.score
+    monkeypatch.setattr(bench_module.evaluation, "score", lambda *args, **options: scored.append(1) or score(*args, **options))
+    twins = {name: pruning.drop_layers(teacher, PLAN, share=True) for name in ("greedy", "racing")}
+    scores = bench.validation_scores({"teacher": teacher} | twins, tokenizer)
+    assert len(scored) == 2 and scores["greedy"] == scores["racing"] != scores["teacher"]
+    assert bench.record_path("validation/racing").exists()
+
+
 def test_the_test_split_is_read_once(bench: Bench) -> None:
     model, tokenizer = bench.model("llama-tiny")
     scores = bench.test_scores({"teacher": model}, tokenizer)

@@ -319,10 +319,28 @@ def test_an_unforeseen_error_is_told_with_its_name(fresh: Path) -> None:
     assert stopped().split("\n")[0] == "notebook 01_one of study small stopped: KeyError: 'key'"
 
 
+@pytest.mark.parametrize("cell", ["import torch\ntorch.ones(10**14)", "bytearray(10**17)"])
+def test_memory_that_ran_out_is_told_with_what_to_do(fresh: Path, cell: str) -> None:
+    a_notebook("01_one", 'study: str = "none"  # folder\nnumber: int = 1  # any', [cell])
+    told = stopped().split("\n")[0]
+    assert told.startswith("notebook 01_one of study small stopped: memory ran out (")
+    assert told.endswith("or lower batch_tokens, train_seq_lens or the number of tokens")
+
+
+def test_a_failure_on_a_full_disk_is_told_as_that(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unforeseen = "raise RuntimeError('[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0')"
+    a_notebook("01_one", 'study: str = "none"  # folder\nnumber: int = 1  # any', [unforeseen])
+    full = shutil.disk_usage(fresh.parent.parent)._replace(free=4096)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
+    told = stopped().split("\n")[0]
+    assert told.startswith("notebook 01_one of study small stopped: the disk is full (RuntimeError: [enforce fail")
+    assert told.endswith("free some space, then the same command goes on from here")
+
+
 @pytest.mark.parametrize("death", ["os._exit(0)", "os._exit(1)", "os.kill(os.getpid(), 9)"])
 def test_a_dead_kernel_is_a_failure(fresh: Path, death: str) -> None:
     a_notebook("01_one", 'study: str = "none"  # folder\nnumber: int = 1  # any', [f"import os\n{death}", "print('never')"])
-    assert "died" in stopped().split("\n")[0].lower()
+    assert "died" in (told := stopped().split("\n")[0].lower()) and told.endswith("(often because memory ran out)")
     assert state() == {"01_one": False, "06_report": False}
 
 

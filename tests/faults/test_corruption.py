@@ -1,6 +1,6 @@
 """Files that a run reads back, damaged in every way: each is noticed, and made again or refused by name; none is used silently.
 
-The piece of a study below is small enough to be repeated two hundred times; on a CPU it ends bit for bit the same, so that
+The piece of a study (piece.py) is small enough to be repeated two hundred times; on a CPU it ends bit for bit the same, so that
 anything used silently would show in its results.
 """
 
@@ -13,69 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from depthprune_core.records import Plan
-from depthprune_study import live, settings
-from depthprune_study.bench import Bench
-
-RECIPE: dict[str, Any] = {"loss": {"kl": 1.0}, "lr": 1e-3, "batch_size": 2, "checkpoint_every_seconds": 0}
-VALUES = {
-    "study": "faults",
-    "model": "llama-tiny",
-    "text": "wikipedia-excerpt",
-    "max_documents": 2,
-    "seq_len": 16,
-    "score_tokens": 32,
-    "device": "cpu",
-    "seed": 0,
-    "seeds": [0, 1],
-}
-
-
-@pytest.fixture(autouse=True)
-def silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "display", lambda *shown, **options: None)
-
-
-def piece_of_a_study(folder: Path, *, seed: int = 0, stop_at: int | None = None) -> tuple[Any, ...]:
-    """Recover a student and score it, below `folder`; `stop_at`: killed after so many tokens."""
-
-    def stop(done: int, of: int, what: str) -> None:
-        if what == "tokens" and done == stop_at:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DEPTHPRUNE_RUNS", str(folder))
-        bench = Bench("05_seed_stability", settings.check("05_seed_stability", VALUES))
-        bench.progress = stop
-        teacher, tokenizer = bench.model("llama-tiny")
-        windows = bench.recovery_windows(tokenizer, tokens=128, seed=seed)
-        student, curve = bench.recover("arm", Plan(6, (2, 4), "by hand"), teacher, windows, seed=seed, **RECIPE)
-        scores = bench.validation_scores({"teacher": teacher, "arm": student}, tokenizer)
-        said = bench.continuations({"arm": student}, tokenizer, ["One"], new_tokens=2)
-        weights = {name: tensor.numpy().tobytes() for name, tensor in student.model.state_dict().items()}
-    return curve, scores, said, weights
+from piece import piece_of_a_study
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, and one of another seed, whose files can be put in its place."""
     folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(live, "display", lambda *shown, **options: None)
-        piece_of_a_study(folder / "run")
-        piece_of_a_study(folder / "other", seed=1)
-        for name, seed in (("cut", 0), ("other-cut", 1)):
-            with pytest.raises(KeyboardInterrupt):
-                piece_of_a_study(folder / name, seed=seed, stop_at=64)
+    piece_of_a_study(folder / "run")
+    piece_of_a_study(folder / "other", seed=1)
+    for name, seed in (("cut", 0), ("other-cut", 1)):
+        with pytest.raises(KeyboardInterrupt):
+            piece_of_a_study(folder / name, seed=seed, stop_at=64)
     return folder
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(live, "display", lambda *shown, **options: None)
-        return piece_of_a_study(tmp_path_factory.mktemp("undisturbed"))
+    return piece_of_a_study(tmp_path_factory.mktemp("undisturbed"))
 
 
 def truncate(path: Path, rng: random.Random) -> None:
@@ -100,6 +55,7 @@ DAMAGE: dict[str, tuple[Callable[[Path, random.Random], None], int]] = {
 FILES = {
     "an arm's record": ("run", "arms/arm/*.json"),
     "an arm's weights": ("run", "arms/arm/*.safetensors"),
+    "a fitted start's record": ("run", "arms/refitted/*.json"),
     "a student's score": ("run", "records/*/validation/arm.json"),
     "the teacher's score": ("run", "records/*/validation/teacher.json"),
     "what a student said": ("run", "records/*/continuations.json"),

@@ -1,0 +1,52 @@
+"""A small piece of a study, as notebooks do it: a student recovered, scored and heard; what the fault tests damage and disturb."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from depthprune_core.records import Plan
+from depthprune_study import live, settings
+from depthprune_study.bench import Bench
+
+RECIPE: dict[str, Any] = {
+    "loss": {"kl": 1.0},
+    "lr": 1e-3,
+    "batch_size": 2,
+    "refit_tokens": 64,
+    "checkpoint_every_seconds": 0,
+}
+VALUES = {
+    "study": "faults",
+    "model": "llama-tiny",
+    "text": "wikipedia-excerpt",
+    "max_documents": 2,
+    "seq_len": 16,
+    "score_tokens": 32,
+    "device": "cpu",
+    "seed": 0,
+    "seeds": [0, 1],
+}
+
+
+def piece_of_a_study(folder: Path, *, seed: int = 0, stop_at: int | None = None) -> tuple[Any, ...]:
+    """Recover a student and score it, below `folder`; `stop_at`: killed after so many tokens."""
+
+    def stop(done: int, of: int, what: str) -> None:
+        if what == "tokens" and done == stop_at:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live, "display", lambda *shown, **options: None)
+        patch.setenv("DEPTHPRUNE_RUNS", str(folder))
+        bench = Bench("05_seed_stability", settings.check("05_seed_stability", VALUES))
+        bench.progress = stop
+        teacher, tokenizer = bench.model("llama-tiny")
+        windows = bench.recovery_windows(tokenizer, tokens=128, seed=seed)
+        student, curve = bench.recover("arm", Plan(6, (2, 4), "by hand"), teacher, windows, seed=seed, **RECIPE)
+        scores = bench.validation_scores({"teacher": teacher, "arm": student}, tokenizer)
+        said = bench.continuations({"arm": student}, tokenizer, ["One"], new_tokens=2)
+        weights = {name: tensor.numpy().tobytes() for name, tensor in student.model.state_dict().items()}
+    return curve, scores, said, weights

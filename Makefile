@@ -1,6 +1,7 @@
 # make study [STUDY=quick]   set up, run a study, write reports/<study>/
 # make test                  set up, run the tests
 # make torture               set up, kill a study at 50 random moments; goes on where it was stopped
+# make audit                 look the pinned packages up among known vulnerabilities; fails for none of them
 # make bench                 set up, time this package next to the plain loop
 STUDY ?= quick
 KILLS ?= 50
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: study test test-slow torture bench lint clean
+.PHONY: study test test-slow torture audit bench lint clean
 
 study: $(READY)
 	@$(BIN)/depthprune run $(STUDY)
@@ -22,6 +23,12 @@ test-slow: $(READY)
 
 torture: $(READY)
 	@$(BIN)/python tests/faults/killing.py --kills $(KILLS) --seed $(SEED)
+
+audit: $(READY)
+	@test -x .audit/bin/pip-audit || { $(BIN)/python -m venv .audit && .audit/bin/pip install -qq pip-audit; }
+	@timeout 120 .audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip --progress-spinner off > .audit/found 2>&1 || true
+	@grep -c 'could not be audited' .audit/found | sed 's/$$/ packages could not be looked up/'
+	@grep -v 'could not be audited' .audit/found || true
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks
@@ -38,4 +45,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .audit runs

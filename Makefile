@@ -1,6 +1,6 @@
 # make study [STUDY=quick]   set up, run a study, write reports/<study>/
 # make test                  set up, run the tests
-# make torture               set up, kill a study at 50 random moments; goes on where it was stopped
+# make torture               set up, kill a study at 50 random moments, damage its files; goes on where it was stopped
 # make audit                 look the pinned packages up among known vulnerabilities; fails for none of them
 # make bench                 set up, time this package next to the plain loop
 STUDY ?= quick
@@ -22,7 +22,7 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
 
 torture: $(READY)
-	@$(BIN)/python tests/faults/killing.py --kills $(KILLS) --seed $(SEED)
+	@PYTHONPATH=. $(BIN)/python tests/faults/torture.py --kills $(KILLS) --seed $(SEED)
 
 audit: $(READY)
 	@test -x .audit/bin/pip-audit || { $(BIN)/python -m venv .audit && .audit/bin/pip install -qq pip-audit; }

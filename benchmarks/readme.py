@@ -1,4 +1,4 @@
-"""The block of README.md that the benchmarks fill: `python -m benchmarks.readme`."""
+"""The blocks of README.md that the benchmarks and `make torture` fill: `python -m benchmarks.readme`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from depthprune_study.settings import StudyError
 
 
 def fill(page: str) -> str:
-    """The page with the block filled. Raises StudyError where a result or a marker is missing."""
-    return readme.replace(page, "bench", block(RESULTS))
+    """The page with the blocks filled. Raises StudyError where a result or a marker is missing."""
+    page = readme.replace(page, "bench", block(RESULTS))
+    tortured = (RESULTS / "reliability.json").exists()
+    return readme.replace(page, "reliability", reliability(RESULTS)) if tortured else page
 
 
 def block(folder: Path) -> str:
@@ -44,6 +46,29 @@ def block(folder: Path) -> str:
     if (folder / "teacher-cache.json").exists():
         lines += ["", cache_line(_read(folder / "teacher-cache.json"))]
     return "\n".join(lines)
+
+
+def reliability(folder: Path) -> str:
+    """What was tried against a study, and how far the same work differs on other threads and libraries."""
+    tried = _read(folder / "reliability.json")
+    lines = ["| fault | tried | results lost | results wrong |", "| --- | ---: | ---: | ---: |"]
+    lines += [f"| {words} | {row['tried']:,} | {row['lost']} | {row['wrong']} |" for words, row in tried["faults"].items()]
+    return "\n".join([*lines, "", f"Seed {tried['seed']}.", "", same_again(_read(folder / "determinism.json"))])
+
+
+def same_again(found: dict[str, Any]) -> str:
+    """Determinism in a few sentences."""
+    rows = found["settings"]
+    again = [name for name in rows if name.endswith(", again")]
+    held = all(rows[name]["same_bits_as_before"] for name in again)
+    told = [f"The same work twice on as many threads {'agrees bit for bit' if held else 'does NOT agree bit for bit'}."]
+    for name in ("1 thread", "2 threads, MKL's products"):
+        row = rows[name]
+        told.append(
+            f"{name}, next to 2 threads: at most {row['teacher_nats']:.1g} nats per token of an article apart in the whole model's "
+            f"score, {row['student_nats']:.1g} in the recovered student's."
+        )
+    return f"{' '.join(told)} ({found['model']}, {found['tokens']:,} tokens; {found['machine']}.)"
 
 
 def race_line(race: dict[str, Any]) -> str:

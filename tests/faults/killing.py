@@ -1,13 +1,10 @@
-"""A study killed at random moments, again and again, and started again each time: `make torture`, and a short form in the tests.
+"""A study killed at random moments, again and again, and started again each time: for `make torture`, and a short form in the tests.
 
-    python tests/faults/killing.py --kills 50 --seed 0 --folder runs/torture
-
-goes on where it was stopped; results.json in the folder says what was tried, lost and wrong.
+A series that is stopped goes on where it was; results.json in its folder says what was tried, lost and wrong.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -141,23 +138,3 @@ def _wait_until_gone(process: int, seconds: float = 60) -> None:
             return
         time.sleep(0.1)
     raise AssertionError("a kernel went on for a minute after its runner was killed")
-
-
-def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    options.add_argument("--kills", type=int, default=50)
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--folder", type=Path, default=Path("runs") / "torture")
-    asked = options.parse_args()
-
-    def said(state: dict) -> None:
-        print(f"{sum(state['kills'].values())} kills {state['kills']}, {state['studies']} studies ended, "
-              f"{len(state['lost'])} records lost, {len(state['wrong'])} wrong", flush=True)  # fmt: skip
-
-    expected = undisturbed(asked.folder / "calm")
-    state = harry(asked.folder / f"seed-{asked.seed}", expected, kills=asked.kills, seed=asked.seed, said=said)
-    return 1 if state["lost"] or state["wrong"] else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -19,8 +19,7 @@ from depthprune_study.settings import StudyError
 def fill(page: str) -> str:
     """The page with the blocks filled. Raises StudyError where a result or a marker is missing."""
     page = readme.replace(page, "bench", block(RESULTS))
-    tortured = (RESULTS / "reliability.json").exists()
-    return readme.replace(page, "reliability", reliability(RESULTS)) if tortured else page
+    return readme.replace(page, "reliability", reliability(RESULTS))
 
 
 def block(folder: Path) -> str:
@@ -49,11 +48,14 @@ def block(folder: Path) -> str:
 
 
 def reliability(folder: Path) -> str:
-    """What was tried against a study, and how far the same work differs on other threads and libraries."""
-    tried = _read(folder / "reliability.json")
-    lines = ["| fault | tried | results lost | results wrong |", "| --- | ---: | ---: | ---: |"]
-    lines += [f"| {words} | {row['tried']:,} | {row['lost']} | {row['wrong']} |" for words, row in tried["faults"].items()]
-    return "\n".join([*lines, "", f"Seed {tried['seed']}.", "", same_again(_read(folder / "determinism.json"))])
+    """What was tried against a study (where `make torture` has run), and how far the same work differs on other threads and libraries."""
+    lines = []
+    if (folder / "reliability.json").exists():
+        tried = _read(folder / "reliability.json")
+        lines = ["| fault | tried | results lost or wrong |", "| --- | ---: | ---: |"]
+        lines += [f"| {words} | {row['tried']:,} | {row['lost_or_wrong']} |" for words, row in tried["faults"].items()]
+        lines += ["", f"Seed {tried['seed']}.", ""]
+    return "\n".join([*lines, same_again(_read(folder / "determinism.json"))])
 
 
 def same_again(found: dict[str, Any]) -> str:
@@ -121,7 +123,8 @@ def cache_line(found: dict[str, Any]) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise StudyError(f"{path.name} is not there: `make bench` writes it")
+        maker = "python -m benchmarks.determinism" if path.stem == "determinism" else "make bench"
+        raise StudyError(f"{path.name} is not there: `{maker}` writes it")
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -33,6 +33,10 @@ class Arm:
         if self._model is None:
             self._model = self._make()
         return self._model
+
+    def fresh(self) -> PreTrainedModel:
+        """Another copy of the model, which nothing else holds."""
+        return self._make()
 
     def without(self, plan: Plan) -> Arm:
         """The same student with more layers dropped (in its own numbering)."""
@@ -67,11 +71,13 @@ def forget_hash(model: PreTrainedModel) -> None:
     _hashes.pop(model, None)
 
 
-def save_weights(model: PreTrainedModel, path: Path) -> None:
-    """As safetensors, under a temporary name first."""
+def save_weights(model: PreTrainedModel, path: Path, *, only: Sequence[torch.Tensor] | None = None) -> None:
+    """As safetensors, under a temporary name first; all of a model's weights, or these alone."""
+    wanted = None if only is None else {id(tensor) for tensor in only}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, temporary)
+    named = {name: p for name, p in model.named_parameters() if wanted is None or id(p) in wanted}
+    save_file({name: p.detach().contiguous() for name, p in named.items()}, temporary)
     os.replace(temporary, path)
 
 

@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,6 @@ class Bench:
         self.texts: dict[str, dict[str, list[text.Document]]] = {}
         self._states: TeacherStates | None = None
         self._scores: dict[tuple[str, str], Score] = {}
-        self._fitted: tuple[str, Arm] | None = None
         self._pool: tuple[Any, text.Windows] | None = None  # tokenised once a tokenizer
         self._test_is_read = False
         self._progress = Progress(self.folder / "progress.json", notebook)
@@ -161,8 +159,8 @@ class Bench:
     ) -> tuple[Arm, Curve]:
         """The plan's student, recovered from `teacher` (or from the weights of `start`), and its curve.
 
-        With `refit_tokens` the student is fitted to its teacher in closed form first, on so many of the run's own tokens. A recipe
-        may give `batch_tokens` in place of the batch size, and the `seq_len` that its windows must have (ValueError if not).
+        With `refit_tokens` the student is fitted to its teacher in closed form first, on at most so many of the run's own tokens. A
+        recipe may give `batch_tokens` in place of the batch size, and the `seq_len` that its windows must have (ValueError if not).
 
         A plan that drops nothing gives the control: the teacher itself, trained on the same windows (with `start`: a student that
         is smaller in another way). Options as in `distillation.recover`. Arms are kept by recipe, not by notebook: what one notebook
@@ -172,15 +170,18 @@ class Bench:
         recipe = _in_windows(recipe, windows)
         folder = self.folder / "arms" / name
         cut = Plan(plan.n_layers, plan.dropped, "any")  # which rule picked the layers changes no weight
-        if is_fitted := refit_tokens > 0 and (bool(plan.dropped) or start is not None):  # the whole model needs no fit
-            start = self.refitted(plan, teacher, windows, n_tokens=refit_tokens, start=start)
+
+        def as_cut() -> PreTrainedModel:
+            return pruning.drop_layers(teacher, plan) if origin is None else copy.deepcopy(model_of(origin))
+
+        origin, unrecovered, told = start, as_cut, {}
+        if (
+            refit_tokens and refitting.fitted_layers(plan) and (plan.dropped or start is not None)
+        ):  # the whole model needs no fit
+            start = self.refitted(plan, teacher, windows, n_tokens=refit_tokens, start=origin)
+            unrecovered, told = start.fresh, {"refit_tokens": _first(windows, refit_tokens).inputs.numel()}
         stamp = self._stamp(f"arm/{name}", [teacher, cut, windows, start, validation, recipe], recipe["seed"], shared=True)
         path, weights = folder / f"{stamp.key}.json", folder / f"{stamp.key}.safetensors"
-
-        def unrecovered() -> PreTrainedModel:
-            return pruning.drop_layers(teacher, plan) if start is None else copy.deepcopy(model_of(start))
-
-        told = {"refit_tokens": refit_tokens} if is_fitted else {}
 
         def distilled() -> tuple[PreTrainedModel, Curve]:
             fresh, checkpoint = unrecovered(), folder / f"{stamp.key}.ckpt"
@@ -206,10 +207,8 @@ class Bench:
             return student, curve
 
         def again() -> PreTrainedModel:
-            student = unrecovered()
-            if load_weights(student, weights, content):
-                return student
-            return _as_recorded(name, distilled()[0], content)
+            student = as_cut()  # all of its weights are in the file
+            return student if load_weights(student, weights, content) else _as_recorded(name, distilled()[0], content)
 
         kept = _kept(path, stamp)
         if kept is None:
@@ -227,30 +226,35 @@ class Bench:
         n_tokens: int,
         start: PreTrainedModel | Arm | None = None,
     ) -> Arm:
-        """The plan's student (or `start`) fitted to its teacher on the first tokens of these windows (`refitting.refit`), untrained."""
+        """The plan's student (or `start`) fitted to its teacher on the first tokens of these windows (`refitting.refit`), untrained.
+
+        The fitted maps are kept beside its record.
+        """
         cut, some = Plan(plan.n_layers, plan.dropped, "any"), _first(windows, n_tokens)
         stamp = self._stamp("arm/refitted", [teacher, cut, some, start], 0, shared=True, modules=REFIT_MODULES)
         path = self.folder / "arms" / "refitted" / f"{stamp.key}.json"
-        if self._fitted is not None and self._fitted[0] == stamp.key:
-            return self._fitted[1]
+
+        def as_cut() -> PreTrainedModel:
+            return pruning.drop_layers(teacher, plan) if start is None else copy.deepcopy(model_of(start))
 
         def fitted() -> PreTrainedModel:
-            student = pruning.drop_layers(teacher, plan) if start is None else copy.deepcopy(model_of(start))
+            student = as_cut()
             self._progress.begin("refitted")
             refitting.refit(student, teacher, plan, some, progress=self.progress)
+            maps = [models.mlp_outputs(student)[layer].weight for layer in refitting.fitted_layers(plan)]
+            save_weights(student, path.with_suffix(".safetensors"), only=maps)
             records.write(path, Facts({"weights": weights_hash(student)}), stamp)
             self._progress.end()
             return student
 
+        def again() -> PreTrainedModel:
+            student = as_cut()
+            at_hand = load_weights(student, path.with_suffix(".safetensors"), content)
+            return student if at_hand else _as_recorded("refitted", fitted(), content)
+
         kept = _kept(path, stamp)
-        if kept is None:
-            student = fitted()
-            arm = Arm(weights_hash(student), lambda: student)
-        else:
-            content = kept.values["weights"]
-            arm = Arm(content, lambda: _as_recorded("refitted", fitted(), content))
-        self._fitted = (stamp.key, arm)  # the trials of a sweep all begin from one
-        return arm
+        content = weights_hash(fitted()) if kept is None else kept.values["weights"]
+        return Arm(content, again)
 
     def recovery_pace(
         self,
@@ -263,15 +267,14 @@ class Bench:
         **recipe: Any,
     ) -> float:
         """Tokens a second of a recovery on `windows`, from `timed_windows` of them; the time to refit, if asked for, counts."""
-        some = windows.take(slice(0, timed_windows))
-        options = _in_windows(recipe, windows)
+        some, options = windows.take(slice(0, timed_windows)), _in_windows(recipe, windows)
         pace = speed.recovery_pace(lambda: pruning.drop_layers(teacher, plan), teacher, some, plan=plan, **options)
         if not refit_tokens:
             return pace
-        began = time.perf_counter()
+        began = speed.now(teacher.device)
         refitting.refit(pruning.drop_layers(teacher, plan), teacher, plan, _first(windows, refit_tokens))
         n_tokens = windows.inputs.numel()
-        return n_tokens / (n_tokens / pace + time.perf_counter() - began)
+        return n_tokens / (n_tokens / pace + speed.now(teacher.device) - began)
 
     def _states_of(self, teacher: PreTrainedModel, loss: Mapping[str, float]) -> TeacherStates | None:
         """The teacher's states, shared by all recoveries of the notebook that need nothing else of it."""
@@ -420,12 +423,14 @@ def _in_windows(recipe: Mapping[str, Any], windows: text.Windows) -> dict[str, A
     if (seq_len := own.pop("seq_len", windows.seq_len)) != windows.seq_len:
         raise ValueError(f"the recipe is for windows of seq_len={seq_len} tokens, but these have {windows.seq_len}")
     if "batch_tokens" in own:
-        own["batch_size"] = max(1, own.pop("batch_tokens") // windows.seq_len)
+        own["batch_size"], rest = divmod(own.pop("batch_tokens"), windows.seq_len)
+        if rest or not own["batch_size"]:
+            raise ValueError(f"batch_tokens={recipe['batch_tokens']} is no multiple of the windows' {windows.seq_len} tokens")
     return own
 
 
 def _first(windows: text.Windows, n_tokens: int) -> text.Windows:
-    """So many tokens' worth of whole windows, one at least."""
+    """At most so many tokens' worth of whole windows, one window at least."""
     return windows.take(slice(0, max(1, n_tokens // windows.seq_len)))
 
 

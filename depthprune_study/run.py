@@ -247,13 +247,11 @@ def _reason(error: Exception) -> str:
 
 def _with_a_hint(failure: str, folder: Path) -> str:
     """What stopped a notebook, with what to do where the machine had run out of something."""
-    if shutil.disk_usage(folder).free < FULL_DISK_BYTES:
+    if "No space left" in failure or shutil.disk_usage(folder).free < FULL_DISK_BYTES:
         return f"the disk is full ({failure}): free some space, then the same command goes on from here"
     if any(sign in failure for sign in ("MemoryError", "OutOfMemoryError", "allocate memory")):
-        return (
-            f"memory ran out ({failure}): give the machine more, or lower batch_tokens, train_seq_lens or the number of tokens"
-        )
-    return f"{failure} (often because memory ran out)" if "died" in failure.lower() else failure
+        return f"memory ran out ({failure}): give the machine more, or take a smaller model, shorter windows or fewer of them at once"
+    return f"{failure} (often because memory ran out)" if "kernel died" in failure.lower() else failure
 
 
 def _unfinished(path: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from depthprune_study import places
 
@@ -85,6 +85,14 @@ class Recovery(Work):
         Literal["auto", "float32", "bfloat16", "float16"], Field(description="of recovery's arithmetic; weights stay float32")
     ]
     mixed_ce: Annotated[float, Field(gt=0, le=1, description="weight of CE in the mixed loss, KL has the rest")]
+
+    @field_validator("batch_tokens")
+    @classmethod
+    def _whole_windows(cls, batch_tokens: list[int], info: ValidationInfo) -> list[int]:
+        lengths = info.data.get("train_seq_lens", [])
+        if any(tokens % length for tokens in batch_tokens for length in lengths):
+            raise ValueError(f"each must be a multiple of every train_seq_lens {lengths}: a step takes whole windows")
+        return batch_tokens
 
 
 class Controls(Work):

@@ -308,9 +308,34 @@ def test_a_refitted_arm_begins_where_the_plain_fit_ends_and_is_known_by_its_reco
 
     monkeypatch.setattr(bench_module.refitting, "refit", no_work)
     monkeypatch.setattr(bench_module.distillation, "recover", no_work)
+    assert same(new_arm_of(new_bench(), windows, 96).model.state_dict(), by_hand.model.state_dict())
     later = new_bench()
+    assert same(later.refitted(PLAN, teacher, windows, n_tokens=96).model.state_dict(), begun.state_dict())
     assert later.refitted(PLAN, later.model("llama-tiny")[0], windows, n_tokens=96).content == alone.content
     assert later.recover("arm", PLAN, teacher, windows, refit_tokens=96, **RECIPE)[0].content == arm.content
+
+
+def new_arm_of(bench: Bench, windows: Any, refit_tokens: int) -> Any:
+    return bench.recover("arm", PLAN, bench.model("llama-tiny")[0], windows, refit_tokens=refit_tokens, **RECIPE)[0]
+
+
+def test_what_is_told_of_a_refit_is_what_was_done(bench: Bench) -> None:
+    teacher, tokenizer = bench.model("llama-tiny")
+    windows = bench.recovery_windows(tokenizer, tokens=64, seed=0)
+    _, curve = bench.recover("arm", PLAN, teacher, windows, refit_tokens=10_000, **RECIPE)
+    assert curve.recipe["refit_tokens"] == 64  # there are no more
+    _, curve = bench.recover("arm", Plan(6, (0,), "by hand"), teacher, windows, refit_tokens=64, **RECIPE)
+    assert "refit_tokens" not in curve.recipe  # no layer before the cut
+
+
+def test_fitted_maps_that_are_damaged_are_fitted_again(bench: Bench, runs: Path) -> None:
+    teacher, tokenizer = bench.model("llama-tiny")
+    windows = bench.recovery_windows(tokenizer, tokens=64, seed=0)
+    weights = bench.refitted(PLAN, teacher, windows, n_tokens=64).model.state_dict()
+    (maps,) = (runs / "bench-test" / "arms" / "refitted").glob("*.safetensors")
+    assert maps.stat().st_size < 200_000  # two maps, not a model
+    maps.write_bytes(maps.read_bytes()[:-100])
+    assert same(bench.refitted(PLAN, teacher, windows, n_tokens=64).model.state_dict(), weights)
 
 
 def test_the_whole_model_is_not_refitted_but_a_narrower_one_is(bench: Bench) -> None:
@@ -331,8 +356,9 @@ def test_a_recipe_in_tokens_is_the_same_recipe_in_windows(bench: Bench) -> None:
     one, _ = bench.recover("arm", PLAN, teacher, windows, **in_tokens)
     other, _ = bench.recover("other", PLAN, teacher, windows, **RECIPE)
     assert one.content == other.content
-    _, longer = bench.recover("arm", PLAN, teacher, windows, **{**in_tokens, "batch_tokens": 8})
-    assert longer.recipe["batch_tokens"] == 32  # one window at least
+    for tokens in (8, 48):
+        with pytest.raises(ValueError, match=f"batch_tokens={tokens} is no multiple of the windows' 32 tokens"):
+            bench.recover("arm", PLAN, teacher, windows, **{**in_tokens, "batch_tokens": tokens})
     with pytest.raises(ValueError, match="windows of seq_len=16 tokens, but these have 32"):
         bench.recover("arm", PLAN, teacher, windows, **{**in_tokens, "seq_len": 16})
 

@@ -133,7 +133,7 @@ def test_every_result_names_its_machine_and_code(path: Path):
 
 
 def test_what_was_tried_lost_and_wrong_is_a_table(tmp_path: Path):
-    rows = {"killed": {"tried": 50, "lost": 0, "wrong": 1}, "spoilt": {"tried": 2_000, "lost": 0, "wrong": 0}}
+    rows = {"killed": {"tried": 50, "lost_or_wrong": 1}, "spoilt": {"tried": 2_000, "lost_or_wrong": 0}}
     (tmp_path / "reliability.json").write_text(json.dumps({"seed": 7, "faults": rows}))
     same = {"same_bits": True, "teacher_nats": 0.0, "student_nats": 0.0}
     other = {"same_bits": False, "teacher_nats": 2e-7, "student_nats": 3e-6}
@@ -142,7 +142,7 @@ def test_what_was_tried_lost_and_wrong_is_a_table(tmp_path: Path):
     found = {"model": "gpt2-mini", "tokens": 2_048, "machine": "a machine", "settings": settings}
     (tmp_path / "determinism.json").write_text(json.dumps(found))
     told = bench_readme.reliability(tmp_path).split("\n")
-    assert told[2:4] == ["| killed | 50 | 0 | 1 |", "| spoilt | 2,000 | 0 | 0 |"] and "Seed 7." in told
+    assert told[2:4] == ["| killed | 50 | 1 |", "| spoilt | 2,000 | 0 |"] and "Seed 7." in told
     assert told[-1].startswith(
         "The same work twice on as many threads agrees bit for bit. 1 thread, next to 2 threads: at most 2e-07 nats"
     )

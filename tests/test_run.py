@@ -324,7 +324,7 @@ def test_memory_that_ran_out_is_told_with_what_to_do(fresh: Path, cell: str) -> 
     a_notebook("01_one", 'study: str = "none"  # folder\nnumber: int = 1  # any', [cell])
     told = stopped().split("\n")[0]
     assert told.startswith("notebook 01_one of study small stopped: memory ran out (")
-    assert told.endswith("or lower batch_tokens, train_seq_lens or the number of tokens")
+    assert told.endswith("or take a smaller model, shorter windows or fewer of them at once")
 
 
 def test_a_failure_on_a_full_disk_is_told_as_that(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:

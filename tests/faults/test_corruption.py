@@ -56,6 +56,7 @@ FILES = {
     "an arm's record": ("run", "arms/arm/*.json"),
     "an arm's weights": ("run", "arms/arm/*.safetensors"),
     "a fitted start's record": ("run", "arms/refitted/*.json"),
+    "a fitted start's maps": ("run", "arms/refitted/*.safetensors"),
     "a student's score": ("run", "records/*/validation/arm.json"),
     "the teacher's score": ("run", "records/*/validation/teacher.json"),
     "what a student said": ("run", "records/*/continuations.json"),

@@ -35,7 +35,7 @@ def main() -> int:
         rows[words] = tested(HERE / file, faults_a_test)
         print(f"{words}: {rows[words]}", flush=True)
     print(f"saved {machine.save('reliability', {'seed': asked.seed, 'faults': rows})}")
-    return int(any(row["lost"] or row["wrong"] for row in rows.values()))
+    return int(any(row["lost_or_wrong"] for row in rows.values()))
 
 
 def killed(folder: Path, kills: int, seed: int) -> dict[str, int]:
@@ -50,7 +50,7 @@ def killed(folder: Path, kills: int, seed: int) -> dict[str, int]:
 
     expected = killing.undisturbed(folder / "calm")
     state = killing.harry(folder / f"seed-{seed}", expected, kills=kills, seed=seed, said=said)
-    return {"tried": sum(state["kills"].values()), "lost": len(state["lost"]), "wrong": len(state["wrong"])}
+    return {"tried": sum(state["kills"].values()), "lost_or_wrong": len(state["lost"]) + len(state["wrong"])}
 
 
 def tested(file: Path, faults_a_test: int) -> dict[str, int]:
@@ -60,11 +60,8 @@ def tested(file: Path, faults_a_test: int) -> dict[str, int]:
         subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "", str(file), f"--junitxml={result}"], check=False)
         suite = ElementTree.parse(result).getroot().find("testsuite")
     counts = {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")}
-    return {
-        "tried": faults_a_test * (counts["tests"] - counts["skipped"]),
-        "lost": 0,
-        "wrong": counts["failures"] + counts["errors"],
-    }
+    tried = faults_a_test * (counts["tests"] - counts["skipped"])
+    return {"tried": tried, "lost_or_wrong": counts["failures"] + counts["errors"]}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from depthprune_core import speed
 from depthprune_core.records import write_atomically
 from depthprune_study import provenance
 
+MEASURED = ("subsets", "distillation", "speed", "refitting")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -33,7 +34,7 @@ def save(what: str, content: dict[str, Any]) -> Path:
         "machine": name(),
         "n_threads": torch.get_num_threads(),
         "versions": provenance.versions(),
-        "code_hash": provenance.code_hash("depthprune_core.subsets", "depthprune_core.distillation", "depthprune_core.speed"),
+        "code_hash": provenance.code_hash(*(f"depthprune_core.{name}" for name in MEASURED)),
         "commit": provenance.commit(),
     }
     path = RESULTS / f"{what}.json"

@@ -151,7 +151,7 @@ class Bench:
         teacher: PreTrainedModel,
         windows: text.Windows,
         *,
-        start: PreTrainedModel | Arm | None = None,
+        start: Student | None = None,
         validation: text.Windows | None = None,
         keep_weights: bool = True,
         refit_tokens: int = 0,
@@ -170,27 +170,24 @@ class Bench:
         recipe = _in_windows(recipe, windows)
         folder = self.folder / "arms" / name
         cut = Plan(plan.n_layers, plan.dropped, "any")  # which rule picked the layers changes no weight
-
-        def as_cut() -> PreTrainedModel:
-            return pruning.drop_layers(teacher, plan) if origin is None else copy.deepcopy(model_of(origin))
-
-        origin, unrecovered, told = start, as_cut, {}
-        if (
-            refit_tokens and refitting.fitted_layers(plan) and (plan.dropped or start is not None)
-        ):  # the whole model needs no fit
-            start = self.refitted(plan, teacher, windows, n_tokens=refit_tokens, start=origin)
-            unrecovered, told = start.fresh, {"refit_tokens": _first(windows, refit_tokens).inputs.numel()}
-        stamp = self._stamp(f"arm/{name}", [teacher, cut, windows, start, validation, recipe], recipe["seed"], shared=True)
+        is_whole = not plan.dropped and start is None  # nothing to fit, and with KL alone nothing to train
+        fitted, told = None, {}
+        if refit_tokens and not is_whole and refitting.fitted_layers(plan):
+            fitted = self.refitted(plan, teacher, windows, n_tokens=refit_tokens, start=start)
+            told = {"refit_tokens": _first(windows, refit_tokens).inputs.numel()}
+        inputs = [teacher, cut, windows, fitted or start, validation, recipe]
+        stamp = self._stamp(f"arm/{name}", inputs, recipe["seed"], shared=True)
         path, weights = folder / f"{stamp.key}.json", folder / f"{stamp.key}.safetensors"
 
         def distilled() -> tuple[PreTrainedModel, Curve]:
-            fresh, checkpoint = unrecovered(), folder / f"{stamp.key}.ckpt"
+            unrecovered = fitted.fresh() if fitted is not None else _as_cut(plan, teacher, start)
+            checkpoint = folder / f"{stamp.key}.ckpt"
             self._progress.begin(name)
             student, curve = distillation.recover(
-                fresh,
+                unrecovered,
                 teacher,
                 windows,
-                plan=plan if plan.dropped or start is not None else None,
+                plan=None if is_whole else plan,
                 validation=validation,
                 checkpoint=checkpoint,
                 teacher_cache=self._states_of(teacher, recipe["loss"]),
@@ -207,7 +204,7 @@ class Bench:
             return student, curve
 
         def again() -> PreTrainedModel:
-            student = as_cut()  # all of its weights are in the file
+            student = _as_cut(plan, teacher, start)  # all of its weights are in the file
             return student if load_weights(student, weights, content) else _as_recorded(name, distilled()[0], content)
 
         kept = _kept(path, stamp)
@@ -224,7 +221,7 @@ class Bench:
         windows: text.Windows,
         *,
         n_tokens: int,
-        start: PreTrainedModel | Arm | None = None,
+        start: Student | None = None,
     ) -> Arm:
         """The plan's student (or `start`) fitted to its teacher on the first tokens of these windows (`refitting.refit`), untrained.
 
@@ -234,11 +231,8 @@ class Bench:
         stamp = self._stamp("arm/refitted", [teacher, cut, some, start], 0, shared=True, modules=REFIT_MODULES)
         path = self.folder / "arms" / "refitted" / f"{stamp.key}.json"
 
-        def as_cut() -> PreTrainedModel:
-            return pruning.drop_layers(teacher, plan) if start is None else copy.deepcopy(model_of(start))
-
         def fitted() -> PreTrainedModel:
-            student = as_cut()
+            student = _as_cut(plan, teacher, start)
             self._progress.begin("refitted")
             refitting.refit(student, teacher, plan, some, progress=self.progress)
             maps = [models.mlp_outputs(student)[layer].weight for layer in refitting.fitted_layers(plan)]
@@ -248,7 +242,7 @@ class Bench:
             return student
 
         def again() -> PreTrainedModel:
-            student = as_cut()
+            student = _as_cut(plan, teacher, start)
             at_hand = load_weights(student, path.with_suffix(".safetensors"), content)
             return student if at_hand else _as_recorded("refitted", fitted(), content)
 
@@ -415,6 +409,11 @@ def _device(wanted: str) -> str:
     if wanted == "cuda" and not available:
         raise StudyError("device='cuda' was asked for, but no GPU is there: take device='auto' or 'cpu'")
     return "cuda" if wanted != "cpu" and available else "cpu"
+
+
+def _as_cut(plan: Plan, teacher: PreTrainedModel, start: Student | None) -> PreTrainedModel:
+    """A student before any recovery, which nothing else holds: the plan's cut of the teacher, or a copy of `start`."""
+    return pruning.drop_layers(teacher, plan) if start is None else copy.deepcopy(model_of(start))
 
 
 def _in_windows(recipe: Mapping[str, Any], windows: text.Windows) -> dict[str, Any]:

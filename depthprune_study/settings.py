@@ -78,7 +78,9 @@ class Recovery(Work):
     temperatures: Annotated[list[Annotated[float, Field(gt=0, le=20)]], Field(min_length=1, max_length=8)]
     trained_parts: Annotated[list[Literal["all", "after_first_cut"]], Field(min_length=1, max_length=2)]
     lora_lr_grid: Annotated[list[Rate], Field(max_length=8)]
-    refit_tokens: Annotated[CountOrZero, Field(description="tokens to fit the maps before the cuts on; 0 means never")]
+    refit_tokens: Annotated[
+        CountOrZero, Field(description="tokens, at most, to fit the maps before the cuts on; 0 means never")
+    ]
     hidden_weights: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=1, max_length=8)]
     mixed_in_full: Annotated[bool, Field(description="run the mixed loss in full too, not only as trials")]
     precision: Annotated[

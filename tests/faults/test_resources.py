@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import resource
 import signal
 import subprocess
@@ -71,7 +72,12 @@ def test_a_clock_that_goes_back_changes_nothing(
     backwards = itertools.count(1_700_000_000, -3_600)
     monkeypatch.setattr(time, "time", lambda: float(next(backwards)))
     assert piece_of_a_study(tmp_path) == expected
-    assert piece_of_a_study(tmp_path) == expected  # what is read back is not judged by its age
+    for age, path in enumerate(sorted(tmp_path.rglob("*"))):  # what is read back is not judged by its age either
+        os.utime(path, (3_600 * age, 3_600 * age))
+    before = {path: path.stat().st_mtime for path in tmp_path.rglob("*.json")}
+    assert piece_of_a_study(tmp_path) == expected
+    kept = [path for path in before if path.stat().st_mtime == before[path]]
+    assert len(kept) > 3 and len(before) - len(kept) <= 1  # progress.json alone is written again
 
 
 def test_a_folder_that_is_a_file_is_told_by_its_name(tmp_path: Path) -> None:

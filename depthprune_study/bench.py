@@ -366,6 +366,13 @@ class Bench:
             )
         return records.read(path)
 
+    def plan_of(self, rule: str, k: int) -> Plan:
+        """The plan of notebook 02 by which `rule` drops k layers. Raises StudyError where there is none."""
+        plans = self.read("02_prune_gpt2", "plans")
+        if f"{rule}-{k}" not in plans:
+            raise StudyError(f"{self.notebook}: notebook 02 has no plan {rule}-{k}; it has {', '.join(sorted(plans))}")
+        return plans[f"{rule}-{k}"]
+
     def show(self, name: str, figure: Any) -> None:
         """Display a figure and keep it as PNG under runs/<study>/figures/."""
         data = figures.png(figure)

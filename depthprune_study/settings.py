@@ -66,10 +66,13 @@ class Prune(Work):
 
 class Recovery(Work):
     calibration_tokens: Annotated[int, Field(ge=8)]
-    rule: Rule
+    rules: Annotated[
+        list[Rule], Field(min_length=1, max_length=8, description="arms of notebook 02, one of which is recovered")
+    ]
     drop_count: Count
     tokens: Annotated[int, Field(ge=8, description="recovery tokens a run")]
     pilot_tokens: Annotated[int, Field(ge=8, description="tokens a trial of the sweep")]
+    rate_tokens: Annotated[int, Field(ge=8, description="tokens a trial of a learning rate")]
     lr_grid: Annotated[list[Rate], Field(min_length=1, max_length=8)]
     optimisers: Annotated[list[Literal["adamw", "muon"]], Field(min_length=1, max_length=2)]
     train_seq_lens: Annotated[list[Annotated[int, Field(ge=8, le=8192)]], Field(min_length=1, max_length=8)]

@@ -112,6 +112,7 @@ def contents() -> dict[str, dict[str, Any]]:
                     "drop_count": 2,
                     "tokens": 2048,
                     "pilot_tokens": 512,
+                    "rate_tokens": 512,
                     "recipe": {"lr": 1e-4},
                     "trials": list(sweep),
                 }

@@ -173,7 +173,7 @@ def test_an_unknown_study_is_refused_and_the_known_ones_named() -> None:
         ("03_recovery", {"temperatures": [float("inf")]}, "temperatures.0=inf: Input should be a finite number"),
         ("03_recovery", {"lr_grid": []}, "lr_grid=[]: List should have at least 1 item after validation, not 0"),
         ("03_recovery", {"lr_grid": [2.0]}, "lr_grid.0=2.0: Input should be less than or equal to 1"),
-        ("03_recovery", {"rule": "best"}, "rule='best': Input should be 'least_sensitive', 'most_sensitive', 'greedy'"),
+        ("03_recovery", {"rules": ["best"]}, "rules.0='best': Input should be 'least_sensitive', 'most_sensitive', 'greedy'"),
         (
             "03_recovery",
             {"trained_parts": ["none"]},

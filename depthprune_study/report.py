@@ -11,12 +11,12 @@ from html import escape
 from pathlib import Path
 
 from depthprune_core import figures
-from depthprune_study import places, run
+from depthprune_study import index, places, run
 from depthprune_study.evidence import read_evidence
+from depthprune_study.page import page as in_page
 from depthprune_study.settings import StudyError
 
 REPORT = "06_report"
-STYLE = (Path(__file__).with_name("page.css")).read_text(encoding="utf-8")
 
 
 def publish(study: str, *, unfinished: bool = False) -> Path:
@@ -58,6 +58,7 @@ def publish(study: str, *, unfinished: bool = False) -> Path:
             os.replace(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
+    index.write(target.parent)
     return target if unfinished else target / "report.html"
 
 
@@ -92,11 +93,7 @@ def page(notebook: Path, study: str, *, with_code: bool, among: Sequence[str] = 
     body = re.sub(r"<script.*?</script>", "", body, flags=re.DOTALL)
     body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
     title = content.cells[0].source.split("\n")[0].lstrip("# ") if content.cells else notebook.stem
-    return (
-        "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>depthprune {escape(study)}: {escape(title)}</title><style>{STYLE}</style></head><body>"
-        f"<nav>{_navigation(study, notebook.stem, among)}</nav><main>{body}</main></body></html>\n"
-    )
+    return in_page(f"depthprune {study}: {title}", navigation=_navigation(study, notebook.stem, among), main=body)
 
 
 def _is_plumbing(cell: dict, with_code: bool) -> bool:
@@ -115,4 +112,4 @@ def _navigation(study: str, current: str, among: Sequence[str]) -> str:
         label = "report" if notebook == REPORT else notebook.replace("_", " ")
         here = " aria-current='page'" if notebook == current else ""
         links.append(f"<a href='{_file_name(notebook)}'{here}>{escape(label)}</a>")
-    return f"<b>depthprune · {escape(study)}</b> " + " ".join(links)
+    return f"<b><a href='../index.html'>depthprune</a> · {escape(study)}</b> " + " ".join(links)

@@ -1,0 +1,76 @@
+"""reports/index.html: every published study with its answer, the way into all other pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+
+from depthprune_core import figures
+from depthprune_core.records import write_atomically
+from depthprune_study import run, story
+from depthprune_study.evidence import read_evidence
+from depthprune_study.page import page
+
+ABOUT = {  # in this order
+    "quick": "the main job on any machine: a stand-in, then SmolLM2 135M, on a small excerpt of Wikipedia",
+    "smollm2": "the whole protocol on real pretrained weights: SmolLM2 135M, every control and rival",
+    "full": "the source's own models: GPT-2 124M, then TinyLlama 1.1B",
+    "rehearsal": "the shapes of `full` with random weights: shows that it fits, and how long it takes",
+    "ci": "shows that the whole chain runs; its numbers mean nothing",
+}
+REPORT = "report.html"
+
+
+def write(reports: Path) -> Path:
+    """Write the index of a folder of reports anew; returns its path."""
+    path = reports / "index.html"
+    write_atomically(path, index(reports))
+    return path
+
+
+def index(reports: Path) -> str:
+    """The index of a folder of reports as a page: a finished study with its answer, another with the pages it has so far."""
+    found = {
+        folder.parent.name: folder.parent for folder in reports.glob("*/records") if not folder.parent.name.startswith(".")
+    }
+    named = [*(name for name in ABOUT if name in found), *sorted(set(found) - set(ABOUT))]
+    body = "".join(_study(name, found[name]) for name in named) or "<p>No study has been published yet.</p>"
+    links = " ".join(f"<a href='#{escape(name)}'>{escape(name)}</a>" for name in named)
+    intro = (
+        "<h1>Depth pruning of causal language models</h1><p>Which whole layers can a pretrained model lose, and how much of the loss does "
+        "a short distillation win back? A perplexity ratio of 1 is the whole model's; intervals are 95 %, over the test articles.</p>"
+    )
+    return page("depthprune: the studies", navigation=f"<b>depthprune</b> {links}", main=intro + body)
+
+
+def _study(name: str, folder: Path) -> str:
+    about = f"<p>{escape(ABOUT[name])}</p>" if name in ABOUT else ""
+    finished = (folder / REPORT).exists()
+    return f"<section id='{escape(name)}'><h2>{escape(name)}</h2>{about}{(_answer if finished else _so_far)(name, folder)}</section>"
+
+
+def _answer(name: str, folder: Path) -> str:
+    evidence = read_evidence(name, folder / "records")
+    figure = figures.controls(evidence.answer_ratios())
+    return (
+        f"{story.answer_html(evidence)}{story.figure_html(figure, evidence.answer_alt(), evidence.lead_model)}"
+        f"<p><a href='{escape(name)}/{REPORT}'>The report of {escape(name)}</a>, claim by claim. Notebooks: {_links(name, folder)}</p>"
+    )
+
+
+def _so_far(name: str, folder: Path) -> str:
+    pages = list(_pages(folder))
+    return (
+        f"<p>Not finished: {len(pages)} of {len(run.READS)} notebooks so far. {_links(name, folder)}</p>"
+        if pages
+        else "<p>Not finished: no notebook so far.</p>"
+    )
+
+
+def _links(name: str, folder: Path) -> str:
+    return " · ".join(f"<a href='{escape(name)}/{page}.html'>{escape(page.replace('_', ' '))}</a>" for page in _pages(folder))
+
+
+def _pages(folder: Path) -> Iterable[str]:
+    return (notebook for notebook in run.READS if (folder / f"{notebook}.html").exists())

@@ -1,4 +1,4 @@
-"""The command line: run, report, restore, status, verify, why."""
+"""The command line: run, report, restore, status, verify, why, cut-gguf."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ import typer
 
 from depthprune_study import places
 from depthprune_study.settings import StudyError
+
+# Not so in gemma 2 and 3, smollm3, cohere2 ..., where every nth layer attends or turns its positions in another way.
+LAYERS_ALIKE = ("llama", "gpt2", "qwen2", "qwen3", "gptneox", "bloom", "falcon", "starcoder2", "stablelm", "phi2")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -123,6 +126,36 @@ def why_it_says_so(
     with _sentences():
         for line in why.explain(report_folder, thing):
             _say(line)
+
+
+@app.command("cut-gguf")
+def cut_gguf(
+    source: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    target: Annotated[Path, typer.Argument(help="The file to write.")],
+    drop: Annotated[str, typer.Option(help="Layers to drop, counted from 0: 14,17.")],
+) -> None:
+    """Drop layers from a GGUF file as it is, without dequantising it. What was written is opened and checked."""
+    from depthprune_core import gguf_files
+
+    with _sentences():
+        layers = _layers(drop)
+        architecture = gguf_files.architecture(source)
+        if architecture not in LAYERS_ALIKE:
+            raise StudyError(
+                f"{source} holds a model of architecture {architecture!r}; layers can be dropped from {', '.join(LAYERS_ALIKE)}, "
+                "where llama.cpp treats every layer alike"
+            )
+        plan = gguf_files.cut(source, target, layers)
+        smaller = 1 - target.stat().st_size / source.stat().st_size
+        _say(f"{target}: {len(plan.kept)} of {plan.n_layers} layers, {smaller:.1%} smaller; opened and checked")
+
+
+def _layers(written: str) -> list[int]:
+    """Layers as the command line has them. Raises StudyError for what is no list of whole numbers."""
+    try:
+        return [int(number) for number in written.split(",")]
+    except ValueError:
+        raise StudyError(f"--drop {written!r}: layer numbers with commas between them are wanted, such as 14,17") from None
 
 
 def _say_plan(study: str, steps: list) -> None:

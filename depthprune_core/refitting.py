@@ -126,4 +126,4 @@ def _inside(
         output = _advance(model, ids, hidden, layer, layer + 1)
     finally:
         hook.remove()
-    return seen[0], output
+    return seen[0].reshape(*output.shape[:2], -1), output  # some layers flatten batch and sequence

@@ -1,4 +1,4 @@
-"""The command line: run, report, restore, status, verify, why, cut-gguf."""
+"""The command line: run, report, restore, status, verify, why, prune, cut-gguf."""
 
 from __future__ import annotations
 
@@ -128,6 +128,44 @@ def why_it_says_so(
             _say(line)
 
 
+@app.command("prune")
+def prune_own(
+    model: Annotated[str, typer.Argument(help="A named model, a local folder or a hub id (org/name).")],
+    text: Annotated[str, typer.Option(help="A text file, a folder of .txt files, or a named text.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; nothing may be there.")],
+    drop: Annotated[int, typer.Option(help="How many layers go.")] = 0,
+    layers: Annotated[str, typer.Option(help="Which layers go, counted from 0: 14,17. In place of --drop.")] = "",
+    rule: Annotated[str, typer.Option(help="How they are chosen.")] = "least_sensitive",
+    recover_tokens: Annotated[float, typer.Option(help="Tokens to recover on: 1e6; 0 for the cut alone.")] = 0,
+    lr: Annotated[float, typer.Option(help="Learning rate of recovery.")] = 1e-4,
+    seed: Annotated[int, typer.Option(help="Draws of the recovery text.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Drop layers from any decoder, recover it on a text, and write a folder that plain transformers opens, with a model card."""
+    from depthprune_study import own
+
+    with _sentences():
+        if bool(drop) == bool(layers):
+            raise StudyError("how many layers go, or which: give one of --drop and --layers")
+        if recover_tokens < 0 or recover_tokens != int(recover_tokens):
+            raise StudyError(f"--recover-tokens {recover_tokens:g}: a whole number from 0 on is wanted")
+        made = own.prune(
+            model,
+            text_name=text,
+            out=out,
+            drop=drop,
+            layers=tuple(_layers("--layers", layers)) if layers else (),
+            rule=rule,
+            recover_tokens=int(recover_tokens),
+            lr=lr,
+            seed=seed,
+            device=device,
+            say=_say,
+        )
+        _say(f"perplexity ratio to the whole model as saved: {made.ratios['as saved']}")
+        _say(f"{out}: opened and checked; its README.md is the model card")
+
+
 @app.command("cut-gguf")
 def cut_gguf(
     source: Annotated[Path, typer.Argument(help="A GGUF file.")],
@@ -138,7 +176,7 @@ def cut_gguf(
     from depthprune_core import gguf_files
 
     with _sentences():
-        layers = _layers(drop)
+        layers = _layers("--drop", drop)
         architecture = gguf_files.architecture(source)
         if architecture not in LAYERS_ALIKE:
             raise StudyError(
@@ -150,12 +188,12 @@ def cut_gguf(
         _say(f"{target}: {len(plan.kept)} of {plan.n_layers} layers, {smaller:.1%} smaller; opened and checked")
 
 
-def _layers(written: str) -> list[int]:
+def _layers(option: str, written: str) -> list[int]:
     """Layers as the command line has them. Raises StudyError for what is no list of whole numbers."""
     try:
         return [int(number) for number in written.split(",")]
     except ValueError:
-        raise StudyError(f"--drop {written!r}: layer numbers with commas between them are wanted, such as 14,17") from None
+        raise StudyError(f"{option} {written!r}: layer numbers with commas between them are wanted, such as 14,17") from None
 
 
 def _say_plan(study: str, steps: list) -> None:

@@ -151,6 +151,15 @@ def test_which_architectures_can_be_refitted(name):
     assert as_was()
 
 
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if is_possible(tiny(name))])
+def test_every_architecture_that_can_be_refitted_comes_nearer_to_its_teacher(name):
+    model = tiny(name)
+    student = pruning.drop_layers(model, plan_of(model, 2))
+    before = divergence(student, model, MANY).mean_kl_nats
+    refit(student, model, plan_of(model, 2), MANY)
+    assert divergence(student, model, MANY).mean_kl_nats < before
+
+
 def test_a_plan_of_another_student_and_a_ridge_of_zero_are_refused(model):
     student = pruning.drop_layers(model, plan_of(model, 2))
     with pytest.raises(ValueError, match="keeps 3 of 5 layers"):

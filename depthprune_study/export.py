@@ -1,0 +1,144 @@
+"""A pruned model as a folder that plain `from_pretrained` opens: weights, tokenizer, model card, the cut for mergekit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from depthprune_core import models
+from depthprune_core.intervals import Interval
+from depthprune_core.records import Plan
+from depthprune_study import places
+from depthprune_study.settings import StudyError
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model card tells. `base` is a hub id or a name; ratios are PPL ratios to the whole model on held-out text."""
+
+    base: str
+    plan: Plan
+    n_parameters: int
+    tokens: int  # of recovery; 0 = none
+    text: str
+    recipe: str
+    ratios: dict[str, Interval]  # "before recovery", "as saved"
+    license: str = ""
+
+
+def folder(out: Path, model: PreTrainedModel, tokenizer: Any, card: Card, *, dtype: torch.dtype) -> None:
+    """Write the folder under a temporary name, open it with plain transformers, compare, and only then give it its name.
+
+    The model's parameters are cast in place. Raises StudyError where `out` is there already, or where what was opened is not what
+    was written.
+    """
+    check_free(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        cast(model, dtype)
+        model.save_pretrained(building)
+        tokenizer.save_pretrained(building)
+        (building / "README.md").write_text(model_card(card, out.name), encoding="utf-8")
+        (building / "mergekit.yaml").write_text(mergekit(card.base, card.plan, dtype), encoding="utf-8")
+        _check(building, model, tokenizer)
+        os.chmod(building, 0o755)
+        os.replace(building, out)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+@torch.no_grad()
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with its parameters in this precision, in place; what it derives from its config (rotary frequencies) stays exact."""
+    for p in model.parameters():
+        p.data = p.data.to(dtype)
+    return model
+
+
+def check_free(out: Path) -> None:
+    """Raises StudyError where something is there already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StudyError(f"{out} is there already: name a folder that is not, nothing is overwritten")
+
+
+def mergekit(base: str, plan: Plan, dtype: torch.dtype) -> str:
+    """The unrecovered cut as a configuration of mergekit (https://github.com/arcee-ai/mergekit): kept spans, passed through."""
+    slices = [{"sources": [{"model": base, "layer_range": [first, last + 1]}]} for first, last in _spans(plan.kept)]
+    return yaml.safe_dump(
+        {"slices": slices, "merge_method": "passthrough", "dtype": str(dtype).removeprefix("torch.")}, sort_keys=False
+    )
+
+
+def model_card(card: Card, name: str) -> str:
+    """The README.md of a model folder."""
+    head: dict[str, Any] = {"base_model": card.base, "library_name": "transformers", "pipeline_tag": "text-generation"}
+    if card.license:
+        head["license"] = card.license
+    head["tags"] = ["depth-pruning"]
+    gone = ", ".join(map(str, card.plan.dropped))
+    licence = card.license or "that of the base model, whose terms hold for this one too"
+    recovered = (
+        f"Then {card.tokens:,} tokens of {card.text} to recover on: {card.recipe}."
+        if card.tokens
+        else "It was not trained after the cut."
+    )
+    ratios = "\n".join(f"| {when} | {ratio} | {ratio.n} |" for when, ratio in card.ratios.items())
+    return f"""---
+{yaml.safe_dump(head, sort_keys=False).strip()}
+---
+
+# {name}
+
+{card.base} without layers {gone} (counted from 0) of its {card.plan.n_layers}: {card.n_parameters:,} parameters, made by
+[depthprune](https://github.com/{places.REPOSITORY}). {recovered}
+
+| | perplexity ratio to {card.base}, 95 % interval | held-out documents |
+|---|---|---|
+{ratios}
+
+A ratio of 1 is the whole model's. What the model can do beyond predicting this kind of text was not measured.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+```
+
+`mergekit.yaml` makes the same cut, without recovery, from the base model. Licence: {licence}.
+"""
+
+
+def _spans(kept: Sequence[int]) -> list[tuple[int, int]]:
+    """First and last of each run of neighbours."""
+    spans: list[tuple[int, int]] = []
+    for layer in kept:
+        if spans and layer == spans[-1][1] + 1:
+            spans[-1] = (spans[-1][0], layer)
+        else:
+            spans.append((layer, layer))
+    return spans
+
+
+def _check(path: Path, saved: PreTrainedModel, tokenizer: Any) -> None:
+    opened, info = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    wrong = {problem: names for problem in ("missing_keys", "unexpected_keys", "mismatched_keys") if (names := info[problem])}
+    ours = dict(saved.named_parameters())
+    differing = [name for name, p in opened.named_parameters() if not torch.equal(p, ours[name].detach().cpu().float())]
+    if wrong or differing:
+        raise StudyError(f"the written model does not open as what it is: {wrong or differing[:3]}")
+    words = "Which layers can go? (14 + 17)"
+    if AutoTokenizer.from_pretrained(path)(words).input_ids != tokenizer(words).input_ids:
+        raise StudyError("the written tokenizer does not open as what it is")
+    models.decoder(opened)

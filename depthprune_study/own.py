@@ -1,0 +1,266 @@
+"""A model of one's own: choose layers, drop them, recover on a text, measure, write a folder."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from depthprune_core import distillation, evaluation, intervals, models, pruning, refitting, text
+from depthprune_core.intervals import Interval
+from depthprune_core.records import Plan
+from depthprune_study import export, places, rules
+from depthprune_study.settings import StudyError
+
+PASSAGE_CHARS = text.MIN_DOCUMENT_CHARS
+MIN_PASSAGES = 20
+MEASURED, CHOSEN_BY = 60, 16  # passages, at most
+REFIT_TOKENS = 25_600
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was made: the plan, and PPL ratios to the whole model on held-out passages."""
+
+    plan: Plan
+    ratios: dict[str, Interval]
+
+
+def prune(
+    model: str,
+    *,
+    text_name: str,
+    out: Path,
+    drop: int,
+    layers: tuple[int, ...] = (),
+    rule: str = "least_sensitive",
+    recover_tokens: int = 0,
+    lr: float = 1e-4,
+    seq_len: int = 512,
+    batch_tokens: int = 2_048,
+    seed: int = 0,
+    device: str = "auto",
+    say: Callable[[str], None] = print,
+) -> Pruned:
+    """Drop `drop` layers by `rule` (or these `layers`) from a named model, local folder or hub id; recover; write `out`.
+
+    The text is cut into passages, a tenth of which is held out for the figures and another one for the choice of layers; they are
+    never trained on. Recovery is KL to the whole model, from a start that is refitted where the architecture allows it. A run that
+    is cut goes on from its last checkpoint.
+
+    Raises StudyError or ValueError, in a sentence and before any work, for what cannot be done.
+    """
+    out = Path(out)
+    export.check_free(out)
+    if rule not in rules.NAMES:
+        raise StudyError(f"rule={rule!r} is not known: name one of {', '.join(rules.NAMES)}")
+    parts = _split(text_name)
+    folder = _at_hand(model)
+    _check_is_decoder(folder or model)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    teacher, tokenizer = models.load(folder or model, cache=places.cache(), assets=places.assets(), device=device, seed=seed)
+    n_layers = len(models.decoder(teacher).layers)
+    if layers:
+        Plan(n_layers, layers, "named")
+    elif not 0 < drop < n_layers:
+        raise StudyError(f"drop={drop} is not possible: {model} has {n_layers} layers, 1..{n_layers - 1} can go")
+    seq_len = min(seq_len, getattr(models.text_config(teacher.config), "max_position_embeddings", None) or seq_len)
+    if recover_tokens and recover_tokens < batch_tokens:
+        raise StudyError(f"recover_tokens={recover_tokens} is less than one step of {batch_tokens} tokens; 0 means no recovery")
+
+    def windows(part: str, n_tokens: int | None) -> text.Windows:
+        return text.windows(parts[part], tokenizer, seq_len=seq_len, tokens_per_document=n_tokens)
+
+    say(f"{model}: {n_layers} layers, {teacher.num_parameters():,} parameters; choosing what to drop")
+    plan = (
+        Plan(n_layers, layers, "named")
+        if layers
+        else rules.choose(rule, drop, teacher, windows("calibration", 512), progress=_steps(say))
+    )
+    say(f"layers {', '.join(map(str, plan.dropped))} go ({plan.rule})")
+    test = windows("test", 1_024)
+    whole = evaluation.score(teacher, test)
+    student = pruning.drop_layers(teacher, plan)
+    ratios = {"before recovery": intervals.ppl_ratio(evaluation.score(student, test), whole)}
+    say(f"perplexity ratio to the whole model before recovery: {ratios['before recovery']}")
+    recipe, checkpoint = "", _work(out) / "recovery.ckpt"
+    if recover_tokens:
+        pool = text.windows(parts["recovery"], tokenizer, seq_len=seq_len, whole=True)
+        sample = text.draw(pool, n_tokens=recover_tokens, seed=seed)
+        recipe = _recover(
+            student,
+            teacher,
+            plan,
+            sample,
+            lr=lr,
+            batch=max(1, batch_tokens // seq_len),
+            seed=seed,
+            checkpoint=checkpoint,
+            say=say,
+        )
+    dtype = _dtype(folder or model, teacher)
+    n_tokens = recover_tokens // seq_len * seq_len
+    recovered = {**ratios, "as saved": _ratio(_rounded(student, dtype), test, whole)}
+    card = export.Card(
+        base=model,
+        plan=plan,
+        n_parameters=student.num_parameters(),
+        tokens=n_tokens,
+        text=text_name if text_name in ("wikipedia-excerpt", "wikitext-2") else "a text of the maker's own",
+        recipe=recipe,
+        ratios=recovered,
+        license=_license(folder),
+    )
+    export.folder(out, student, tokenizer, card, dtype=dtype)
+    shutil.rmtree(_work(out), ignore_errors=True)
+    return Pruned(plan, recovered)
+
+
+def _rounded(student: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The student as its file will hold it, in the arithmetic of its measurement."""
+    return export.cast(export.cast(student, dtype), torch.float32)
+
+
+def _ratio(student: PreTrainedModel, test: text.Windows, whole: Any) -> Interval:
+    return intervals.ppl_ratio(evaluation.score(student, test), whole)
+
+
+def _recover(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    plan: Plan,
+    sample: text.Windows,
+    *,
+    lr: float,
+    batch: int,
+    seed: int,
+    checkpoint: Path,
+    say: Callable[[str], None],
+) -> str:
+    """Recover in place; returns the recipe in words."""
+    start = "as cut"
+    if refitting.is_possible(student) and refitting.fitted_layers(plan):
+        refitting.refit(student, teacher, plan, sample.take(slice(0, max(1, REFIT_TOKENS // sample.seq_len))))
+        start = "refitted"
+    precision = (
+        "bfloat16" if teacher.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    )
+    distillation.recover(
+        student,
+        teacher,
+        sample,
+        plan=plan,
+        loss={"kl": 1.0},
+        lr=lr,
+        batch_size=batch,
+        seed=seed,
+        precision=precision,
+        checkpoint=checkpoint,
+        progress=_steps(say),
+    )
+    return f"KL to the whole model, AdamW at {lr:g}, {batch} windows of {sample.seq_len} tokens a step, started {start}"
+
+
+def _split(name: str) -> dict[str, list[text.Document]]:
+    """The splits of a named text; of any other, passages in turn: of ten, one to measure on and one to choose by."""
+    if name in ("wikipedia-excerpt", "wikitext-2"):
+        return text.split_named(name, cache=places.cache(), assets=places.assets())
+    passages = [p for document in text.load(name, cache=places.cache(), assets=places.assets()) for p in _passages(document)]
+    if len(passages) < MIN_PASSAGES:
+        raise StudyError(
+            f"text {name} is too short: it gives {len(passages)} passages of {PASSAGE_CHARS:,} characters, at least {MIN_PASSAGES} are wanted"
+        )
+    parts: dict[str, list[text.Document]] = {"recovery": [], "calibration": [], "test": []}
+    for index, passage in enumerate(passages):
+        parts[{0: "test", 5: "calibration"}.get(index % 10, "recovery")].append(passage)
+    return {**parts, "test": parts["test"][:MEASURED], "calibration": parts["calibration"][:CHOSEN_BY]}
+
+
+def _passages(document: text.Document) -> list[text.Document]:
+    """Whole lines, as many as make a passage; what is left over at the end goes with none."""
+    passages, lines, length = [], [], 0
+    for line in document.text.splitlines(keepends=True):
+        lines.append(line)
+        length += len(line)
+        if length >= PASSAGE_CHARS:
+            passages.append(text.Document(f"{document.name}#{len(passages)}", "".join(lines).strip()))
+            lines, length = [], 0
+    return passages
+
+
+def _at_hand(model: str) -> str:
+    """The folder of a hub model, fetched; empty for what `models.load` knows by itself."""
+    if model in models.SOURCES:
+        return ""
+    if Path(model).is_dir() or model.count("/") != 1:
+        return model if Path(model).is_dir() else ""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"])
+    except (OSError, ValueError) as error:
+        raise StudyError(
+            f"model {model!r} is no local folder, and could not be fetched from the model hub ({type(error).__name__}): check the name "
+            "and the network"
+        ) from None
+
+
+def _check_is_decoder(where: str) -> None:
+    """Raises StudyError, before weights are read, for what transformers does not know as a causal language model."""
+    if where in models.SOURCES:
+        return
+    if not Path(where).is_dir():
+        raise StudyError(f"model {where!r} is not known: name one of {', '.join(models.SOURCES)}, a local folder or a hub id")
+    try:
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise StudyError(f"model folder {where} has no config that transformers can read ({str(error)[:120]})") from None
+    if getattr(config, "is_encoder_decoder", False) or type(config) not in AutoModelForCausalLM._model_mapping:
+        raise StudyError(
+            f"model {where} is a {config.model_type}: only decoders (causal language models) that transformers knows can be pruned"
+        )
+
+
+def _dtype(where: str, teacher: PreTrainedModel) -> torch.dtype:
+    """What the base model's file is kept in."""
+    if where in models.SOURCES:
+        return teacher.dtype
+    kept = getattr(AutoConfig.from_pretrained(where), "dtype", None)
+    return kept if isinstance(kept, torch.dtype) else teacher.dtype
+
+
+def _license(folder: str) -> str:
+    """The licence that the base model's card names, if there is one."""
+    card = Path(folder) / "README.md" if folder else None
+    if card is None or not card.is_file() or not (content := card.read_text(encoding="utf-8")).startswith("---"):
+        return ""
+    try:
+        head = yaml.safe_load(content.split("---")[1])
+    except (yaml.YAMLError, IndexError):
+        return ""
+    licence = head.get("license", "") if isinstance(head, dict) else ""
+    return licence if isinstance(licence, str) else ""
+
+
+def _work(out: Path) -> Path:
+    return out.with_name(f".{out.name}.work")
+
+
+def _steps(say: Callable[[str], None], *, every_seconds: float = 10) -> Callable[[int, int, str], None]:
+    """A progress callback that speaks now and then."""
+    last = time.monotonic()
+
+    def told(done: int, total: int, unit: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= every_seconds:
+            last = time.monotonic()
+            say(f"  {done:,} of {total:,} {unit}")
+
+    return told

@@ -1,0 +1,269 @@
+"""A model of one's own: any decoder in, a folder out that plain transformers opens; what cannot be done is refused first."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny import ARCHITECTURES, plan_of, tiny, tiny_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from depthprune_core import distillation, models, pruning
+from depthprune_core.intervals import Interval
+from depthprune_core.records import Plan
+from depthprune_study import cli, export, own
+from depthprune_study.settings import StudyError
+
+OPTIONS = {"seq_len": 32, "batch_tokens": 64, "say": lambda line: None}
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of forty passages, in words that the tiny tokenizer knows."""
+    generator = torch.Generator().manual_seed(0)
+    lines = [
+        " ".join(f"w{i}" for i in torch.randint(1, 128, (25,), generator=generator).tolist()) + "\n" for _ in range(40 * 25)
+    ]
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def saved(folder: Path, model: Any, *, dtype: torch.dtype = torch.float32, tokenizer: Any = None) -> Path:
+    model.to(dtype).save_pretrained(folder)
+    (tokenizer or tiny_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+def opened(folder: Path) -> Any:
+    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert [info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys")] == [set()] * 3
+    return model
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_any_decoder_comes_out_smaller_and_opens_plainly(name: str, words: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(
+        models.BUNDLED / "gpt2-mini"
+    )  # in bytes: transformers knows some as another class
+    base = saved(tmp_path / "base", tiny(name, vocab_size=len(tokenizer)), tokenizer=tokenizer)
+    made = own.prune(str(base), text_name=str(words), out=tmp_path / "out", drop=1, recover_tokens=256, **OPTIONS)
+    model = opened(tmp_path / "out")
+    assert len(made.plan.dropped) == 1
+    assert AutoConfig.from_pretrained(tmp_path / "out").get_text_config().num_hidden_layers == len(made.plan.kept)
+    ids = torch.arange(1, 13)[None]
+    assert torch.isfinite(model(ids).logits).all()
+    cut = pruning.drop_layers(tiny(name, vocab_size=len(tokenizer)), made.plan)
+    assert not torch.equal(model(ids).logits, cut(ids).logits)  # it was recovered
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").decode(tokenizer("w5 and w9").input_ids) == "w5 and w9"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
+
+
+def test_without_recovery_it_is_the_cut_itself(words: Path, tmp_path: Path) -> None:
+    base = saved(tmp_path / "base", tiny("llama"))
+    made = own.prune(str(base), text_name=str(words), out=tmp_path / "out", drop=0, layers=(3, 1), **OPTIONS)
+    ids = torch.arange(1, 13)[None]
+    wanted = pruning.drop_layers(tiny("llama"), plan_of(tiny("llama"), 1, 3))
+    assert torch.equal(opened(tmp_path / "out")(ids).logits, wanted(ids).logits)
+    assert made.ratios["before recovery"] == made.ratios["as saved"]
+
+
+def test_weights_are_saved_in_the_bases_precision_and_measured_so(words: Path, tmp_path: Path) -> None:
+    base = saved(tmp_path / "base", tiny("llama"), dtype=torch.bfloat16)
+    made = own.prune(str(base), text_name=str(words), out=tmp_path / "out", drop=1, recover_tokens=256, **OPTIONS)
+    stored = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert stored.dtype == torch.bfloat16
+    parts = own._split(str(words))
+    test = own.text.windows(parts["test"], tiny_tokenizer(), seq_len=32, tokens_per_document=1_024)
+    whole, small = (own.evaluation.score(opened(folder), test) for folder in (base, tmp_path / "out"))
+    assert made.ratios["as saved"] == own.intervals.ppl_ratio(small, whole)
+
+
+def test_a_run_that_was_cut_goes_on_and_ends_the_same(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = saved(tmp_path / "base", tiny("gpt2"))
+
+    def run(out: str) -> Any:
+        own.prune(str(base), text_name=str(words), out=tmp_path / out, drop=1, recover_tokens=1_024, **OPTIONS)
+        return opened(tmp_path / out).state_dict()
+
+    undisturbed = run("whole")
+    honest, steps = distillation.recover, []
+
+    def cut_short(*args: Any, **options: Any) -> Any:
+        def stop(done: int, total: int, unit: str) -> None:
+            steps.append(done)
+            if len(steps) == 8:
+                raise KeyboardInterrupt
+
+        return honest(*args, **{**options, "progress": stop, "checkpoint_every_seconds": 0})
+
+    monkeypatch.setattr(distillation, "recover", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        run("again")
+    assert (tmp_path / ".again.work" / "recovery.ckpt").exists() and not (tmp_path / "again").exists()
+    resumed = run("again")
+    assert steps[8] > steps[0]  # it did not begin anew
+    assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
+    assert not (tmp_path / ".again.work").exists()
+
+
+def test_held_out_passages_are_never_trained_on(words: Path) -> None:
+    parts = own._split(str(words))
+    texts = {part: {passage.text for passage in passages} for part, passages in parts.items()}
+    assert sum(map(len, texts.values())) == len(set().union(*texts.values()))
+    assert all(len(passage.text) >= own.PASSAGE_CHARS - 1 for passages in parts.values() for passage in passages)
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def refused(base: object, tmp_path: Path, words: Path, **options: Any) -> str:
+    with pytest.raises((StudyError, ValueError)) as error:
+        own.prune(str(base), **{"text_name": str(words), "out": tmp_path / "out", "drop": 1, **OPTIONS, **options})
+    assert not (tmp_path / "out").exists()
+    return str(error.value)
+
+
+def test_an_encoder_decoder_is_refused(words: Path, tmp_path: Path) -> None:
+    shape = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 4, "vocab_size": 128}
+    model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model("t5", **shape))
+    assert "only decoders (causal language models)" in refused(saved(tmp_path / "base", model), tmp_path, words)
+
+
+@pytest.mark.parametrize("kind", [AutoModelForMaskedLM, AutoModelForCausalLM])
+def test_an_encoder_is_refused(kind: type, words: Path, tmp_path: Path) -> None:
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 128}
+    model = kind.from_config(AutoConfig.for_model("bert", **shape))
+    refused(saved(tmp_path / "base", model), tmp_path, words)
+
+
+def test_a_state_space_model_is_refused(words: Path, tmp_path: Path) -> None:
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "vocab_size": 128}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **shape))
+    assert "only transformer decoders can be pruned" in refused(saved(tmp_path / "base", model), tmp_path, words)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"drop": 5}, r"drop=5 is not possible: .* has 5 layers, 1..4 can go"),
+        ({"drop": 0, "layers": (7,)}, "the plan drops layer 7, but the model has layers 0..4"),
+        ({"rule": "best"}, "rule='best' is not known: name one of least_sensitive"),
+        ({"recover_tokens": 10}, "recover_tokens=10 is less than one step of 64 tokens"),
+        ({"text_name": "nowhere.txt"}, "text 'nowhere.txt' is not known"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(options: dict[str, Any], sentence: str, words: Path, tmp_path: Path) -> None:
+    base = saved(tmp_path / "base", tiny("llama"))
+    said = refused(base, tmp_path, words, **options)
+    assert re.search(sentence, said), said
+
+
+def test_a_short_text_is_refused(tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("w1 w2\n" * 1_000, encoding="utf-8")
+    base = saved(tmp_path / "base", tiny("llama"))
+    assert "is too short: it gives 2 passages" in refused(base, tmp_path, short)
+
+
+def test_a_model_that_is_nowhere_is_refused(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "is not known: name one of gpt2" in refused("nothing", tmp_path, words)
+    assert "could not be fetched from the model hub" in refused("nobody/nothing-at-all", tmp_path, words)
+    (tmp_path / "empty").mkdir()
+    assert "has no config that transformers can read" in refused(tmp_path / "empty", tmp_path, words)
+
+
+def test_nothing_is_overwritten(words: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(StudyError, match="is there already"):
+        own.prune("nothing", text_name=str(words), out=tmp_path / "out", drop=1, **OPTIONS)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def card(**changes: Any) -> export.Card:
+    ratios = {"before recovery": Interval(1.25, 1.2, 1.3, 30, 28.0), "as saved": Interval(1.05, 1.04, 1.06, 30, 28.0)}
+    known = {"base": "org/base", "plan": Plan(6, (2, 4), "named"), "n_parameters": 1_234_567, "tokens": 1_024, "text": "a text"}
+    return export.Card(**{**known, "recipe": "KL", "ratios": ratios, "license": "mit", **changes})
+
+
+def test_the_model_card_tells_base_cut_recovery_and_figures() -> None:
+    page = export.model_card(card(), "small")
+    head = yaml.safe_load(page.split("---")[1])
+    assert head["base_model"] == "org/base" and head["license"] == "mit"
+    for told in (
+        "without layers 2, 4 (counted from 0) of its 6",
+        "1,234,567",
+        "1,024 tokens of a text",
+        "1.050 [1.040, 1.060] | 30",
+    ):
+        assert told in page
+    assert "It was not trained after the cut." in export.model_card(card(tokens=0), "small")
+    assert "license" not in yaml.safe_load(export.model_card(card(license=""), "small").split("---")[1])
+
+
+@pytest.mark.parametrize("dropped", [(0,), (5,), (2, 4), (0, 1, 5), (1, 3, 5)])
+def test_the_spans_for_mergekit_are_the_kept_layers(dropped: tuple[int, ...]) -> None:
+    plan = Plan(6, dropped, "named")
+    config = yaml.safe_load(export.mergekit("org/base", plan, torch.bfloat16))
+    ranges = [piece["sources"][0]["layer_range"] for piece in config["slices"]]
+    assert [layer for first, end in ranges for layer in range(first, end)] == list(plan.kept)
+    assert all(end < following for (_, end), (following, _) in itertools.pairwise(ranges))  # no span could be longer
+    assert (config["merge_method"], config["dtype"]) == ("passthrough", "bfloat16")
+
+
+def test_a_folder_that_does_not_open_as_what_it_is_is_not_left_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+    honest = type(model).save_pretrained
+
+    def spoilt(self: Any, folder: Path, **options: Any) -> None:
+        honest(tiny("llama", seed=1), folder, **options)
+
+    monkeypatch.setattr(type(model), "save_pretrained", spoilt)
+    with pytest.raises(StudyError, match="does not open as what it is"):
+        export.folder(tmp_path / "out", model, tiny_tokenizer(), card(), dtype=torch.float32)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------- the command
+
+
+def prune(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, ["prune", *map(str, arguments)])
+    return result.exit_code, result.output + result.stderr
+
+
+def test_the_command_writes_a_folder(words: Path, tmp_path: Path) -> None:
+    base = saved(tmp_path / "base", tiny("llama"))
+    code, said = prune(base, "--text", words, "--out", tmp_path / "out", "--layers", "1,3", "--recover-tokens", "4.096e3")
+    assert code == 0, said
+    assert "layers 1, 3 go (named)" in said and "opened and checked" in said
+    assert "4,096 tokens" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert math.isfinite(opened(tmp_path / "out")(torch.arange(1, 9)[None]).logits.sum().item())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "how many layers go, or which: give one of --drop and --layers"),
+        (["--drop", "1", "--layers", "1"], "give one of --drop and --layers"),
+        (["--layers", "1;2"], "--layers '1;2': layer numbers with commas between them are wanted"),
+        (["--drop", "1", "--recover-tokens", "1.5"], "--recover-tokens 1.5: a whole number from 0 on is wanted"),
+        (["--drop", "1"], "model 'nothing' is not known"),
+    ],
+)
+def test_the_command_refuses_in_a_sentence(arguments: list[str], sentence: str, words: Path, tmp_path: Path) -> None:
+    code, said = prune("nothing", "--text", words, "--out", tmp_path / "out", *arguments)
+    assert code == 1
+    assert sentence in said and "Traceback" not in said

@@ -321,6 +321,34 @@ def before_after_scatter(costs: Mapping[str, tuple[float, float]], *, old: str, 
     return figure
 
 
+def grid(rows: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
+    """PPL ratio against the number of dropped layers: a row of a sweep's table is one pair of markers; the line joins means over seeds."""
+    figure, ax = _axes(3.6, f"{title}: every cell of the sweep")
+    rules = list(dict.fromkeys(row["rule"] for row in rows))
+    for shift, rule in zip(np.linspace(-0.25, 0.25, len(rules)) if len(rules) > 1 else [0.0], rules, strict=True):
+        own = [row for row in rows if row["rule"] == rule]
+        style = _style(rule)
+        for row in own:
+            x, n = row["drop_count"] + shift, row["n_documents"]
+            before, after = (
+                Interval(row[f"{when}_point"], row[f"{when}_low"], row[f"{when}_high"], n, n) for when in ("before", "after")
+            )
+            _dot(ax, x, before, filled=False, **style)
+            _dot(ax, x, after, **style)
+        counts = sorted({row["drop_count"] for row in own})
+        means = [np.mean([row["after_point"] for row in own if row["drop_count"] == count]) for count in counts]
+        ax.plot([count + shift for count in counts], means, color=style["color"], linewidth=1)
+    ax.set_xticks(sorted({row["drop_count"] for row in rows}))
+    ax.set_xlabel("layers dropped")
+    scale = _stretch(
+        ax, "y", [1.0, *(row[f"{when}_{end}"] for row in rows for when in ("before", "after") for end in ("low", "high"))]
+    )
+    ax.set_ylabel(_RATIO + (", log scale" if scale == "log" else ""))
+    handles = [_handle(_words(rule), marker=_style(rule)["marker"], color=_style(rule)["color"]) for rule in rules]
+    _legend(figure, [*handles, _handle("before recovery", marker="o", filled=False), ax.axhline(1, **_TEACHER)])
+    return figure
+
+
 def png(figure: Figure) -> bytes:
     """PNG bytes that depend on the figure alone: equal figures give equal bytes. The figure's layout is final from here on."""
     figure.draw_without_rendering()

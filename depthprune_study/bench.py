@@ -49,7 +49,7 @@ Student = PreTrainedModel | Arm
 def open_bench(notebook: str, cell: Mapping[str, Any]) -> Bench:
     """The bench of a notebook, its parameters taken from the notebook's own variables (`globals()`) and checked."""
     _keep_freed_memory()
-    schema = settings.SCHEMAS[notebook]
+    schema = settings.schema_of(notebook)
     parameters = settings.check(notebook, {name: cell[name] for name in schema.model_fields if name in cell})
     return Bench(notebook, parameters)
 

@@ -1,4 +1,4 @@
-"""The command line: run, report, restore, status, verify, why, prune, cut-gguf."""
+"""The command line: run, report, restore, status, verify, why, prune, sweep, cut-gguf."""
 
 from __future__ import annotations
 
@@ -126,6 +126,27 @@ def why_it_says_so(
     with _sentences():
         for line in why.explain(report_folder, thing):
             _say(line)
+
+
+@app.command("sweep")
+def run_sweep(
+    sweep_file: Annotated[Path, typer.Argument(help="A file such as params/sweeps/rules.yaml.")],
+    workers: Annotated[int, typer.Option(help="Cells at a time on this machine; 0: one a GPU, or one.", min=0)] = 0,
+    site: Annotated[
+        Path | None, typer.Option(help="A Parsl site, such as params/sites/slurm.py, in place of this machine.")
+    ] = None,
+) -> None:
+    """Run a grid of models, rules, depths and seeds; a cell that fails stops no other, and what is done is not run again."""
+    from depthprune_study import grid, settings
+
+    with _sentences():
+        sweep = settings.read_sweep(sweep_file)
+        grid.cells(sweep)  # refuses bad parameters before any worker starts
+        with grid.parsl_pool(site) if site else grid.local_pool(workers) as pool:
+            failed = grid.run_sweep(sweep, pool, say=_say)
+        _say(f"\ntable and figures: {grid.gather(sweep)}")
+        if failed:
+            raise StudyError("\n".join([f"{len(failed)} cells failed; the same command runs them again:", *failed]))
 
 
 @app.command("prune")

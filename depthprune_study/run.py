@@ -80,6 +80,19 @@ def run(study: str, *, say: Callable[[str], None], terminal: TextIO = sys.stderr
             say(f"{step.notebook}: done in {seconds:.0f} s")
 
 
+def single(study: str, notebook: str, parameters: settings.Common) -> Step:
+    """The only step of a folder under runs/ that one notebook works in: a cell of a sweep, or its table."""
+    values = parameters.model_dump(mode="json")
+    key = _key(notebook, values, [])
+    return Step(notebook, values, key, _is_done(study, notebook, key), 0)
+
+
+def run_single(study: str, step: Step, *, terminal: TextIO = sys.stderr) -> float:
+    """Run it unless it is done; returns the seconds that it took. Raises StudyError when the notebook fails."""
+    with _alone(places.runs(study)):
+        return 0.0 if _is_done(study, step.notebook, step.key) else _execute(study, step, terminal)
+
+
 def restore(study: str, source: Path) -> int:
     """Copy the records of a published report to where the study runs, as far as there are none; returns how many files.
 
@@ -174,7 +187,7 @@ def _is_done(study: str, notebook: str, key: str) -> bool:
 def _files(study: str, notebook: str) -> dict[str, str]:
     """Hashes of what a notebook leaves, the executed notebook and its records, and of the records that it has read."""
     paths = [executed(study, notebook)]
-    for name in (notebook, *READS[notebook]):
+    for name in (notebook, *READS.get(notebook, ())):
         paths += (places.runs(study) / "records" / name).rglob("*.json")
     return {
         path.relative_to(places.runs(study)).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)

@@ -146,6 +146,48 @@ class Report(Common):
     pass
 
 
+class Cell(Work):
+    calibration_tokens: Annotated[int, Field(ge=8)]
+    rule: Rule
+    drop_count: Count
+    tokens: Annotated[int, Field(ge=8, description="recovery tokens")]
+    lr: Rate
+    batch_tokens: Annotated[int, Field(ge=8, description="tokens a step")]
+    refit_tokens: CountOrZero
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
+
+    @field_validator("batch_tokens")
+    @classmethod
+    def _whole_windows(cls, batch_tokens: int, info: ValidationInfo) -> int:
+        if batch_tokens % info.data.get("seq_len", 1):
+            raise ValueError(f"must be a multiple of seq_len {info.data['seq_len']}: a step takes whole windows")
+        return batch_tokens
+
+
+class Table(Common):
+    cells: Annotated[list[str], Field(min_length=1, description="folders under runs/, one a cell")]
+
+
+class Sweep(BaseModel):
+    """A grid of cells: what varies is given in lists, the rest as in a cell."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$", description="names its folders under runs/")]
+    models: Annotated[list[str], Field(min_length=1, max_length=100)]
+    rules: Annotated[list[Rule], Field(min_length=1, max_length=20)]
+    drop_counts: Annotated[list[Count], Field(min_length=1, max_length=100)]
+    seeds: Annotated[list[CountOrZero], Field(min_length=1, max_length=100)]
+    same: Annotated[dict[str, Any], Field(description="parameters that all cells share")]
+
+    @field_validator("models", "rules", "drop_counts", "seeds")
+    @classmethod
+    def _once(cls, values: list[Any]) -> list[Any]:
+        if len(set(values)) != len(values):
+            raise ValueError("each can be named once")
+        return values
+
+
 SCHEMAS: dict[str, type[Common]] = {
     "01_sensitivity": Sensitivity,
     "02_prune_gpt2": Prune,
@@ -156,6 +198,9 @@ SCHEMAS: dict[str, type[Common]] = {
     "05_seed_stability": Seeds,
     "06_report": Report,
 }
+
+
+SWEEP_SCHEMAS: dict[str, type[Common]] = {"sweeps/cell": Cell, "sweeps/table": Table}
 
 
 class StudyError(ValueError):
@@ -195,13 +240,29 @@ def read_study(study: str) -> dict[str, Common]:
 
 def check(notebook: str, values: dict[str, Any]) -> Common:
     """Parameters as a notebook's cell has them. Raises StudyError with every problem found."""
+    schema = schema_of(notebook)
     try:
-        return SCHEMAS[notebook].model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
-        raise StudyError("\n".join(f"{notebook}: {problem}" for problem in _sentences(error, SCHEMAS[notebook]))) from None
+        raise StudyError("\n".join(f"{notebook}: {problem}" for problem in _sentences(error, schema))) from None
 
 
-def _check_file(path: Path, schema: type[Common]) -> tuple[list[str], Common | None]:
+def schema_of(notebook: str) -> type[Common]:
+    """The parameters that a notebook takes."""
+    return (SCHEMAS | SWEEP_SCHEMAS)[notebook]
+
+
+def read_sweep(path: Path) -> Sweep:
+    """A sweep's file. Raises StudyError with every problem found."""
+    if not path.is_file():
+        raise StudyError(f"{path} is not there: name a file such as params/sweeps/rules.yaml")
+    found, sweep = _check_file(path, Sweep)
+    if found:
+        raise StudyError("\n".join(f"{path.name}: {problem}" for problem in found))
+    return sweep
+
+
+def _check_file(path: Path, schema: type[BaseModel]) -> tuple[list[str], Any]:
     try:
         written = path.read_text(encoding="utf-8")
         values, node = yaml.safe_load(written), yaml.compose(written, Loader=yaml.SafeLoader)
@@ -218,7 +279,7 @@ def _check_file(path: Path, schema: type[Common]) -> tuple[list[str], Common | N
         return _sentences(error, schema), None
 
 
-def _sentences(error: ValidationError, schema: type[Common]) -> list[str]:
+def _sentences(error: ValidationError, schema: type[BaseModel]) -> list[str]:
     sentences = []
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in item["loc"]) or "parameters"

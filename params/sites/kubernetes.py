@@ -1,0 +1,30 @@
+"""A Kubernetes cluster: pods of one GPU and one worker each. Needs `pip install kubernetes`.
+
+The image holds this package; the claim is a volume that all pods share.
+"""
+
+from parsl.addresses import address_by_hostname
+from parsl.config import Config
+from parsl.executors import HighThroughputExecutor
+from parsl.providers import KubernetesProvider
+
+IMAGE, NAMESPACE = "registry.example/depthprune:latest", "default"
+CLAIM, MOUNT = "depthprune", "/depthprune"
+
+
+def config() -> Config:
+    """Up to sixteen pods; a cell whose worker is lost runs once more."""
+    provider = KubernetesProvider(
+        image=IMAGE,
+        namespace=NAMESPACE,
+        worker_init=f"cd {MOUNT}",
+        persistent_volumes=[(CLAIM, MOUNT)],
+        init_blocks=1,
+        max_blocks=16,
+        max_cpu=8,
+        max_mem="32Gi",
+    )
+    workers = HighThroughputExecutor(
+        label="kubernetes", provider=provider, address=address_by_hostname(), available_accelerators=1, max_workers_per_node=1
+    )
+    return Config(executors=[workers], retries=1)

@@ -1,0 +1,278 @@
+"""A sweep: a cell that fails stops no other, what is done stays done, each cell has a GPU of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from depthprune_core import figures, records
+from depthprune_study import cli, grid, places, run, settings
+from depthprune_study.settings import StudyError
+
+SAME = {
+    "text": "wikipedia-excerpt",
+    "max_documents": 2,
+    "seq_len": 32,
+    "score_tokens": 32,
+    "calibration_tokens": 32,
+    "tokens": 128,
+    "lr": 1e-3,
+    "batch_tokens": 64,
+    "refit_tokens": 64,
+    "precision": "float32",
+    "device": "cpu",
+}
+GRID = {"name": "try", "models": ["llama-tiny"], "rules": ["last_k", "evenly_spaced"], "drop_counts": [1, 2], "seeds": [0]}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEPTHPRUNE_RUNS", str(tmp_path / "runs"))
+
+
+def sweep(**changes: Any) -> settings.Sweep:
+    return settings.Sweep.model_validate({**GRID, "same": SAME, **changes})
+
+
+def written(path: Path, **changes: Any) -> Path:
+    path.write_text(yaml.safe_dump({**GRID, "same": SAME, **changes}), encoding="utf-8")
+    return path
+
+
+# ---------------------------------------------------------------- the cells
+
+
+def test_a_sweep_has_every_combination_once_each_in_a_folder_of_its_own() -> None:
+    found = grid.cells(sweep(seeds=[0, 1]))
+    assert len(found) == len({cell.folder for cell in found}) == 2 * 2 * 2
+    assert {(c.parameters.rule, c.parameters.drop_count, c.parameters.seed) for c in found} == {
+        (rule, count, seed) for rule in ("last_k", "evenly_spaced") for count in (1, 2) for seed in (0, 1)
+    }
+
+
+def test_a_cell_keeps_its_folder_when_the_grid_grows_and_changes_it_with_a_parameter() -> None:
+    before = {cell.folder for cell in grid.cells(sweep())}
+    assert before < {cell.folder for cell in grid.cells(sweep(seeds=[0, 1]))}
+    assert not before & {cell.folder for cell in grid.cells(sweep(same=SAME | {"tokens": 256}))}
+
+
+def test_every_committed_sweep_can_be_read() -> None:
+    for path in sorted((places.PARAMS / "sweeps").glob("*.yaml")):
+        assert grid.cells(settings.read_sweep(path))
+
+
+@pytest.mark.parametrize("site", sorted((places.PARAMS / "sites").glob("*.py")), ids=lambda path: path.stem)
+def test_every_committed_site_gives_a_config(site: Path) -> None:
+    parsl = pytest.importorskip("parsl")
+    namespace: dict[str, Any] = {}
+    if site.stem == "kubernetes":
+        pytest.importorskip("kubernetes")
+    exec(compile(site.read_text(encoding="utf-8"), site.name, "exec"), namespace)
+    assert isinstance(namespace["config"](), parsl.Config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"rules": ["best"]}, "rules.0='best': Input should be 'least_sensitive'"),
+        ({"seeds": [0, 0]}, r"seeds=\[0, 0\]: each can be named once"),
+        ({"drop_counts": []}, r"drop_counts=\[\]: List should have at least 1 item"),
+        ({"name": "a b"}, "name='a b'"),
+        ({"more": 1}, "more is not a parameter; known are name, models, rules, drop_counts, seeds, same"),
+        ({"same": SAME | {"lr": "1e-4"}}, r"lr='1e-4': Input should be a valid number \(YAML reads 1e-4 as text"),
+        ({"same": SAME | {"rule": "greedy"}}, "same.rule is what varies"),
+        ({"same": SAME | {"batch_tokens": 33}}, "batch_tokens=33: must be a multiple of seq_len 32"),
+    ],
+)
+def test_a_bad_sweep_is_refused_before_any_cell_runs(changes: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=sentence):
+        grid.cells(settings.read_sweep(written(tmp_path / "sweep.yaml", **changes)))
+
+
+def test_a_sweep_or_a_site_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"nowhere\.yaml is not there"):
+        settings.read_sweep(tmp_path / "nowhere.yaml")
+    pytest.importorskip("parsl")
+    with pytest.raises(StudyError, match=r"nowhere\.py is not there"):
+        grid.parsl_pool(tmp_path / "nowhere.py")
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(StudyError, match=r"has no function config\(\)"):
+        grid.parsl_pool(tmp_path / "empty.py")
+
+
+# ---------------------------------------------------------------- running them
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], set[str]]:
+    """Cells that only note that they ran; the rules in the set fail."""
+    ran: list[str] = []
+    broken: set[str] = set()
+    done: set[str] = set()
+
+    def run_cell(folder: str, parameters: dict[str, Any]) -> None:
+        ran.append(folder)
+        if parameters["rule"] in broken:
+            raise RuntimeError("it broke\nwith a traceback")
+        done.add(folder)
+
+    monkeypatch.setattr(grid, "run_cell", run_cell)
+    monkeypatch.setattr(grid.Cell, "done", property(lambda cell: cell.folder in done))
+    return ran, broken
+
+
+def test_a_cell_that_fails_stops_no_other_and_alone_runs_again(stand_in: tuple[list[str], set[str]]) -> None:
+    ran, broken = stand_in
+    broken.add("last_k")
+    said: list[str] = []
+    with ThreadPoolExecutor(2) as pool:
+        failed = grid.run_sweep(sweep(), pool, say=said.append)
+    assert len(ran) == 4
+    assert sorted(failed) == [f"llama-tiny, {count} fewer by last_k, seed 0: it broke" for count in (1, 2)]
+    assert said[0] == "sweep try: 4 cells, 4 to run" and len(said) == 5
+    broken.clear()
+    ran.clear()
+    with ThreadPoolExecutor(2) as pool:
+        assert grid.run_sweep(sweep(), pool, say=said.append) == []
+    assert len(ran) == 2
+    with ThreadPoolExecutor(2) as pool:
+        assert grid.run_sweep(sweep(), pool, say=said.append) == []
+    assert len(ran) == 2
+
+
+def test_cells_that_run_at_once_have_a_gpu_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    together, seen = threading.Barrier(3), []
+
+    def process(command: list[str], *, env: dict[str, str], **options: Any) -> Any:
+        seen.append(env["CUDA_VISIBLE_DEVICES"])
+        together.wait(timeout=30)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", process)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    with grid.local_pool() as pool:
+        for _ in range(2):
+            list(pool.map(lambda cell: grid.run_cell(cell, {}), ["a", "b", "c"]))
+    assert sorted(seen[:3]) == sorted(seen[3:]) == ["0", "1", "2"]
+
+
+def test_without_a_gpu_a_cell_sees_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with grid.local_pool(2), grid._a_gpu_of_its_own() as visible:
+        assert visible == {}
+
+
+def test_a_cell_whose_process_dies_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="ended with code 1"):
+        grid.run_cell("sweep-try-0", {})
+
+
+def test_a_sweep_without_results_has_no_table() -> None:
+    with pytest.raises(StudyError, match="no cell is done"):
+        grid.gather(sweep())
+
+
+def rows(*, rules: tuple[str, ...] = ("greedy", "last_k"), counts: tuple[int, ...] = (1, 2)) -> list[dict[str, Any]]:
+    ends = {
+        "before_point": 1.3,
+        "before_low": 1.2,
+        "before_high": 1.4,
+        "after_point": 1.1,
+        "after_low": 1.05,
+        "after_high": 1.2,
+    }
+    return [{"rule": rule, "drop_count": count, "n_documents": 5, **ends} for rule in rules for count in counts for _ in (0, 1)]
+
+
+def test_the_figure_has_a_filled_and_a_hollow_marker_a_cell() -> None:
+    (ax,) = figures.grid(rows(), title="a model").axes
+    markers = [line for line in ax.lines if line.get_linestyle() == "None"]
+    assert len(markers) == 2 * len(rows())
+    assert {label.get_text() for label in ax.get_xticklabels()} == {"1", "2"}
+    assert "layers" in ax.get_xlabel()
+    figures.png(figures.grid(rows(rules=("greedy",), counts=(1,)), title="one"))
+
+
+# ---------------------------------------------------------------- real cells
+
+
+def depthprune(*words: object) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, [*map(str, words)])
+    return result.exit_code, result.output + result.stderr
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_in_a_table_of_its_cells_records(tmp_path: Path) -> None:
+    import datasets
+
+    path = written(tmp_path / "sweep.yaml", drop_counts=[1, 6])  # six of six layers cannot go
+    code, said = depthprune("sweep", path, "--workers", 2)
+    assert code == 1
+    assert "2 cells failed; the same command runs them again:" in said and "Traceback" not in said
+    table = datasets.Dataset.from_parquet(str(places.runs("sweep-try") / "table.parquet"))
+    assert sorted(row["rule"] for row in table) == ["evenly_spaced", "last_k"]
+    for cell in grid.cells(settings.read_sweep(path)):
+        if cell.done:
+            kept = records.read(places.runs(cell.folder) / "records" / "sweeps" / "cell" / "cell.json").values
+            assert kept in table.to_list()
+    notebook = json.loads(run.executed("sweep-try", grid.TABLE).read_text(encoding="utf-8"))
+    assert "2 cells" in json.dumps(notebook)
+    code, said = depthprune("sweep", written(path), "--workers", 2)
+    assert code == 0
+    assert "4 cells, 2 to run" in said
+
+
+@pytest.mark.slow
+def test_a_killed_worker_of_a_cluster_loses_nothing_that_is_done(tmp_path: Path) -> None:
+    pytest.importorskip("parsl")
+    site = places.PARAMS / "sites" / "two_workers.py"
+    wanted = sweep()
+    said: list[str] = []
+    here = os.getcwd()
+    os.chdir(tmp_path)  # Parsl writes its logs where it is
+
+    def kill_a_worker() -> None:
+        """The first Parsl worker that has a cell's process under it, and that process."""
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            for stat in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    words = stat.read_text().split("\0")
+                    parent = int((stat.parent / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                except (OSError, ValueError):
+                    continue
+                if "depthprune_study.grid" in words and str(tmp_path / "runs") in (stat.parent / "environ").read_text():
+                    os.kill(parent, signal.SIGKILL)
+                    os.kill(int(stat.parent.name), signal.SIGKILL)
+                    return
+            time.sleep(0.2)
+
+    killer = threading.Thread(target=kill_a_worker)
+    try:
+        with grid.parsl_pool(site) as pool:
+            killer.start()
+            failed = grid.run_sweep(wanted, pool, say=said.append)
+            killer.join()
+        done = [cell for cell in grid.cells(wanted) if cell.done]
+        assert len(failed) == 1 and len(done) == 3
+        before = {cell.folder: (places.runs(cell.folder) / "done" / "sweeps" / "cell.json").stat().st_mtime_ns for cell in done}
+        with grid.parsl_pool(site) as pool:
+            assert grid.run_sweep(wanted, pool, say=said.append) == []
+    finally:
+        os.chdir(here)
+    assert "sweep try: 4 cells, 1 to run" in said
+    assert all((places.runs(f) / "done" / "sweeps" / "cell.json").stat().st_mtime_ns == at for f, at in before.items())
+    assert all(cell.done for cell in grid.cells(wanted))

@@ -21,7 +21,19 @@ import torch
 from IPython.display import Image, display
 from transformers import PreTrainedModel
 
-from depthprune_core import distillation, evaluation, figures, models, pruning, records, refitting, speed, text, zero_shot
+from depthprune_core import (
+    distillation,
+    evaluation,
+    figures,
+    folders,
+    models,
+    pruning,
+    records,
+    refitting,
+    speed,
+    text,
+    zero_shot,
+)
 from depthprune_core.assets import sha256_of
 from depthprune_core.records import Answers, Curve, Divergence, Facts, Plan, Score
 from depthprune_core.teachers import TeacherStates
@@ -72,8 +84,13 @@ class Bench:
     # ------------------------------------------------------------ what goes in
 
     def model(self, name: str) -> tuple[PreTrainedModel, Any]:
-        """A named model on the bench's device, with its tokenizer."""
-        return models.load(name, cache=places.cache(), assets=places.assets(), device=self.device, seed=self.parameters.seed)
+        """A named model on the bench's device, with its tokenizer; a folder is looked through first."""
+        if name not in models.SOURCES and Path(name).is_dir():
+            folders.check(Path(name))
+        options = {"cache": places.cache(), "assets": places.assets(), "device": self.device, "seed": self.parameters.seed}
+        model, tokenizer = models.load(name, **options)
+        folders.check_fit(model, tokenizer, name)
+        return model, tokenizer
 
     def precision(self, wanted: str) -> str:
         """What recovery computes in: `auto` is float32 on a CPU, bfloat16 on a GPU that truly has it, else float16."""

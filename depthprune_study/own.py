@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
-from depthprune_core import distillation, evaluation, intervals, models, pruning, refitting, text
+from depthprune_core import distillation, evaluation, folders, intervals, models, pruning, refitting, text
 from depthprune_core.intervals import Interval
 from depthprune_core.records import Plan
 from depthprune_study import export, places, rules
@@ -63,9 +63,13 @@ def prune(
         raise StudyError(f"rule={rule!r} is not known: name one of {', '.join(rules.NAMES)}")
     parts = _split(text_name)
     folder = _at_hand(model)
-    _check_is_decoder(folder or model)
+    if folder:
+        folders.check(Path(folder))
+    elif model not in models.SOURCES:
+        raise StudyError(f"model {model!r} is not known: name one of {', '.join(models.SOURCES)}, a local folder or a hub id")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     teacher, tokenizer = models.load(folder or model, cache=places.cache(), assets=places.assets(), device=device, seed=seed)
+    folders.check_fit(teacher, tokenizer, model)
     n_layers = len(models.decoder(teacher).layers)
     if layers:
         Plan(n_layers, layers, "named")
@@ -210,22 +214,6 @@ def _at_hand(model: str) -> str:
             f"model {model!r} is no local folder, and could not be fetched from the model hub ({type(error).__name__}): check the name "
             "and the network"
         ) from None
-
-
-def _check_is_decoder(where: str) -> None:
-    """Raises StudyError, before weights are read, for what transformers does not know as a causal language model."""
-    if where in models.SOURCES:
-        return
-    if not Path(where).is_dir():
-        raise StudyError(f"model {where!r} is not known: name one of {', '.join(models.SOURCES)}, a local folder or a hub id")
-    try:
-        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise StudyError(f"model folder {where} has no config that transformers can read ({str(error)[:120]})") from None
-    if getattr(config, "is_encoder_decoder", False) or type(config) not in AutoModelForCausalLM._model_mapping:
-        raise StudyError(
-            f"model {where} is a {config.model_type}: only decoders (causal language models) that transformers knows can be pruned"
-        )
 
 
 def _dtype(where: str, teacher: PreTrainedModel) -> torch.dtype:

@@ -134,7 +134,7 @@ def refused(base: object, tmp_path: Path, words: Path, **options: Any) -> str:
 def test_an_encoder_decoder_is_refused(words: Path, tmp_path: Path) -> None:
     shape = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 4, "vocab_size": 128}
     model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model("t5", **shape))
-    assert "only decoders (causal language models)" in refused(saved(tmp_path / "base", model), tmp_path, words)
+    assert "holds a t5: only causal language models" in refused(saved(tmp_path / "base", model), tmp_path, words)
 
 
 @pytest.mark.parametrize("kind", [AutoModelForMaskedLM, AutoModelForCausalLM])
@@ -178,7 +178,7 @@ def test_a_model_that_is_nowhere_is_refused(words: Path, tmp_path: Path, monkeyp
     assert "is not known: name one of gpt2" in refused("nothing", tmp_path, words)
     assert "could not be fetched from the model hub" in refused("nobody/nothing-at-all", tmp_path, words)
     (tmp_path / "empty").mkdir()
-    assert "has no config that transformers can read" in refused(tmp_path / "empty", tmp_path, words)
+    assert "holds no .safetensors file" in refused(tmp_path / "empty", tmp_path, words)
 
 
 def test_nothing_is_overwritten(words: Path, tmp_path: Path) -> None:

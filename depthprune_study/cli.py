@@ -1,4 +1,4 @@
-"""The command line: run, report, restore, status, verify, why, prune, sweep, cut-gguf."""
+"""The command line: run, report, restore, status, verify, why, prune, sweep, cut-gguf, to-gguf."""
 
 from __future__ import annotations
 
@@ -207,6 +207,20 @@ def cut_gguf(
         plan = gguf_files.cut(source, target, layers)
         smaller = 1 - target.stat().st_size / source.stat().st_size
         _say(f"{target}: {len(plan.kept)} of {plan.n_layers} layers, {smaller:.1%} smaller; opened and checked")
+
+
+@app.command("to-gguf")
+def to_gguf_file(
+    folder: Annotated[Path, typer.Argument(help="A model folder, such as `depthprune prune` writes.")],
+    target: Annotated[Path, typer.Argument(help="The file to write.")],
+    kind: Annotated[str, typer.Option("--type", help="How matrices are kept: f16 or f32.")] = "f16",
+) -> None:
+    """Write a model folder as a GGUF file for llama.cpp. What was written is opened, and its logits are compared."""
+    from depthprune_study import to_gguf
+
+    with _sentences():
+        to_gguf.convert(folder, target, kind=kind)
+        _say(f"{target}: {target.stat().st_size:,} bytes; opened, and its logits compared")
 
 
 def _layers(option: str, written: str) -> list[int]:

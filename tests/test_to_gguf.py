@@ -1,0 +1,152 @@
+"""A folder becomes a GGUF file that computes the same, or is refused in a sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader
+from tiny import FAMILIES, plan_of, tiny, tiny_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from depthprune_core import gguf_files, models, pruning
+from depthprune_study import to_gguf
+
+MINI = models.BUNDLED / "gpt2-mini"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(MINI)
+
+
+def saved(folder: Path, model: Any, tokenizer: Any) -> Path:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.arange(5, 40)[None]).logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("kind", "tolerance"), [("f32", 1e-5), ("f16", 1e-2)])
+def test_the_file_computes_what_the_folder_does(
+    family: str, kind: str, tolerance: float, tokenizer: Any, tmp_path: Path
+) -> None:
+    model = tiny(family, vocab_size=len(tokenizer))
+    opened = to_gguf.convert(saved(tmp_path / "model", model, tokenizer), tmp_path / "model.gguf", kind=kind)
+    wanted = logits(model)
+    torch.testing.assert_close(logits(opened), wanted, rtol=0, atol=tolerance * float(wanted.abs().max()))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.gguf"]
+
+
+def test_the_file_says_what_the_config_says(tokenizer: Any, tmp_path: Path) -> None:
+    for family in FAMILIES:
+        model = tiny(family, vocab_size=len(tokenizer))
+        to_gguf.convert(saved(tmp_path / family, model, tokenizer), tmp_path / f"{family}.gguf")
+    gpt2, llama = (
+        {name: field.contents() for name, field in GGUFReader(tmp_path / f"{family}.gguf").fields.items()}
+        for family in FAMILIES
+    )
+    shape = {"context_length": 64, "embedding_length": 32, "block_count": 5, "attention.head_count": 4}
+    assert {name: gpt2[f"gpt2.{name}"] for name in shape} == {name: llama[f"llama.{name}"] for name in shape} == shape
+    assert (gpt2["gpt2.feed_forward_length"], llama["llama.feed_forward_length"]) == (128, 48)
+    assert gpt2["gpt2.attention.layer_norm_epsilon"] == pytest.approx(1e-5)
+    assert llama["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-6)
+    assert (llama["llama.attention.head_count_kv"], llama["llama.rope.dimension_count"]) == (2, 8)
+    assert llama["llama.rope.freq_base"] == 10_000
+    assert len(gpt2["tokenizer.ggml.tokens"]) == len(gpt2["tokenizer.ggml.token_type"]) == len(tokenizer)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_head_is_written_once(tied: bool, tokenizer: Any, tmp_path: Path) -> None:
+    model = tiny("llama", vocab_size=len(tokenizer), tie_word_embeddings=tied)
+    opened = to_gguf.convert(saved(tmp_path / "model", model, tokenizer), tmp_path / "model.gguf", kind="f32")
+    names = [tensor.name for tensor in GGUFReader(tmp_path / "model.gguf").tensors]
+    assert ("output.weight" in names) == (not tied)
+    assert opened.num_parameters() == model.num_parameters()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cutting_the_file_equals_writing_the_cut_model(family: str, tokenizer: Any, tmp_path: Path) -> None:
+    model = tiny(family, vocab_size=len(tokenizer))
+    cut = pruning.drop_layers(model, plan_of(model, 1, 3))
+    to_gguf.convert(saved(tmp_path / "whole", model, tokenizer), tmp_path / "whole.gguf", kind="f16")
+    to_gguf.convert(saved(tmp_path / "cut", cut, tokenizer), tmp_path / "written.gguf", kind="f16")
+    gguf_files.cut(tmp_path / "whole.gguf", tmp_path / "cut.gguf", [1, 3])
+    ours, theirs = ({t.name: t.data for t in GGUFReader(tmp_path / f"{name}.gguf").tensors} for name in ("cut", "written"))
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_tokenizer_in_the_file_is_the_folders(tmp_path: Path, tokenizer: Any) -> None:
+    to_gguf.convert(MINI, tmp_path / "mini.gguf")
+    read = AutoTokenizer.from_pretrained(tmp_path, gguf_file="mini.gguf")
+    for words in ("The capital of France", "in 1984, don't", "née · 12\n\n34", "  two spaces"):
+        assert read(words, add_special_tokens=False).input_ids == tokenizer(words, add_special_tokens=False).input_ids
+    assert read.eos_token == tokenizer.eos_token
+
+
+def test_the_bundled_model_computes_the_same_from_a_file(tmp_path: Path) -> None:
+    opened = to_gguf.convert(MINI, tmp_path / "mini.gguf", kind="f16")
+    model = AutoModelForCausalLM.from_pretrained(MINI, dtype=torch.float32)
+    assert torch.equal(logits(opened).argmax(-1), logits(model).argmax(-1))
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def refused(folder: Path, target: Path, **options: Any) -> str:
+    with pytest.raises(ValueError) as error:
+        to_gguf.convert(folder, target, **options)
+    assert not target.exists()
+    return str(error.value)
+
+
+def test_another_architecture_or_type_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", tiny("opt", vocab_size=len(tokenizer)), tokenizer)
+    assert "holds a opt: GGUF files are written for llama, gpt2" in refused(folder, tmp_path / "model.gguf")
+    assert "type 'q4' is not known: name one of f32, f16" in refused(folder, tmp_path / "model.gguf", kind="q4")
+
+
+def test_a_tokenizer_that_is_no_byte_level_bpe_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", tiny("llama"), tiny_tokenizer())
+    assert "is no byte-level BPE that splits words as GPT-2 or SmolLM do" in refused(folder, tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "sentence"),
+    [
+        ("llama", {"attention_bias": True}, "a Llama with biases"),
+        ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type='linear'"),
+        ("gpt2", {"activation_function": "relu"}, "activation_function='relu'"),
+    ],
+)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(
+    family: str, changes: dict[str, Any], sentence: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path / "model", tiny(family, vocab_size=len(tokenizer), **changes), tokenizer)
+    assert sentence in refused(folder, tmp_path / "model.gguf")
+
+
+def test_a_number_too_large_for_f16_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    model = tiny("llama", vocab_size=len(tokenizer))
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = 1e6
+    folder = saved(tmp_path / "model", model, tokenizer)
+    assert "tensor blk.1.ffn_up.weight reaches 1e+06, which f16 cannot hold: write f32" in refused(folder, tmp_path / "m.gguf")
+
+
+def test_a_file_that_computes_something_else_is_not_left_there(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(to_gguf, "_turned_pairwise", lambda data, n_heads: data)
+    folder = saved(tmp_path / "model", tiny("llama", vocab_size=len(tokenizer)), tokenizer)
+    assert "does not compute what the folder does" in refused(folder, tmp_path / "model.gguf")
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"

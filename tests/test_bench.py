@@ -612,3 +612,15 @@ def test_an_empty_variable_moves_nothing(monkeypatch: pytest.MonkeyPatch, variab
     monkeypatch.setenv(variable, "")
     for folder in (places.cache(), places.reports("ci"), places.runs("ci")):
         assert folder.is_relative_to(places.ROOT) and folder != places.ROOT
+
+
+def test_a_rule_that_notebook_02_has_no_plan_of_is_told_in_a_sentence(bench: Bench) -> None:
+    new_bench("02_prune_gpt2").save("plans", {"greedy-2": Plan(6, (2, 4), "greedy"), "last_k-2": Plan(6, (4, 5), "last_k")})
+    assert bench.plan_of("greedy", 2).dropped == (2, 4)
+    with pytest.raises(StudyError, match=r"notebook 02 has no plan racing-2; it has greedy-2, last_k-2$"):
+        bench.plan_of("racing", 2)
+
+
+def test_a_folder_that_is_not_whole_is_refused_before_it_is_read(bench: Bench, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no \.safetensors file"):
+        bench.model(str(tmp_path))

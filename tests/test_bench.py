@@ -614,8 +614,9 @@ def test_an_empty_variable_moves_nothing(monkeypatch: pytest.MonkeyPatch, variab
         assert folder.is_relative_to(places.ROOT) and folder != places.ROOT
 
 
-def test_a_rule_that_notebook_02_has_no_plan_of_is_told_in_a_sentence(bench: Bench) -> None:
-    new_bench("02_prune_gpt2").save("plans", {"greedy-2": Plan(6, (2, 4), "greedy"), "last_k-2": Plan(6, (4, 5), "last_k")})
+def test_a_rule_that_notebook_02_has_no_plan_of_is_told_in_a_sentence(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = {"greedy-2": Plan(6, (2, 4), "greedy"), "last_k-2": Plan(6, (4, 5), "last_k")}
+    monkeypatch.setattr(bench, "read", lambda *asked: plans if asked == ("02_prune_gpt2", "plans") else None)
     assert bench.plan_of("greedy", 2).dropped == (2, 4)
     with pytest.raises(StudyError, match=r"notebook 02 has no plan racing-2; it has greedy-2, last_k-2$"):
         bench.plan_of("racing", 2)

@@ -178,7 +178,9 @@ def sweep(ratios: Intervals, *, n_tokens: int) -> Figure:
         factor, level = name.split(": ", 1)
         groups.setdefault(factor, {})[level] = ratio
     labels = [f"{factor}: {_words(level)}" for factor, levels in groups.items() for level in levels]
-    figure, ax = _row_axes(labels, f"One factor at a time: validation perplexity after {n_tokens:,} tokens, unless said")
+    figure, ax = _row_axes(
+        labels, f"One factor at a time: validation perplexity after {n_tokens:,} tokens, unless a row says otherwise"
+    )
     row = 0
     for index, levels in enumerate(groups.values()):
         best = min(levels, key=lambda level: levels[level].point)

@@ -36,8 +36,8 @@ def cut(source: Path, target: Path, dropped: Iterable[int]) -> Plan:
     RuntimeError where the written file does not hold what it should (it is then removed).
     """
     source, target = Path(source), Path(target)
-    if target.exists() and source.exists() and target.samefile(source):
-        raise ValueError(f"{target} would replace the file that it is cut from: name another one")
+    if target.exists():
+        raise ValueError(f"{target} is there already: name another file, nothing is overwritten")
     reader = _read(source)
     plan = _plan(source, reader, dropped)
     target.parent.mkdir(parents=True, exist_ok=True)

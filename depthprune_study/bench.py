@@ -72,7 +72,7 @@ class Bench:
     def __init__(self, notebook: str, parameters: settings.Common) -> None:
         self.notebook, self.parameters = notebook, parameters
         self.folder = places.runs(parameters.study)
-        self.device = _device(getattr(parameters, "device", "cpu"))
+        self.device = device_of(getattr(parameters, "device", "cpu"))
         self.texts: dict[str, dict[str, list[text.Document]]] = {}
         self._states: TeacherStates | None = None
         self._scores: dict[tuple[str, str], Score] = {}
@@ -428,7 +428,8 @@ def _keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, never)
 
 
-def _device(wanted: str) -> str:
+def device_of(wanted: str) -> str:
+    """`cpu` or `cuda`, by name or by what is there (`auto`). Raises StudyError for a GPU that is not there."""
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         raise StudyError("device='cuda' was asked for, but no GPU is there: take device='auto' or 'cpu'")

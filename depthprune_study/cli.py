@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import typer
 from depthprune_study import places
 from depthprune_study.settings import StudyError
 
-# Not so in gemma 2 and 3, smollm3, cohere2 ..., where every nth layer attends or turns its positions in another way.
+# Architectures in which llama.cpp treats every layer alike. In others (gemma 2 and 3, smollm3, cohere2) every nth layer is special.
 LAYERS_ALIKE = ("llama", "gpt2", "qwen2", "qwen3", "gptneox", "bloom", "falcon", "starcoder2", "stablelm", "phi2")
 
 app = typer.Typer(
@@ -142,7 +143,7 @@ def run_sweep(
     with _sentences():
         sweep = settings.read_sweep(sweep_file)
         grid.cells(sweep)  # refuses bad parameters before any worker starts
-        with grid.parsl_pool(site) if site else grid.local_pool(workers) as pool:
+        with grid.stopped_at_once(grid.parsl_pool(site) if site else grid.local_pool(workers)) as pool:
             failed = grid.run_sweep(sweep, pool, say=_say)
         _say(f"\ntable and figures: {grid.gather(sweep)}")
         if failed:
@@ -168,7 +169,7 @@ def prune_own(
     with _sentences():
         if bool(drop) == bool(layers):
             raise StudyError("how many layers go, or which: give one of --drop and --layers")
-        if recover_tokens < 0 or recover_tokens != int(recover_tokens):
+        if not (math.isfinite(recover_tokens) and recover_tokens >= 0 and recover_tokens == int(recover_tokens)):
             raise StudyError(f"--recover-tokens {recover_tokens:g}: a whole number from 0 on is wanted")
         made = own.prune(
             model,
@@ -260,7 +261,7 @@ def _sentences() -> Iterator[None]:
     """What the user can mend is told in a sentence, without a traceback, and the exit code says that it failed."""
     try:
         yield
-    except (ValueError, RuntimeError) as error:  # the core's sentences as well as StudyError
+    except (ValueError, RuntimeError, FloatingPointError) as error:  # the core's sentences as well as StudyError
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None
     except OSError as error:

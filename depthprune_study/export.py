@@ -23,9 +23,12 @@ from depthprune_study.settings import StudyError
 
 @dataclass(frozen=True)
 class Card:
-    """What a model card tells. `base` is a hub id or a name; ratios are PPL ratios to the whole model on held-out text."""
+    """What a model card tells. `hub` is the base model's id on the hub, if it has one; ratios are PPL ratios to the whole model on
+    held-out text.
+    """
 
     base: str
+    hub: str
     plan: Plan
     n_parameters: int
     tokens: int  # of recovery; 0 = none
@@ -33,6 +36,7 @@ class Card:
     recipe: str
     ratios: dict[str, Interval]  # "before recovery", "as saved"
     license: str = ""
+    revision: str = ""  # of the hub
 
 
 def folder(out: Path, model: PreTrainedModel, tokenizer: Any, card: Card, *, dtype: torch.dtype) -> None:
@@ -49,7 +53,7 @@ def folder(out: Path, model: PreTrainedModel, tokenizer: Any, card: Card, *, dty
         model.save_pretrained(building)
         tokenizer.save_pretrained(building)
         (building / "README.md").write_text(model_card(card, out.name), encoding="utf-8")
-        (building / "mergekit.yaml").write_text(mergekit(card.base, card.plan, dtype), encoding="utf-8")
+        (building / "mergekit.yaml").write_text(mergekit(card.hub or card.base, card.plan, dtype), encoding="utf-8")
         _check(building, model, tokenizer)
         os.chmod(building, 0o755)
         os.replace(building, out)
@@ -82,17 +86,19 @@ def mergekit(base: str, plan: Plan, dtype: torch.dtype) -> str:
 
 def model_card(card: Card, name: str) -> str:
     """The README.md of a model folder."""
-    head: dict[str, Any] = {"base_model": card.base, "library_name": "transformers", "pipeline_tag": "text-generation"}
+    head: dict[str, Any] = {"base_model": card.hub} if card.hub else {}
+    head |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if card.license:
         head["license"] = card.license
     head["tags"] = ["depth-pruning"]
     gone = ", ".join(map(str, card.plan.dropped))
     licence = card.license or "that of the base model, whose terms hold for this one too"
     recovered = (
-        f"Then {card.tokens:,} tokens of {card.text} to recover on: {card.recipe}."
+        f"It was then trained on {card.tokens:,} tokens of {card.text}: {card.recipe}."
         if card.tokens
         else "It was not trained after the cut."
     )
+    at = f" (revision {card.revision[:12]})" if card.revision else ""
     ratios = "\n".join(f"| {when} | {ratio} | {ratio.n} |" for when, ratio in card.ratios.items())
     return f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}
@@ -100,10 +106,10 @@ def model_card(card: Card, name: str) -> str:
 
 # {name}
 
-{card.base} without layers {gone} (counted from 0) of its {card.plan.n_layers}: {card.n_parameters:,} parameters, made by
+{card.base}{at} without layers {gone} (counted from 0) of its {card.plan.n_layers}: {card.n_parameters:,} parameters, made by
 [depthprune](https://github.com/{places.REPOSITORY}). {recovered}
 
-| | perplexity ratio to {card.base}, 95 % interval | held-out documents |
+| | perplexity ratio to {card.base}, 95 % interval | held-out passages |
 |---|---|---|
 {ratios}
 

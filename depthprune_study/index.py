@@ -47,7 +47,11 @@ def index(reports: Path) -> str:
 def _study(name: str, folder: Path) -> str:
     about = f"<p>{escape(ABOUT[name])}</p>" if name in ABOUT else ""
     finished = (folder / REPORT).exists()
-    return f"<section id='{escape(name)}'><h2>{escape(name)}</h2>{about}{(_answer if finished else _so_far)(name, folder)}</section>"
+    try:
+        body = (_answer if finished else _so_far)(name, folder)
+    except (ValueError, KeyError) as error:  # one damaged study keeps no other from being shown
+        body = f"<p class='warning'>The records of this study cannot be read: {escape(str(error))}</p>"
+    return f"<section id='{escape(name)}'><h2>{escape(name)}</h2>{about}{body}</section>"
 
 
 def _answer(name: str, folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from collections.abc import Callable
@@ -17,12 +18,16 @@ from depthprune_core import distillation, evaluation, folders, intervals, models
 from depthprune_core.intervals import Interval
 from depthprune_core.records import Plan
 from depthprune_study import export, places, rules
+from depthprune_study.arms import weights_hash
+from depthprune_study.bench import device_of
 from depthprune_study.settings import StudyError
 
 PASSAGE_CHARS = text.MIN_DOCUMENT_CHARS
-MIN_PASSAGES = 20
+MIN_PASSAGES = 40
 MEASURED, CHOSEN_BY = 60, 16  # passages, at most
+HELD_OUT = {0: "test", 1: "test", 10: "calibration", 11: "calibration"}  # of each twenty
 REFIT_TOKENS = 25_600
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]  # no code
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,8 @@ def prune(
     never trained on. Recovery is KL to the whole model, from a start that is refitted where the architecture allows it. A run that
     is cut goes on from its last checkpoint.
 
-    Raises StudyError or ValueError, in a sentence and before any work, for what cannot be done.
+    Raises StudyError or ValueError, in a sentence and before layers are chosen, for what cannot be done; FloatingPointError where
+    the loss diverges.
     """
     out = Path(out)
     export.check_free(out)
@@ -67,7 +73,7 @@ def prune(
         folders.check(Path(folder))
     elif model not in models.SOURCES:
         raise StudyError(f"model {model!r} is not known: name one of {', '.join(models.SOURCES)}, a local folder or a hub id")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    device = device_of(device)
     teacher, tokenizer = models.load(folder or model, cache=places.cache(), assets=places.assets(), device=device, seed=seed)
     folders.check_fit(teacher, tokenizer, model)
     n_layers = len(models.decoder(teacher).layers)
@@ -82,6 +88,7 @@ def prune(
     def windows(part: str, n_tokens: int | None) -> text.Windows:
         return text.windows(parts[part], tokenizer, seq_len=seq_len, tokens_per_document=n_tokens)
 
+    sample = _sample(parts, tokenizer, seq_len=seq_len, n_tokens=recover_tokens, seed=seed, say=say) if recover_tokens else None
     say(f"{model}: {n_layers} layers, {teacher.num_parameters():,} parameters; choosing what to drop")
     plan = (
         Plan(n_layers, layers, "named")
@@ -94,10 +101,9 @@ def prune(
     student = pruning.drop_layers(teacher, plan)
     ratios = {"before recovery": intervals.ppl_ratio(evaluation.score(student, test), whole)}
     say(f"perplexity ratio to the whole model before recovery: {ratios['before recovery']}")
-    recipe, checkpoint = "", _work(out) / "recovery.ckpt"
-    if recover_tokens:
-        pool = text.windows(parts["recovery"], tokenizer, seq_len=seq_len, whole=True)
-        sample = text.draw(pool, n_tokens=recover_tokens, seed=seed)
+    recipe = ""
+    if sample is not None:
+        checkpoint = _work(out) / f"{weights_hash(teacher)}.ckpt"  # another model's is never gone on from
         recipe = _recover(
             student,
             teacher,
@@ -110,17 +116,18 @@ def prune(
             say=say,
         )
     dtype = _dtype(folder or model, teacher)
-    n_tokens = recover_tokens // seq_len * seq_len
     recovered = {**ratios, "as saved": _ratio(_rounded(student, dtype), test, whole)}
     card = export.Card(
-        base=model,
+        base=_name(model),
+        hub=_hub_id(model),
         plan=plan,
         n_parameters=student.num_parameters(),
-        tokens=n_tokens,
+        tokens=sample.inputs.numel() if sample is not None else 0,
         text=text_name if text_name in ("wikipedia-excerpt", "wikitext-2") else "a text of the maker's own",
         recipe=recipe,
         ratios=recovered,
         license=_license(folder),
+        revision=_revision(model, folder),
     )
     export.folder(out, student, tokenizer, card, dtype=dtype)
     shutil.rmtree(_work(out), ignore_errors=True)
@@ -173,7 +180,9 @@ def _recover(
 
 
 def _split(name: str) -> dict[str, list[text.Document]]:
-    """The splits of a named text; of any other, passages in turn: of ten, one to measure on and one to choose by."""
+    """The splits of a named text; of any other, passages in turn: of twenty, two to measure on and two to choose by. Those between
+    them that stand together are one document to recover on, so that hardly a token of theirs is lost to the ends of windows.
+    """
     if name in ("wikipedia-excerpt", "wikitext-2"):
         return text.split_named(name, cache=places.cache(), assets=places.assets())
     passages = [p for document in text.load(name, cache=places.cache(), assets=places.assets()) for p in _passages(document)]
@@ -181,10 +190,15 @@ def _split(name: str) -> dict[str, list[text.Document]]:
         raise StudyError(
             f"text {name} is too short: it gives {len(passages)} passages of {PASSAGE_CHARS:,} characters, at least {MIN_PASSAGES} are wanted"
         )
-    parts: dict[str, list[text.Document]] = {"recovery": [], "calibration": [], "test": []}
-    for index, passage in enumerate(passages):
-        parts[{0: "test", 5: "calibration"}.get(index % 10, "recovery")].append(passage)
-    return {**parts, "test": parts["test"][:MEASURED], "calibration": parts["calibration"][:CHOSEN_BY]}
+    held_out = [HELD_OUT.get(index % 20, "recovery") for index in range(len(passages))]
+    parts = {
+        part: [passage for passage, goes in zip(passages, held_out, strict=True) if goes == part]
+        for part in ("test", "calibration")
+    }
+    runs = itertools.groupby(zip(passages, held_out, strict=True), key=lambda item: (item[0].name.rsplit("#", 1)[0], item[1]))
+    together = [[passage for passage, _ in run] for (_, part), run in runs if part == "recovery"]
+    joined = [text.Document(run[0].name, "\n".join(passage.text for passage in run)) for run in together]
+    return {"recovery": joined, "test": parts["test"][:MEASURED], "calibration": parts["calibration"][:CHOSEN_BY]}
 
 
 def _passages(document: text.Document) -> list[text.Document]:
@@ -199,6 +213,22 @@ def _passages(document: text.Document) -> list[text.Document]:
     return passages
 
 
+def _sample(
+    parts: dict[str, list[text.Document]],
+    tokenizer: Any,
+    *,
+    seq_len: int,
+    n_tokens: int,
+    seed: int,
+    say: Callable[[str], None],
+) -> text.Windows:
+    """The windows to recover on."""
+    pool = text.windows(parts["recovery"], tokenizer, seq_len=seq_len, whole=True)
+    sample = text.draw(pool, n_tokens=n_tokens, seed=seed)
+    say(f"to recover on: {sample.inputs.numel():,} tokens, {len(sample) / len(pool):.2g} times the text that is not held out")
+    return sample
+
+
 def _at_hand(model: str) -> str:
     """The folder of a hub model, fetched; empty for what `models.load` knows by itself."""
     if model in models.SOURCES:
@@ -208,7 +238,7 @@ def _at_hand(model: str) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"])
+        return snapshot_download(model, allow_patterns=HUB_FILES)
     except (OSError, ValueError) as error:
         raise StudyError(
             f"model {model!r} is no local folder, and could not be fetched from the model hub ({type(error).__name__}): check the name "
@@ -224,10 +254,34 @@ def _dtype(where: str, teacher: PreTrainedModel) -> torch.dtype:
     return kept if isinstance(kept, torch.dtype) else teacher.dtype
 
 
+def _hub_id(model: str) -> str:
+    """The model's name on the hub; empty where it has none that is known."""
+    source = models.SOURCES.get(model)
+    if source is not None:
+        return source.where if source.kind == "hub" else ""
+    return "" if Path(model).is_dir() else model
+
+
+def _name(model: str) -> str:
+    """What the card calls the base model: no path of the maker's machine."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def _revision(model: str, folder: str) -> str:
+    """The commit of a hub model; empty for others."""
+    if model in models.SOURCES:
+        return models.SOURCES[model].revision
+    return Path(folder).name if folder and not Path(model).is_dir() else ""
+
+
 def _license(folder: str) -> str:
     """The licence that the base model's card names, if there is one."""
     card = Path(folder) / "README.md" if folder else None
-    if card is None or not card.is_file() or not (content := card.read_text(encoding="utf-8")).startswith("---"):
+    if (
+        card is None
+        or not card.is_file()
+        or not (content := card.read_text(encoding="utf-8", errors="replace")).startswith("---")
+    ):
         return ""
     try:
         head = yaml.safe_load(content.split("---")[1])

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,7 @@ def run(study: str, *, say: Callable[[str], None], terminal: TextIO = sys.stderr
     folder = places.runs(study)
     with _alone(folder):
         if not all(step.done for step in steps):
-            _fetch(steps, say)
+            fetch(steps, say)
         for step in steps:
             if _is_done(study, step.notebook, step.key):  # asked anew: an earlier one may have left other records just now
                 say(f"{step.notebook}: done already")
@@ -80,10 +80,10 @@ def run(study: str, *, say: Callable[[str], None], terminal: TextIO = sys.stderr
             say(f"{step.notebook}: done in {seconds:.0f} s")
 
 
-def single(study: str, notebook: str, parameters: settings.Common) -> Step:
-    """The only step of a folder under runs/ that one notebook works in: a cell of a sweep, or its table."""
+def single(study: str, notebook: str, parameters: settings.Common, *, inputs: Sequence[str] = ()) -> Step:
+    """The only step of a folder under runs/ that one notebook works in: a cell of a sweep, or its table. `inputs`: hashes of what it reads."""
     values = parameters.model_dump(mode="json")
-    key = _key(notebook, values, [])
+    key = _key(notebook, values, list(inputs))
     return Step(notebook, values, key, _is_done(study, notebook, key), 0)
 
 
@@ -126,7 +126,7 @@ def read_named(path: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _fetch(steps: list[Step], say: Callable[[str], None]) -> None:
+def fetch(steps: Sequence[Step], say: Callable[[str], None]) -> None:
     """Get every model and text that the steps name before the first of them runs: a missing network is told at once."""
     from transformers.utils import logging
 

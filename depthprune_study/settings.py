@@ -270,13 +270,21 @@ def _check_file(path: Path, schema: type[BaseModel]) -> tuple[list[str], Any]:
         return [f"not readable as YAML ({' '.join(str(error).split())[:200]})"], None
     if not isinstance(values, dict):
         return ["a list of `name: value` lines is wanted"], None
-    names = Counter(key.value for key, _ in node.value)
-    if twice := [name for name, n in names.items() if n > 1]:  # papermill would silently take the last
+    if twice := _twice(node):  # papermill would silently take the last
         return [f"{name} is given more than once" for name in twice], None
     try:
         return [], schema.model_validate(values)
     except ValidationError as error:
         return _sentences(error, schema), None
+
+
+def _twice(node: yaml.MappingNode) -> list[str]:
+    """Names that a mapping, or one right inside it, gives more than once."""
+    found = []
+    for mapping in (node, *(value for _, value in node.value if isinstance(value, yaml.MappingNode))):
+        names = Counter(key.value for key, _ in mapping.value if isinstance(key, yaml.ScalarNode))
+        found += [name for name, n in names.items() if n > 1]
+    return found
 
 
 def _sentences(error: ValidationError, schema: type[BaseModel]) -> list[str]:

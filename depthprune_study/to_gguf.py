@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import tempfile
@@ -13,10 +12,11 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from depthprune_core import folders
+from depthprune_core import folders, models
+from depthprune_study import places
 from depthprune_study.settings import StudyError
 
 TYPES = {"f32": (np.float32, gguf.LlamaFileType.ALL_F32), "f16": (np.float16, gguf.LlamaFileType.MOSTLY_F16)}
@@ -34,8 +34,11 @@ def convert(folder: Path, target: Path, *, kind: str = "f16") -> PreTrainedModel
     if kind not in TYPES:
         raise StudyError(f"type {kind!r} is not known: name one of {', '.join(TYPES)}")
     folder, target = Path(folder), Path(target)
+    if target.exists():
+        raise StudyError(f"{target} is there already: name another file, nothing is overwritten")
     folders.check(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+    model, tokenizer = models.load(str(folder.resolve()), cache=places.cache())
+    folders.check_fit(model, tokenizer, str(folder))
     family = FAMILIES.get(model.config.model_type)
     if family is None:
         raise StudyError(f"{folder} holds a {model.config.model_type}: GGUF files are written for {', '.join(FAMILIES)}")
@@ -63,6 +66,8 @@ def convert(folder: Path, target: Path, *, kind: str = "f16") -> PreTrainedModel
 def _like_llama(writer: gguf.GGUFWriter, config: Any) -> None:
     if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
         raise StudyError("a Llama with biases has no place for them in a GGUF file")
+    if config.hidden_act != "silu":
+        raise StudyError(f"hidden_act={config.hidden_act!r}: llama.cpp computes a Llama with silu alone")
     rope = config.rope_parameters
     if rope.get("rope_type", "default") != "default":
         raise StudyError(f"rope_type={rope['rope_type']!r}: GGUF files are written for plain rotary positions alone")
@@ -79,6 +84,10 @@ def _like_llama(writer: gguf.GGUFWriter, config: Any) -> None:
 def _like_gpt2(writer: gguf.GGUFWriter, config: Any) -> None:
     if config.activation_function not in ("gelu_new", "gelu_pytorch_tanh"):
         raise StudyError(f"activation_function={config.activation_function!r}: llama.cpp computes GPT-2 with gelu_new alone")
+    if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
+        raise StudyError(
+            "a GPT-2 whose attention is scaled in another way than the usual one is computed otherwise by llama.cpp"
+        )
     _add_shape(writer, config, width=config.n_inner or 4 * config.hidden_size)
     writer.add_layer_norm_eps(config.layer_norm_epsilon)
 
@@ -99,7 +108,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path) -> None:
     """Tokens, merges and special tokens of a byte-level BPE; the way that it splits words, by the name that llama.cpp has for it."""
     try:
         tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        splits = _names_of_splits(tokenizer["pre_tokenizer"])
+        splits = _splits(tokenizer)
         vocabulary, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
         is_byte_level = (
             tokenizer["model"]["type"] == "BPE" and not tokenizer["model"].get("byte_fallback") and merges is not None
@@ -137,10 +146,13 @@ def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path) -> None:
             add(ids[token])
 
 
-def _names_of_splits(pre_tokenizer: dict[str, Any]) -> tuple[str, ...]:
-    if pre_tokenizer["type"] == "Sequence":
-        return tuple(part["type"] for part in pre_tokenizer["pretokenizers"])
-    return (pre_tokenizer["type"],)
+def _splits(tokenizer: dict[str, Any]) -> tuple[str, ...]:
+    """The names of its steps that split words, where each is set as GPT-2 or SmolLM set it and nothing else changes the text."""
+    steps = tokenizer["pre_tokenizer"]
+    steps = steps["pretokenizers"] if steps["type"] == "Sequence" else [steps]
+    usual = {"ByteLevel": {"add_prefix_space": False, "use_regex": True}, "Digits": {"individual_digits": True}}
+    as_usual = all(step.get(key) == value for step in steps for key, value in usual.get(step["type"], {}).items())
+    return tuple(step["type"] for step in steps) if as_usual and tokenizer.get("normalizer") is None else ()
 
 
 def _special(folder: Path, name: str) -> str | None:
@@ -186,8 +198,10 @@ def _as(kind: str, name: str, data: np.ndarray) -> np.ndarray:
 
 
 def _opened(path: Path, model: PreTrainedModel, kind: str) -> PreTrainedModel:
-    # The config is handed over: of a GPT-2, transformers reads neither context length nor MLP width out of the file.
-    options = {"config": copy.deepcopy(model.config), "dtype": torch.float32}
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    if config.model_type == "gpt2":  # of which transformers reads neither out of the file
+        config.n_positions, config.n_inner = model.config.n_positions, model.config.n_inner
+    options = {"config": config, "dtype": torch.float32}
     opened = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options).eval()
     ids = torch.arange(min(64, model.config.vocab_size, model.config.max_position_embeddings))[None]
     with torch.no_grad():

@@ -93,7 +93,7 @@ def test_the_layer_count_and_lists_of_one_entry_a_layer_follow_and_nothing_else_
     assert after["tokenizer.ggml.tokens"] == ["a", "é", "b", "c", "d"]
 
 
-def test_what_was_cut_can_be_cut_again(tmp_path: Path) -> None:
+def test_what_was_cut_is_not_cut_again(tmp_path: Path) -> None:
     source, once, twice, at_once = (tmp_path / name for name in ("whole.gguf", "once.gguf", "twice.gguf", "at-once.gguf"))
     write(source)
     gguf_files.cut(source, once, [1])
@@ -146,10 +146,10 @@ def test_a_damaged_file_is_refused_in_a_sentence(tmp_path: Path, length: int) ->
         gguf_files.cut(source, tmp_path / "cut.gguf", [1])
 
 
-def test_the_file_itself_is_never_replaced(tmp_path: Path) -> None:
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
     source = write(tmp_path / "whole.gguf")
     before = source.read_bytes()
-    with pytest.raises(ValueError, match="would replace the file"):
+    with pytest.raises(ValueError, match="is there already"):
         gguf_files.cut(source, tmp_path / "." / "whole.gguf", [1])
     assert source.read_bytes() == before
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import signal
@@ -92,13 +93,22 @@ def test_every_committed_site_gives_a_config(site: Path) -> None:
         ({"name": "a b"}, "name='a b'"),
         ({"more": 1}, "more is not a parameter; known are name, models, rules, drop_counts, seeds, same"),
         ({"same": SAME | {"lr": "1e-4"}}, r"lr='1e-4': Input should be a valid number \(YAML reads 1e-4 as text"),
-        ({"same": SAME | {"rule": "greedy"}}, "same.rule is what varies"),
+        ({"same": SAME | {"rule": "greedy"}}, r"same\.rule is given by the sweep itself"),
+        ({"same": SAME | {"study": "quick"}}, r"same\.study is given by the sweep itself"),
+        ({"same": SAME | {"text": datetime.date(2024, 1, 1)}}, "text=datetime.date.*: Input should be a valid string"),
         ({"same": SAME | {"batch_tokens": 33}}, "batch_tokens=33: must be a multiple of seq_len 32"),
     ],
 )
 def test_a_bad_sweep_is_refused_before_any_cell_runs(changes: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=sentence):
         grid.cells(settings.read_sweep(written(tmp_path / "sweep.yaml", **changes)))
+
+
+def test_a_parameter_that_stands_twice_is_refused_also_among_what_is_shared(tmp_path: Path) -> None:
+    path = written(tmp_path / "sweep.yaml")
+    path.write_text(path.read_text(encoding="utf-8").replace("  tokens: 128", "  tokens: 128\n  tokens: 256"), encoding="utf-8")
+    with pytest.raises(StudyError, match="tokens is given more than once"):
+        settings.read_sweep(path)
 
 
 def test_a_sweep_or_a_site_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -122,13 +132,14 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], set[str]]:
     broken: set[str] = set()
     done: set[str] = set()
 
-    def run_cell(folder: str, parameters: dict[str, Any]) -> None:
+    def run_cell(folder: str, parameters: dict[str, Any], moved: dict[str, str]) -> None:
         ran.append(folder)
         if parameters["rule"] in broken:
             raise RuntimeError("it broke\nwith a traceback")
         done.add(folder)
 
     monkeypatch.setattr(grid, "run_cell", run_cell)
+    monkeypatch.setattr(run, "fetch", lambda steps, say: None)
     monkeypatch.setattr(grid.Cell, "done", property(lambda cell: cell.folder in done))
     return ran, broken
 
@@ -152,8 +163,12 @@ def test_a_cell_that_fails_stops_no_other_and_alone_runs_again(stand_in: tuple[l
     assert len(ran) == 2
 
 
-def test_cells_that_run_at_once_have_a_gpu_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("visible", "wanted"), [("", ["0", "1", "2"]), ("5,2,7", ["2", "5", "7"])])
+def test_cells_that_run_at_once_have_a_gpu_of_their_own(
+    visible: str, wanted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     together, seen = threading.Barrier(3), []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
 
     def process(command: list[str], *, env: dict[str, str], **options: Any) -> Any:
         seen.append(env["CUDA_VISIBLE_DEVICES"])
@@ -164,8 +179,8 @@ def test_cells_that_run_at_once_have_a_gpu_of_their_own(monkeypatch: pytest.Monk
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     with grid.local_pool() as pool:
         for _ in range(2):
-            list(pool.map(lambda cell: grid.run_cell(cell, {}), ["a", "b", "c"]))
-    assert sorted(seen[:3]) == sorted(seen[3:]) == ["0", "1", "2"]
+            list(pool.map(lambda cell: grid.run_cell(cell, {}, {}), ["a", "b", "c"]))
+    assert sorted(seen[:3]) == sorted(seen[3:]) == wanted
 
 
 def test_without_a_gpu_a_cell_sees_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,8 +191,51 @@ def test_without_a_gpu_a_cell_sees_what_is_there(monkeypatch: pytest.MonkeyPatch
 
 def test_a_cell_whose_process_dies_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="ended with code 1"):
-        grid.run_cell("sweep-try-0", {})
+    with pytest.raises(RuntimeError, match=r"^its process ended with code 1 \(and said nothing\)$"):
+        grid.run_cell("sweep-try-0", {}, {})
+
+
+def test_a_cell_that_stops_gives_its_reason_and_not_what_libraries_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = f"a warning\n{grid.STOPPED}layers are missing\nthe partial notebook: here\n"
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, 1, "", said))
+    with pytest.raises(RuntimeError, match=r"^layers are missing\n"):
+        grid.run_cell("sweep-try-0", {}, {})
+
+
+def test_a_cell_whose_results_are_elsewhere_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid, "run_cell", lambda *arguments: None)
+    monkeypatch.setattr(run, "fetch", lambda steps, say: None)
+    with ThreadPoolExecutor(1) as pool:
+        failed = grid.run_sweep(sweep(), pool, say=lambda line: None)
+    assert len(failed) == 4 and all("must share the folder runs/" in sentence for sentence in failed)
+
+
+def test_what_waits_is_not_begun_after_a_stop() -> None:
+    begun, gate = [], threading.Event()
+
+    def work(number: int) -> None:
+        begun.append(number)
+        gate.wait(30)
+
+    with pytest.raises(KeyboardInterrupt), grid.stopped_at_once(ThreadPoolExecutor(1)) as pool:
+        futures = [pool.submit(work, number) for number in range(3)]
+        while not begun:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    gate.set()
+    futures[0].result()
+    assert begun == [0] and all(future.cancelled() for future in futures[1:])
+
+
+def test_a_cell_is_known_by_the_content_of_a_local_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    (cell,) = grid.cells(sweep(models=["mine"], rules=["last_k"], drop_counts=[1]))
+    assert cell.parameters.model == str(tmp_path / "mine")  # a notebook runs in another folder
+    before = cell.step.key
+    (tmp_path / "mine" / "config.json").write_text("{ }")
+    assert cell.step.key != before
 
 
 def test_a_sweep_without_results_has_no_table() -> None:

@@ -54,6 +54,15 @@ def test_a_half_built_report_is_not_listed(tmp_path: Path) -> None:
     assert "No study has been published yet." in index.index(tmp_path)
 
 
+def test_a_damaged_study_keeps_no_other_from_being_shown(tmp_path: Path) -> None:
+    for study in ("quick", "smollm2"):
+        published(tmp_path, study, pages=("report",))
+    next((tmp_path / "smollm2" / "records").rglob("test_scores.json")).write_text("{")
+    page = index.index(tmp_path)
+    assert page.count("The records of this study cannot be read") == 1
+    assert page.count("<p class='answer'>") >= 2
+
+
 def test_names_in_the_index_are_escaped(tmp_path: Path) -> None:
     published(tmp_path, "quick", pages=("report",), first="<script>alert('x')</script>")
     page = index.index(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import re
@@ -49,19 +50,27 @@ def opened(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_any_decoder_comes_out_smaller_and_opens_plainly(name: str, words: Path, tmp_path: Path) -> None:
+def test_any_decoder_comes_out_smaller_and_opens_plainly(
+    name: str, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer = AutoTokenizer.from_pretrained(
         models.BUNDLED / "gpt2-mini"
     )  # in bytes: transformers knows some as another class
     base = saved(tmp_path / "base", tiny(name, vocab_size=len(tokenizer)), tokenizer=tokenizer)
+    starts, honest = [], distillation.recover
+
+    def watched(student: Any, *args: Any, **options: Any) -> Any:
+        starts.append(copy.deepcopy(student))
+        return honest(student, *args, **options)
+
+    monkeypatch.setattr(distillation, "recover", watched)
     made = own.prune(str(base), text_name=str(words), out=tmp_path / "out", drop=1, recover_tokens=256, **OPTIONS)
     model = opened(tmp_path / "out")
     assert len(made.plan.dropped) == 1
     assert AutoConfig.from_pretrained(tmp_path / "out").get_text_config().num_hidden_layers == len(made.plan.kept)
     ids = torch.arange(1, 13)[None]
     assert torch.isfinite(model(ids).logits).all()
-    cut = pruning.drop_layers(tiny(name, vocab_size=len(tokenizer)), made.plan)
-    assert not torch.equal(model(ids).logits, cut(ids).logits)  # it was recovered
+    assert not torch.equal(model(ids).logits, starts[0](ids).logits)  # beyond its start, which may be refitted
     assert AutoTokenizer.from_pretrained(tmp_path / "out").decode(tokenizer("w5 and w9").input_ids) == "w5 and w9"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
 
@@ -107,7 +116,7 @@ def test_a_run_that_was_cut_goes_on_and_ends_the_same(words: Path, tmp_path: Pat
     monkeypatch.setattr(distillation, "recover", cut_short)
     with pytest.raises(KeyboardInterrupt):
         run("again")
-    assert (tmp_path / ".again.work" / "recovery.ckpt").exists() and not (tmp_path / "again").exists()
+    assert list((tmp_path / ".again.work").glob("*.ckpt")) and not (tmp_path / "again").exists()
     resumed = run("again")
     assert steps[8] > steps[0]  # it did not begin anew
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
@@ -116,9 +125,50 @@ def test_a_run_that_was_cut_goes_on_and_ends_the_same(words: Path, tmp_path: Pat
 
 def test_held_out_passages_are_never_trained_on(words: Path) -> None:
     parts = own._split(str(words))
-    texts = {part: {passage.text for passage in passages} for part, passages in parts.items()}
-    assert sum(map(len, texts.values())) == len(set().union(*texts.values()))
-    assert all(len(passage.text) >= own.PASSAGE_CHARS - 1 for passages in parts.values() for passage in passages)
+    held_out = [passage.text for part in ("test", "calibration") for passage in parts[part]]
+    assert len(held_out) == len(set(held_out)) >= 8
+    assert all(len(passage) >= own.PASSAGE_CHARS - 1 for passage in held_out)
+    lines = {line for passage in held_out for line in passage.splitlines()}
+    assert not lines & {line for document in parts["recovery"] for line in document.text.splitlines()}
+
+
+def test_hardly_a_token_that_is_not_held_out_is_lost_to_the_ends_of_windows(words: Path) -> None:
+    parts = own._split(str(words))
+    n_tokens = sum(len(document.text.split()) for document in parts["recovery"])
+    pool = own.text.windows(parts["recovery"], tiny_tokenizer(), seq_len=512, whole=True)
+    assert pool.inputs.numel() > 0.85 * n_tokens
+    assert n_tokens > 0.75 * len(words.read_text(encoding="utf-8").split())
+
+
+def test_a_cut_run_of_another_model_is_not_gone_on_from(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bases = [saved(tmp_path / f"base{seed}", tiny("gpt2", seed=seed)) for seed in (0, 1)]
+    run = {"text_name": str(words), "drop": 0, "layers": (1,), "recover_tokens": 1_024, **OPTIONS}
+    own.prune(str(bases[1]), out=tmp_path / "alone", **run)
+    honest = distillation.recover
+
+    def cut_short(*args: Any, **options: Any) -> Any:
+        def stop(done: int, total: int, unit: str) -> None:
+            if done > 256:
+                raise KeyboardInterrupt
+
+        return honest(*args, **{**options, "progress": stop, "checkpoint_every_seconds": 0})
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(distillation, "recover", cut_short)
+        own.prune(str(bases[0]), out=tmp_path / "out", **run)
+    assert list((tmp_path / ".out.work").iterdir())
+    own.prune(str(bases[1]), out=tmp_path / "out", **run)
+    alone, after = (opened(tmp_path / name).state_dict() for name in ("alone", "out"))
+    assert all(torch.equal(alone[name], after[name]) for name in alone)
+
+
+def test_the_card_of_a_local_base_names_no_path_and_no_hub_model(words: Path, tmp_path: Path) -> None:
+    base = saved(tmp_path / "base", tiny("llama"))
+    own.prune(str(base), text_name=str(words), out=tmp_path / "out", drop=1, **OPTIONS)
+    page = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "base without layers" in page
+    assert str(tmp_path) not in page and "base_model" not in page
+    assert yaml.safe_load((tmp_path / "out" / "mergekit.yaml").read_text())["slices"][0]["sources"][0]["model"] == "base"
 
 
 # ---------------------------------------------------------------- refusals
@@ -194,7 +244,14 @@ def test_nothing_is_overwritten(words: Path, tmp_path: Path) -> None:
 
 def card(**changes: Any) -> export.Card:
     ratios = {"before recovery": Interval(1.25, 1.2, 1.3, 30, 28.0), "as saved": Interval(1.05, 1.04, 1.06, 30, 28.0)}
-    known = {"base": "org/base", "plan": Plan(6, (2, 4), "named"), "n_parameters": 1_234_567, "tokens": 1_024, "text": "a text"}
+    known = {
+        "base": "org/base",
+        "hub": "org/base",
+        "plan": Plan(6, (2, 4), "named"),
+        "n_parameters": 1_234_567,
+        "tokens": 1_024,
+        "text": "a text",
+    }
     return export.Card(**{**known, "recipe": "KL", "ratios": ratios, "license": "mit", **changes})
 
 
@@ -259,6 +316,7 @@ def test_the_command_writes_a_folder(words: Path, tmp_path: Path) -> None:
         ([], "how many layers go, or which: give one of --drop and --layers"),
         (["--drop", "1", "--layers", "1"], "give one of --drop and --layers"),
         (["--layers", "1;2"], "--layers '1;2': layer numbers with commas between them are wanted"),
+        (["--drop", "1", "--recover-tokens", "inf"], "--recover-tokens inf: a whole number from 0 on is wanted"),
         (["--drop", "1", "--recover-tokens", "1.5"], "--recover-tokens 1.5: a whole number from 0 on is wanted"),
         (["--drop", "1"], "model 'nothing' is not known"),
     ],

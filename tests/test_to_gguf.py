@@ -126,7 +126,10 @@ def test_a_tokenizer_that_is_no_byte_level_bpe_is_refused(tmp_path: Path) -> Non
     [
         ("llama", {"attention_bias": True}, "a Llama with biases"),
         ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type='linear'"),
+        ("llama", {"hidden_act": "relu"}, "hidden_act='relu'"),
         ("gpt2", {"activation_function": "relu"}, "activation_function='relu'"),
+        ("gpt2", {"scale_attn_weights": False}, "scaled in another way"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scaled in another way"),
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(
@@ -134,6 +137,36 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
 ) -> None:
     folder = saved(tmp_path / "model", tiny(family, vocab_size=len(tokenizer), **changes), tokenizer)
     assert sentence in refused(folder, tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("n_layers", [3, 7])
+def test_a_config_of_another_depth_than_the_weights_is_refused(n_layers: int, tokenizer: Any, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", tiny("llama", vocab_size=len(tokenizer)), tokenizer)
+    config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": n_layers}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "so this is another model" in refused(folder, tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalizer": {"type": "NFC"}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True, "trim_offsets": True}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False, "trim_offsets": True}},
+    ],
+)
+def test_a_tokenizer_that_splits_words_otherwise_is_refused(changes: dict[str, Any], tokenizer: Any, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", tiny("gpt2", vocab_size=len(tokenizer)), tokenizer)
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+    assert "is no byte-level BPE that splits words as GPT-2 or SmolLM do" in refused(folder, tmp_path / "model.gguf")
+
+
+def test_nothing_is_overwritten(tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine.gguf").write_text("mine")
+    with pytest.raises(ValueError, match="is there already"):
+        to_gguf.convert(MINI, tmp_path / "mine.gguf")
+    assert (tmp_path / "mine.gguf").read_text() == "mine"
 
 
 def test_a_number_too_large_for_f16_is_refused(tokenizer: Any, tmp_path: Path) -> None:

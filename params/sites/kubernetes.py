@@ -1,6 +1,7 @@
 """A Kubernetes cluster: pods of one GPU and one worker each. Needs `pip install kubernetes`.
 
-The image holds this package; the claim is a volume that all pods share.
+The image holds this package; the claim is a volume that all pods share, where runs and cache lie. Start the sweep with
+DEPTHPRUNE_RUNS naming the same folder of that volume.
 """
 
 from parsl.addresses import address_by_hostname
@@ -13,11 +14,11 @@ CLAIM, MOUNT = "depthprune", "/depthprune"
 
 
 def config() -> Config:
-    """Up to sixteen pods; a cell whose worker is lost runs once more."""
+    """Up to sixteen pods; a cell that fails, or whose worker is lost, runs once more."""
     provider = KubernetesProvider(
         image=IMAGE,
         namespace=NAMESPACE,
-        worker_init=f"cd {MOUNT}",
+        worker_init=f"export DEPTHPRUNE_RUNS={MOUNT}/runs DEPTHPRUNE_CACHE={MOUNT}/cache",
         persistent_volumes=[(CLAIM, MOUNT)],
         init_blocks=1,
         max_blocks=16,

@@ -44,6 +44,8 @@ def block(folder: Path) -> str:
         lines += ["", *beyond_lines(_read(folder / "beyond-pairs.json"))]
     if (folder / "teacher-cache.json").exists():
         lines += ["", cache_line(_read(folder / "teacher-cache.json"))]
+    if (folder / "llama-cpp.json").exists():
+        lines += ["", llama_cpp_line(_read(folder / "llama-cpp.json"))]
     return "\n".join(lines)
 
 
@@ -118,6 +120,21 @@ def cache_line(found: dict[str, Any]) -> str:
         f"A second recovery of {found['model']} on the same windows runs the teacher's head alone on the states kept from the first "
         f"(`TeacherStates`, exact): {found['states_tokens_per_second'] / whole:.2f}x the tokens a second. With its k most likely tokens kept "
         f"(`TeacherTop`, off by default) nothing of the teacher runs; {shares}."
+    )
+
+
+def llama_cpp_line(found: dict[str, Any]) -> str:
+    """Decode of cut GGUF files in llama.cpp, in a sentence."""
+    whole = found["depths"]["whole"]
+    cuts = "; ".join(
+        f"without layers {' + '.join(map(str, row['dropped']))} {row['gain'][0]:.3f}x [{row['gain'][1]:.3f}, {row['gain'][2]:.3f}] as fast, "
+        f"the file {1 - row['bytes'] / whole['bytes']:.1%} smaller"
+        for name, row in found["depths"].items()
+        if name != "whole"
+    )
+    return (
+        f"In llama.cpp (llama-cpp-python {found['version']}, {found['machine']}), {found['model']} as the GGUF file that it comes in decodes at "
+        f"{whole['ms_per_token']:.1f} ms a token behind {found['context']} tokens; {cuts} (`python -m benchmarks.llama_cpp`)."
     )
 
 

@@ -148,3 +148,13 @@ def test_what_was_tried_lost_and_wrong_is_a_table(tmp_path: Path):
     )
     settings["1 thread, again"]["same_bits_as_before"] = False
     assert "does NOT agree bit for bit" in bench_readme.same_again(found)
+
+
+def test_decode_in_llama_cpp_is_told_with_gain_and_size():
+    from benchmarks import llama_cpp
+
+    found = llama_cpp.rows({"whole": [10.0, 10.2, 9.8], "2 fewer": [9.0, 9.1, 8.9]}, {"whole": 1_000, "2 fewer": 950})
+    assert found["depths"]["whole"]["gain"][0] == 1
+    line = bench_readme.llama_cpp_line({**found, "model": "a model", "version": "0.3", "machine": "a machine"})
+    assert "10.0 ms a token behind 64 tokens" in line
+    assert "without layers 14 + 17 1.111x [" in line and "the file 5.0% smaller" in line

@@ -33,10 +33,10 @@ def by_transformers(model: Any, ids: list[int]) -> np.ndarray:
 
 
 def assert_alike(ours: np.ndarray, theirs: np.ndarray, *, nats: float) -> None:
-    """Mean KL between the two next-word distributions, in nats per token, and the same first choice nearly everywhere."""
+    """Mean KL between the two next-word distributions, in nats per token, and mostly the same first choice."""
     p, q = (torch.tensor(logits).double().log_softmax(-1) for logits in (theirs, ours))
     assert float((p.exp() * (p - q)).sum(-1).mean()) < nats
-    assert float((p.argmax(-1) == q.argmax(-1)).double().mean()) > 0.9
+    assert float((p.argmax(-1) == q.argmax(-1)).double().mean()) > 0.8
 
 
 @pytest.fixture(scope="module")

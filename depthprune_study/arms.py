@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,19 +21,26 @@ from transformers import PreTrainedModel
 from depthprune_core import pruning
 from depthprune_core.records import Plan
 
+HELD_BYTES = 4 * 2**30  # of students in memory, beside the one that was asked for last
+_held: OrderedDict[str, PreTrainedModel] = OrderedDict()  # by content, the one asked for last at the end
+
 
 class Arm:
-    """A student by the hash of its weights; `model` is read from disk, or made again, at the first request."""
+    """A student by the hash of its weights; `model` is read from disk, or made again, when it is asked for.
 
-    def __init__(self, content: str, make: Callable[[], PreTrainedModel]) -> None:
+    Those asked for last stay in memory, as far as they fit into HELD_BYTES: of a large model, a notebook has more students than a
+    machine can hold. `model`: one that is at hand and can be made again.
+    """
+
+    def __init__(self, content: str, make: Callable[[], PreTrainedModel], *, model: PreTrainedModel | None = None) -> None:
         self.content, self._make = content, make
-        self._model: PreTrainedModel | None = None
+        if model is not None:
+            _hold(content, model)
 
     @property
     def model(self) -> PreTrainedModel:
-        if self._model is None:
-            self._model = self._make()
-        return self._model
+        model = _held.get(self.content)
+        return _hold(self.content, self._make() if model is None else model)
 
     def fresh(self) -> PreTrainedModel:
         """Another copy of the model, which nothing else holds."""
@@ -42,6 +50,23 @@ class Arm:
         """The same student with more layers dropped (in its own numbering)."""
         content = hashlib.sha256(f"{self.content} without {plan.dropped}".encode()).hexdigest()[:16]
         return Arm(content, lambda: pruning.drop_layers(self.model, plan))
+
+
+def _hold(content: str, model: PreTrainedModel) -> PreTrainedModel:
+    _held[content] = model
+    _held.move_to_end(content)
+    while len(_held) > 1 and sum(_bytes(held) for held in _held.values()) > HELD_BYTES:
+        _held.popitem(last=False)
+    return model
+
+
+def release() -> None:
+    """Let all students in memory go that nothing else holds: before one is trained, which takes several times its size."""
+    _held.clear()
+
+
+def _bytes(model: PreTrainedModel) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def model_of(student: PreTrainedModel | Arm) -> PreTrainedModel:

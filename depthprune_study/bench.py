@@ -38,7 +38,7 @@ from depthprune_core.assets import sha256_of
 from depthprune_core.records import Answers, Curve, Divergence, Facts, Plan, Score
 from depthprune_core.teachers import TeacherStates
 from depthprune_study import places, provenance, settings
-from depthprune_study.arms import Arm, forget_hash, load_weights, model_of, save_weights, weights_hash
+from depthprune_study.arms import Arm, forget_hash, load_weights, model_of, release, save_weights, weights_hash
 from depthprune_study.live import Progress
 from depthprune_study.settings import StudyError
 
@@ -72,6 +72,7 @@ class Bench:
     def __init__(self, notebook: str, parameters: settings.Common) -> None:
         self.notebook, self.parameters = notebook, parameters
         self.folder = places.runs(parameters.study)
+        release()  # students are held for one notebook
         self.device = device_of(getattr(parameters, "device", "cpu"))
         self.texts: dict[str, dict[str, list[text.Document]]] = {}
         self._states: TeacherStates | None = None
@@ -197,6 +198,7 @@ class Bench:
         path, weights = folder / f"{stamp.key}.json", folder / f"{stamp.key}.safetensors"
 
         def distilled() -> tuple[PreTrainedModel, Curve]:
+            release()
             unrecovered = fitted.fresh() if fitted is not None else _as_cut(plan, teacher, start)
             checkpoint = folder / f"{stamp.key}.ckpt"
             self._progress.begin(name)
@@ -227,7 +229,8 @@ class Bench:
         kept = _kept(path, stamp)
         if kept is None:
             student, curve = distilled()
-            return Arm(curve.recipe["weights"], lambda: student), curve
+            content = curve.recipe["weights"]
+            return (Arm(content, again, model=student) if keep_weights else Arm(content, lambda: student)), curve
         content = kept["arm"].recipe["weights"]
         return Arm(content, again), kept["arm"]
 

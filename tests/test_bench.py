@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import json
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +12,13 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from tiny import count_layer_passes
+from tiny import count_layer_passes, tiny
 
 from depthprune_core import pruning, records, refitting
 from depthprune_core.records import Curve, Facts, Plan, Score
+from depthprune_study import arms, live, places, settings
 from depthprune_study import bench as bench_module
-from depthprune_study import live, places, settings
+from depthprune_study.arms import Arm
 from depthprune_study.bench import Bench, open_bench
 from depthprune_study.settings import StudyError
 
@@ -625,3 +628,40 @@ def test_a_rule_that_notebook_02_has_no_plan_of_is_told_in_a_sentence(bench: Ben
 def test_a_folder_that_is_not_whole_is_refused_before_it_is_read(bench: Bench, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no \.safetensors file"):
         bench.model(str(tmp_path))
+
+
+# ---------------------------------------------------------------- students in memory
+
+
+def test_students_stay_in_memory_as_far_as_they_fit(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def arm(number: int) -> Arm:
+        return Arm(f"content {number}", lambda: made.append(number) or tiny("llama", seed=number))
+
+    first, second, third = map(arm, range(3))
+    one = sum(p.numel() * p.element_size() for p in first.model.parameters())
+    monkeypatch.setattr(arms, "HELD_BYTES", 2 * one)
+    assert first.model is first.model and made == [0]
+    assert second.model is second.model and first.model is first.model and made == [0, 1]
+    assert third.model is third.model and made == [0, 1, 2]
+    assert first.model is not None and made == [0, 1, 2]  # asked for after the second, which went
+    assert second.model is not None and made == [0, 1, 2, 1]
+
+
+def test_one_student_is_held_however_large_it_is(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arms, "HELD_BYTES", 0)
+    made: list[int] = []
+    arm = Arm("content", lambda: made.append(0) or tiny("llama"))
+    assert arm.model is arm.model and made == [0]
+
+
+def test_a_recovered_student_that_went_from_memory_is_read_from_disk(bench: Bench) -> None:
+    teacher, tokenizer = bench.model("llama-tiny")
+    arm, _ = bench.recover("arm", PLAN, teacher, bench.recovery_windows(tokenizer, tokens=192, seed=0), **RECIPE)
+    before = {name: tensor.clone() for name, tensor in arm.model.state_dict().items()}
+    held = weakref.ref(arm.model)
+    arms.release()
+    gc.collect()
+    assert held() is None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in arm.model.state_dict().items())

@@ -41,6 +41,7 @@ def run_study(
         steps = run.plan(study)
         _say_plan(study, steps)
         if dry_run:
+            _say_budget(study)
             return
         run.run(study, say=_say)
         nothing_new = all(step.done for step in steps) and all(report.is_current(study).values())
@@ -241,6 +242,18 @@ def _say_plan(study: str, steps: list) -> None:
         about = f"about {step.expected_seconds:.0f} s" if step.expected_seconds else "time not measured"
         models = ", ".join(str(step.parameters[key]) for key in ("model", "tokens") if key in step.parameters)
         _say(f"  {step.notebook:<24} {'done' if step.done else about:<18} {models}")
+
+
+def _say_budget(study: str) -> None:
+    from depthprune_study import budget
+
+    try:
+        found = list(budget.lines(study))
+    except StudyError:  # sizes that only a look at the model or the text would tell
+        return
+    _say("")
+    for line in found:
+        _say(line)
 
 
 def _say_answer(study: str, page: Path) -> None:

@@ -1,0 +1,226 @@
+"""What a study will cost, by arithmetic on its parameters: tokens, forward passes, hours and memory on GPUs that people rent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from depthprune_core import models, speed
+from depthprune_core.models import text_config
+from depthprune_study import run
+from depthprune_study.settings import StudyError
+
+TAUGHT, TRAINED, SCORED = (
+    4.0,
+    3.0,
+    1.0,
+)  # forward passes a token: student forward and backward (as two), and the teacher's forward
+# Documents of each split; WikiText-2's are those of its published files (its training articles give the rest).
+DOCUMENTS = {
+    "wikipedia-excerpt": {"calibration": 8, "validation": 12, "test": 30},
+    "wikitext-2": {"calibration": 8, "validation": 60, "test": 62},
+}
+SHAPES = {"gpt2": "gpt2-shape", "tinyllama-1.1b": "tinyllama-1.1b-shape"}  # of models whose weights only the hub has
+PEAK_TFLOPS = {"T4": 65, "A100": 312, "H100": 989}  # dense, in the 16-bit type that each has; NVIDIA's data sheets
+SHARE_OF_PEAK = 0.25  # what a plain training loop of this size is taken to reach: an assumption, not a measurement
+ACTIVATION_BYTES = (
+    34 * 1.5
+)  # a token, a layer and a hidden unit, attention computed in tiles (Korthikanti et al. 2022, arXiv:2205.05198)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One kind of work: so many tokens of text, each of which costs so many full forward passes of the model."""
+
+    what: str
+    model: str
+    tokens: int
+    forwards: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A notebook's work, and the memory of its largest recovery with all weights trained."""
+
+    notebook: str
+    items: tuple[Item, ...]
+    teraflops: float  # floating-point operations, in 10^12
+    training_bytes: int
+
+    def hours(self, gpu: str) -> float:
+        """On a GPU of PEAK_TFLOPS, at SHARE_OF_PEAK of its peak."""
+        return self.teraflops / (PEAK_TFLOPS[gpu] * SHARE_OF_PEAK) / 3600
+
+
+def costs(study: str) -> list[Cost]:
+    """The costs of a study's notebooks. Raises StudyError for bad parameters, or a model or text whose size is not known here."""
+    steps = {step.notebook: step.parameters for step in run.plan(study)}
+    return [_cost(notebook, steps) for notebook in steps if notebook in ITEMS]
+
+
+def lines(study: str) -> Iterator[str]:
+    """The costs as text, a line a kind of work."""
+    found = costs(study)
+    for cost in found:
+        yield f"  {cost.notebook}"
+        for item in cost.items:
+            yield f"    {item.what:<44} {item.tokens:>14,} tokens x {item.forwards:4.1f} forward passes, {item.model}"
+    yield ""
+    yield f"  hours, by arithmetic at {SHARE_OF_PEAK:.0%} of each GPU's peak: " + ", ".join(
+        f"{gpu} {sum(cost.hours(gpu) for cost in found):.1f}" for gpu in PEAK_TFLOPS
+    )
+    largest = max(found, key=lambda cost: cost.training_bytes)
+    yield (
+        f"  GPU memory, by arithmetic: {largest.training_bytes / 2**30:.1f} GiB at most ({largest.notebook}: teacher, student, gradients and "
+        "AdamW in float32, activations of one step)"
+    )
+
+
+def _cost(notebook: str, steps: Mapping[str, dict[str, Any]]) -> Cost:
+    own = steps[notebook]
+    items = tuple(ITEMS[notebook](own, steps))
+    flops = sum(2 * _read_parameters(item.model) * item.tokens * item.forwards for item in items)
+    trains = any(item.forwards >= TRAINED for item in items)
+    return Cost(notebook, items, flops / 1e12, _training_bytes(own, steps["03_recovery"]) if trains else 0)
+
+
+def _sensitivity(own: dict[str, Any], steps: Mapping[str, Any]) -> Iterator[Item]:
+    n, tokens = _layers(own["model"]), _tokens(own, "calibration", own["calibration_tokens"])
+    yield Item("profile: every layer dropped once", own["model"], tokens, (n + 1) / 2 + 1)
+    yield Item("profile: gradients (Taylor)", own["model"], tokens, TRAINED)
+    if own["pairs"]:
+        yield Item("every pair of layers, on a prefix tree", own["model"], tokens, tree_passes(n, 2) / n)
+
+
+def _prune(own: dict[str, Any], steps: Mapping[str, Any]) -> Iterator[Item]:
+    n, tokens = _layers(own["model"]), _tokens(own, "calibration", own["calibration_tokens"])
+    yield Item(
+        f"every set of up to {own['exhaustive_to']} layers", own["model"], tokens, tree_passes(n, own["exhaustive_to"]) / n
+    )
+    for k in own["race_counts"]:
+        raced = _tokens(own, "calibration", own["race_tokens"])
+        yield Item(f"race for {k} layers, a tenth of all sets", own["model"], raced, tree_passes(n, k) / n / 10)
+    plans = len(own["drop_counts"]) * (8 + own["random_draws"]) + 1
+    yield Item(f"{plans} plans scored", own["model"], plans * _scored(own), SCORED)
+
+
+def _recovery(own: dict[str, Any], steps: Mapping[str, Any]) -> Iterator[Item]:
+    model, validation = own["model"], _tokens(own, "validation", own["score_tokens"])
+    kinds = ("train_seq_lens", "batch_tokens", "warmups", "temperatures", "trained_parts", "hidden_weights", "rules")
+    trials = 2 + sum(len(own[kind]) - 1 for kind in kinds) + len(own["lora_lr_grid"])
+    rates = len(own["optimisers"]) * len(own["lr_grid"])
+    in_full = 2 if own["mixed_in_full"] else 1
+    yield Item(f"{trials} trials of the recipe", model, trials * own["pilot_tokens"], TAUGHT)
+    yield Item(f"{rates} rates of the recipe", model, rates * own["rate_tokens"], TAUGHT)
+    others = 2 * in_full * rates + (0 if own["mixed_in_full"] else 1)
+    yield Item(f"{others} rates with the text itself, whole model too", model, others * own["rate_tokens"], TRAINED)
+    yield Item("the recipe in full", model, own["tokens"], TAUGHT)
+    yield Item(f"{2 * in_full} runs with the text itself", model, 2 * in_full * own["tokens"], TRAINED)
+    yield Item("trials and curves scored", model, (trials + rates + others + 5 * (1 + 2 * in_full)) * validation, SCORED)
+    yield Item("arms scored", model, (4 + 2 * in_full) * _scored(own), SCORED)
+    yield Item("profile after recovery", model, _tokens(own, "calibration", own["calibration_tokens"]), _layers(model) / 2)
+
+
+def _controls(own: dict[str, Any], steps: Mapping[str, Any]) -> Iterator[Item]:
+    model, first = own["model"], steps["03_recovery"]
+    tokens, rates = first["tokens"], len(first["lr_grid"])
+    yield Item(f"{rates} rates of the narrower model", model, rates * first["rate_tokens"], TAUGHT)
+    yield Item("narrower; three layers at once; in two stages", model, 3 * tokens, TAUGHT)
+    yield Item(
+        f"{len(own['lora_lr_grid'])} rates of adapters with CE", model, len(own["lora_lr_grid"]) * first["rate_tokens"], TRAINED
+    )
+    yield Item("adapters with CE, on as many tokens", model, tokens, TRAINED)
+    yield Item("CE and adapters, for as long (time of two recoveries)", model, 2 * tokens, TAUGHT)
+    yield Item("arms scored", model, 12 * _scored(own), SCORED)
+
+
+def _choice(own: dict[str, Any], steps: Mapping[str, Any]) -> Iterator[Item]:
+    model, second = own["model"], steps["02_prune_gpt2"]
+    rules = 8 + second["random_draws"]
+    yield Item(f"{rules} rules recovered", model, rules * own["arm_tokens"], TAUGHT)
+    runs = own["n_sets"] * len(own["set_seeds"])
+    yield Item(f"{runs} recoveries of sets", model, runs * own["set_tokens"], TAUGHT)
+    yield Item("arms scored", model, 2 * rules * _scored(own) + runs * _tokens(own, "validation", own["score_tokens"]), SCORED)
+
+
+def _transfer(own: dict[str, Any], steps: Mapping[str, Any]) -> Iterator[Item]:
+    model, rates = own["model"], len(steps["03_recovery"]["lr_grid"])
+    tokens = _tokens(own, "calibration", own["calibration_tokens"])
+    yield Item(
+        "two profiles", model, tokens, _layers(model) / 2 * (1 + own["second_choice_tokens"] / own["calibration_tokens"])
+    )
+    yield Item(f"{rates} rates", model, rates * own["pilot_tokens"], TAUGHT)
+    yield Item(f"{rates} rates of the control", model, rates * own["pilot_tokens"], TRAINED)
+    yield Item("two layers; three at once; three in stages", model, 3 * own["tokens"], TAUGHT)
+    yield Item("the control", model, own["tokens"], TRAINED)
+    yield Item("arms scored", model, 6 * _scored(own), SCORED)
+
+
+def _seeds(own: dict[str, Any], steps: Mapping[str, Any]) -> Iterator[Item]:
+    others = len(own["seeds"]) - 1
+    yield Item(f"{others} more seeds", own["model"], others * steps["03_recovery"]["tokens"], TAUGHT)
+    yield Item("arms scored", own["model"], (others + 3) * _scored(own), SCORED)
+
+
+ITEMS = {
+    "01_sensitivity": _sensitivity,
+    "02_prune_gpt2": _prune,
+    "03_recovery": _recovery,
+    "03b_controls": _controls,
+    "03c_choice": _choice,
+    "04_transfer_tinyllama": _transfer,
+    "05_seed_stability": _seeds,
+}
+
+
+def tree_passes(n_layers: int, k: int) -> int:
+    """Layers that run to measure every set of up to k dropped layers, each node only those behind its last dropped one."""
+    total, nodes = n_layers, {-1: 1}  # nodes: last dropped layer -> how many sets of the size at hand end in it
+    for _ in range(k):
+        nodes = {last: sum(n for before, n in nodes.items() if before < last) for last in range(n_layers)}
+        total += sum(n * (n_layers - 1 - last) for last, n in nodes.items())
+    return total
+
+
+def _tokens(own: dict[str, Any], split: str, per_document: int) -> int:
+    """Tokens of a split, at most: no document is taken to be shorter."""
+    if own["text"] not in DOCUMENTS:
+        raise StudyError(f"text {own['text']!r}: how many documents it has is not known before it is read")
+    documents = DOCUMENTS[own["text"]][split]
+    return (min(documents, own["max_documents"]) if own["max_documents"] else documents) * per_document
+
+
+def _scored(own: dict[str, Any]) -> int:
+    """Tokens of an arm's score on validation and on test."""
+    return sum(_tokens(own, split, own["score_tokens"]) for split in ("validation", "test"))
+
+
+def _model(name: str) -> Any:
+    known = SHAPES.get(name, name)
+    if models.SOURCES.get(known) is None or models.SOURCES[known].shape is None:
+        raise StudyError(f"model {name!r}: its size is not known before it is read; known are {', '.join(_shapes())}")
+    return models.shape(known)
+
+
+def _shapes() -> list[str]:
+    return [*SHAPES, *(name for name, source in models.SOURCES.items() if source.shape is not None)]
+
+
+def _layers(name: str) -> int:
+    return text_config(_model(name).config).num_hidden_layers
+
+
+def _read_parameters(name: str) -> float:
+    """Parameters that a token's forward pass multiplies with."""
+    return speed.weight_bytes_per_token(_model(name)) / 4
+
+
+def _training_bytes(own: dict[str, Any], recovery: dict[str, Any]) -> int:
+    """Teacher, student, gradients and two moments in float32, and what a step keeps for its backward pass."""
+    model = _model(own["model"])
+    config, n = text_config(model.config), model.num_parameters()
+    per_layer = (n - sum(p.numel() for p in model.get_input_embeddings().parameters())) / config.num_hidden_layers
+    student = n - per_layer * recovery["drop_count"]
+    step = max(recovery["batch_tokens"]) * config.num_hidden_layers * config.hidden_size * ACTIVATION_BYTES
+    return int(4 * n + 16 * student + step)

@@ -192,7 +192,7 @@ def _as(kind: str, name: str, data: np.ndarray) -> np.ndarray:
     if data.ndim < 2:
         return data.astype(np.float32)
     largest = float(np.abs(data).max())
-    if kind == "f16" and largest > np.finfo(np.float16).max:
+    if kind == "f16" and largest > float(np.finfo(np.float16).max):
         raise StudyError(f"tensor {name} reaches {largest:g}, which f16 cannot hold: write f32")
     return data.astype(TYPES[kind][0])
 

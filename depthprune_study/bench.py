@@ -14,6 +14,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,8 @@ class Bench:
         return model, tokenizer
 
     def precision(self, wanted: str) -> str:
-        """What recovery computes in: `auto` is float32 on a CPU, bfloat16 on a GPU that truly has it, else float16."""
-        if wanted != "auto":
-            return wanted
-        if self.device != "cuda":
-            return "float32"
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+        """What recovery computes in, as asked for or as is best here (`auto`)."""
+        return fast_precision(self.device) if wanted == "auto" else wanted
 
     def documents(self, split: str) -> list[text.Document]:
         """The documents of a split; only `test_scores` reads the test split."""
@@ -144,14 +141,15 @@ class Bench:
 
     # ------------------------------------------------------------ finished pieces
 
-    def once(self, name: str, make: Callable[[], Any], *, on: list[Any], seed: int = 0) -> Any:
+    def once(self, name: str, make: Callable[[], Any], *, on: list[Any], seed: int = 0, by_content: bool = False) -> Any:
         """The record(s) of a piece of work: read back where its stamp still holds, else made and saved.
 
-        `on`: what it depends on (models, windows, plans, records), hashed by content.
+        `on`: what it depends on (models, windows, plans, records), hashed by content. `by_content`: on nothing else, so what another
+        version of the notebook has left, or one with other parameters, holds as well.
         """
         path = self.record_path(name)
         stamp = self._stamp(name, on, seed)
-        if (kept := _kept(path, stamp)) is not None:
+        if (kept := _kept(path, stamp, by_content=by_content)) is not None:
             return kept
         for item in on:
             if isinstance(item, Arm):
@@ -368,7 +366,7 @@ class Bench:
         def make() -> Score:
             return self._scores.get(key) or evaluation.score(model_of(model), windows, progress=self.progress)
 
-        self._scores[key] = self.once(f"{split}/{name}", make, on=[model, windows])
+        self._scores[key] = self.once(f"{split}/{name}", make, on=[model, windows], by_content=True)
         return self._scores[key]
 
     # ------------------------------------------------------------ what comes out
@@ -439,6 +437,13 @@ def device_of(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and available else "cpu"
 
 
+def fast_precision(device: str) -> str:
+    """float32 on a CPU, bfloat16 on a GPU that truly has it, else float16."""
+    if device != "cuda":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
 def _as_cut(plan: Plan, teacher: PreTrainedModel, start: Student | None) -> PreTrainedModel:
     """A student before any recovery, which nothing else holds: the plan's cut of the teacher, or a copy of `start`."""
     return pruning.drop_layers(teacher, plan) if start is None else copy.deepcopy(model_of(start))
@@ -470,12 +475,19 @@ def _as_recorded(name: str, student: PreTrainedModel, content: str) -> PreTraine
     return student
 
 
-def _kept(path: Path, stamp: records.Stamp) -> Any:
-    """The record(s) of a file that is whole and carries this stamp, else None."""
+def _kept(path: Path, stamp: records.Stamp, *, by_content: bool = False) -> Any:
+    """The record(s) of a file that is whole and carries this stamp, else None. `by_content`: whatever notebook and parameters the
+    file's own stamp names; it then names these.
+    """
     try:
-        return records.read(path) if records.read_stamp(path).key == stamp.key else None
+        record, its_own = records.read(path), records.read_stamp(path)
     except (FileNotFoundError, ValueError):
         return None
+    if by_content and its_own.key != stamp.key:
+        its_own = replace(its_own, notebook_hash=stamp.notebook_hash, parameters=stamp.parameters)
+        if its_own.key == stamp.key:
+            records.write(path, record, its_own)
+    return record if its_own.key == stamp.key else None
 
 
 def _content_hash(item: Any) -> str:

@@ -160,9 +160,8 @@ def parsl_pool(site: Path) -> Executor:
     spec.loader.exec_module(module)
     if not callable(getattr(module, "config", None)):
         raise StudyError(f"{site} has no function config() that gives a parsl.Config")
-    beside = str(
-        Path(sys.executable).parent
-    )  # Parsl starts its own scripts by name, also where the environment is not activated
+    # Parsl starts its own scripts by name, also where the environment is not activated.
+    beside = str(Path(sys.executable).parent)
     if beside not in os.environ.get("PATH", "").split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join([beside, os.environ.get("PATH", "")])
     return ParslPoolExecutor(config=module.config())

@@ -19,7 +19,7 @@ from depthprune_core.intervals import Interval
 from depthprune_core.records import Plan
 from depthprune_study import export, places, rules
 from depthprune_study.arms import weights_hash
-from depthprune_study.bench import device_of
+from depthprune_study.bench import device_of, fast_precision
 from depthprune_study.settings import StudyError
 
 PASSAGE_CHARS = text.MIN_DOCUMENT_CHARS
@@ -73,28 +73,21 @@ def prune(
         folders.check(Path(folder))
     elif model not in models.SOURCES:
         raise StudyError(f"model {model!r} is not known: name one of {', '.join(models.SOURCES)}, a local folder or a hub id")
-    device = device_of(device)
-    teacher, tokenizer = models.load(folder or model, cache=places.cache(), assets=places.assets(), device=device, seed=seed)
+    teacher, tokenizer = models.load(
+        folder or model, cache=places.cache(), assets=places.assets(), device=device_of(device), seed=seed
+    )
     folders.check_fit(teacher, tokenizer, model)
-    n_layers = len(models.decoder(teacher).layers)
-    if layers:
-        Plan(n_layers, layers, "named")
-    elif not 0 < drop < n_layers:
-        raise StudyError(f"drop={drop} is not possible: {model} has {n_layers} layers, 1..{n_layers - 1} can go")
-    seq_len = min(seq_len, getattr(models.text_config(teacher.config), "max_position_embeddings", None) or seq_len)
+    named = _checked(model, len(models.decoder(teacher).layers), drop=drop, layers=layers)
     if recover_tokens and recover_tokens < batch_tokens:
         raise StudyError(f"recover_tokens={recover_tokens} is less than one step of {batch_tokens} tokens; 0 means no recovery")
+    seq_len = min(seq_len, getattr(models.text_config(teacher.config), "max_position_embeddings", None) or seq_len)
 
     def windows(part: str, n_tokens: int | None) -> text.Windows:
         return text.windows(parts[part], tokenizer, seq_len=seq_len, tokens_per_document=n_tokens)
 
     sample = _sample(parts, tokenizer, seq_len=seq_len, n_tokens=recover_tokens, seed=seed, say=say) if recover_tokens else None
-    say(f"{model}: {n_layers} layers, {teacher.num_parameters():,} parameters; choosing what to drop")
-    plan = (
-        Plan(n_layers, layers, "named")
-        if layers
-        else rules.choose(rule, drop, teacher, windows("calibration", 512), progress=_steps(say))
-    )
+    say(f"{model}: {teacher.num_parameters():,} parameters; choosing what to drop")
+    plan = named or rules.choose(rule, drop, teacher, windows("calibration", 512), progress=_steps(say))
     say(f"layers {', '.join(map(str, plan.dropped))} go ({plan.rule})")
     test = windows("test", 1_024)
     whole = evaluation.score(teacher, test)
@@ -134,6 +127,15 @@ def prune(
     return Pruned(plan, recovered)
 
 
+def _checked(model: str, n_layers: int, *, drop: int, layers: tuple[int, ...]) -> Plan | None:
+    """The plan of layers that are named, None where they are to be chosen. Raises what `prune` raises for layers."""
+    if layers:
+        return Plan(n_layers, layers, "named")
+    if not 0 < drop < n_layers:
+        raise StudyError(f"drop={drop} is not possible: {model} has {n_layers} layers, 1..{n_layers - 1} can go")
+    return None
+
+
 def _rounded(student: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The student as its file will hold it, in the arithmetic of its measurement."""
     return export.cast(export.cast(student, dtype), torch.float32)
@@ -160,9 +162,6 @@ def _recover(
     if refitting.is_possible(student) and refitting.fitted_layers(plan):
         refitting.refit(student, teacher, plan, sample.take(slice(0, max(1, REFIT_TOKENS // sample.seq_len))))
         start = "refitted"
-    precision = (
-        "bfloat16" if teacher.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    )
     distillation.recover(
         student,
         teacher,
@@ -172,7 +171,7 @@ def _recover(
         lr=lr,
         batch_size=batch,
         seed=seed,
-        precision=precision,
+        precision=fast_precision(teacher.device.type),
         checkpoint=checkpoint,
         progress=_steps(say),
     )

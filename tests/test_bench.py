@@ -665,3 +665,26 @@ def test_a_recovered_student_that_went_from_memory_is_read_from_disk(bench: Benc
     gc.collect()
     assert held() is None
     assert all(torch.equal(tensor, before[name]) for name, tensor in arm.model.state_dict().items())
+
+
+def test_a_score_is_read_back_by_what_it_measured(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, tokenizer = bench.model("llama-tiny")
+    before = bench.validation_scores({"arm": teacher}, tokenizer)
+    monkeypatch.setattr("depthprune_core.evaluation.score", no_training)
+    monkeypatch.setattr("depthprune_study.provenance.notebook_hash", lambda path: "of another version")
+    other = new_bench(seeds=[0, 1, 2])
+    assert other.validation_scores({"arm": teacher}, tokenizer) == before
+    stamp = records.read_stamp(other.record_path("validation/arm"))
+    assert (stamp.notebook_hash, stamp.parameters["seeds"]) == ("of another version", [0, 1, 2])
+    for changed in (new_bench(score_tokens=8), new_bench(max_documents=1)):
+        with pytest.raises(AssertionError, match="trained again"):
+            changed.validation_scores({"arm": teacher}, tokenizer)
+    with pytest.raises(AssertionError, match="trained again"):
+        new_bench().validation_scores({"arm": tiny("llama", vocab_size=4_096)}, tokenizer)
+
+
+def test_other_work_is_done_anew_when_its_notebook_or_a_parameter_changes(bench: Bench) -> None:
+    work = Counted(Facts({"value": 1}))
+    for changed in (bench, new_bench(), new_bench(seeds=[0, 1, 2])):
+        changed.once("work", work, on=[])
+    assert work.times == 2

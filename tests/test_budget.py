@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import rows
 from depthprune_core import models, text
-from depthprune_study import budget, places, run, settings
+from depthprune_study import budget, run, settings
 from depthprune_study.settings import StudyError
 
 
@@ -36,7 +36,7 @@ def test_a_recovery_s_work_by_hand() -> None:
     read = 124_439_808 - 1_024 * 768  # all but the positions: the embedding is the head
     assert cost.teraflops == pytest.approx(2 * read * (4 * seeds.tokens + scored.tokens) / 1e12)
     assert cost.hours("T4") == pytest.approx(cost.teraflops / (65 * 0.25) / 3_600)
-    assert cost.training_bytes == 0 or cost.training_bytes > 5 * 4 * 110e6
+    assert 4 * 124_439_808 + 16 * 110_264_064 < cost.training_bytes < 4 * 124_439_808 + 16 * 110_264_064 + 8e9
 
 
 def test_tinyllama_with_all_weights_trained_needs_more_than_a_t4_has() -> None:
@@ -63,4 +63,4 @@ def test_the_lines_tell_hours_and_memory_and_say_that_they_are_no_measurement() 
 def test_what_is_not_known_is_not_made_up() -> None:
     with pytest.raises(StudyError, match="its size is not known before it is read"):
         budget.costs("smollm2")
-    assert set(budget.SHAPES.values()) <= set(models.SOURCES) and places.PARAMS.exists()
+    assert set(budget.SHAPES.values()) <= set(models.SOURCES)

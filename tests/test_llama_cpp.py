@@ -32,11 +32,11 @@ def by_transformers(model: Any, ids: list[int]) -> np.ndarray:
         return model(torch.tensor([ids])).logits[0].numpy()
 
 
-def assert_alike(ours: np.ndarray, theirs: np.ndarray, *, nats: float) -> None:
-    """Mean KL between the two next-word distributions, in nats per token, and mostly the same first choice."""
+def assert_alike(ours: np.ndarray, theirs: np.ndarray, *, nats: float, agreement: float = 0.95) -> None:
+    """Mean KL between the two next-word distributions, in nats per token, and how often the first choice is the same."""
     p, q = (torch.tensor(logits).double().log_softmax(-1) for logits in (theirs, ours))
     assert float((p.exp() * (p - q)).sum(-1).mean()) < nats
-    assert float((p.argmax(-1) == q.argmax(-1)).double().mean()) > 0.8
+    assert float((p.argmax(-1) == q.argmax(-1)).double().mean()) > agreement
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,9 @@ def test_a_cut_file_loads_and_computes_what_the_cut_model_computes(smollm2: Path
     ids = tokenizer(TEXT).input_ids
     student = pruning.drop_layers(model, Plan(30, (14, 17), "by hand"))
     whole, cut = by_llama_cpp(smollm2, ids), by_llama_cpp(tmp_path / "cut.gguf", ids)
-    assert_alike(whole, by_transformers(model, ids), nats=0.02)  # llama.cpp rounds activations to 8 bits beside 4-bit weights
-    assert_alike(cut, by_transformers(student, ids), nats=0.02)
+    loose = {"nats": 0.02, "agreement": 0.8}  # llama.cpp rounds activations to 8 bits beside 4-bit weights
+    assert_alike(whole, by_transformers(model, ids), **loose)
+    assert_alike(cut, by_transformers(student, ids), **loose)
     assert np.abs(whole - cut).max() > 1
 
 

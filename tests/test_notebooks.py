@@ -71,7 +71,7 @@ def test_a_notebook_that_computes_says_how_long_it_takes(name: str) -> None:
 
 
 def test_no_code_cell_is_long(name: str) -> None:
-    assert max(len(cell.source.splitlines()) for cell in code_of(name)) <= 36
+    assert max(len(cell.source.splitlines()) for cell in code_of(name)) <= 30
 
 
 def test_no_outputs_are_committed(name: str) -> None:

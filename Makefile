@@ -2,6 +2,7 @@
 # make test                  set up, run the tests
 # make torture               set up, kill a study at 50 random moments, damage its files; goes on where it was stopped
 # make audit                 look the pinned packages up among known vulnerabilities; fails for none of them
+# make lowest                the fast tests with the oldest versions that pyproject.toml allows (on Linux: several GB for that torch)
 # make bench                 set up, time this package next to the plain loop
 STUDY ?= quick
 KILLS ?= 50
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: study test test-slow torture audit bench lint clean
+.PHONY: study test test-slow torture audit lowest bench lint clean
 
 study: $(READY)
 	@$(BIN)/depthprune run $(STUDY)
@@ -30,6 +31,12 @@ audit: $(READY)
 	@echo "$$(grep -c 'could not be audited' .audit/found) of $$(grep -c == constraints.txt) packages could not be looked up; of the others:"
 	@grep -v 'could not be audited' .audit/found || true
 
+lowest:
+	@python=$$(sh tools/find-python.sh) && { test -x .lowest/uv/bin/uv || { $$python -m venv .lowest/uv && .lowest/uv/bin/pip install -qq uv; }; } \
+		&& .lowest/uv/bin/uv venv -q --clear --seed --python $$python .lowest/env
+	@.lowest/uv/bin/uv pip install -q --python .lowest/env/bin/python --resolution lowest-direct -e '.[dev]'
+	.lowest/env/bin/python -m pytest -q -m "not slow"
+
 bench: $(READY)
 	@$(BIN)/python -m benchmarks
 	@$(BIN)/python -m benchmarks.readme
@@ -45,4 +52,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) .audit runs
+	rm -rf $(VENV) .audit .lowest runs

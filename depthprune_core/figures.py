@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -179,7 +180,7 @@ def sweep(ratios: Intervals, *, n_tokens: int) -> Figure:
         groups.setdefault(factor, {})[level] = ratio
     labels = [f"{factor}: {_words(level)}" for factor, levels in groups.items() for level in levels]
     figure, ax = _row_axes(
-        labels, f"One factor at a time: validation perplexity after {n_tokens:,} tokens, unless a row says otherwise"
+        labels, f"One factor at a time: validation perplexity\nafter {n_tokens:,} tokens, unless a row says otherwise"
     )
     row = 0
     for index, levels in enumerate(groups.values()):
@@ -377,7 +378,7 @@ def _style(name: str) -> dict[str, str]:
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ").replace("-", " ")
+    return re.sub(r"_|(?<!\de)-", " ", name)  # the minus of 5e-05 stays
 
 
 def _axes(height: float, title: str) -> tuple[Figure, Axes]:

@@ -341,6 +341,16 @@ def test_the_level_of_a_factor_that_was_kept_is_filled():
     assert labels[0] == "optimiser and rate: adamw, 0.0001" and labels[-1] == "trained: lora"
 
 
+def test_the_longest_labels_leave_room_for_the_title():
+    long = {f"rate, 62,464 tokens: adamw, {lr}": ratio for lr, ratio in zip(("5e-05", "0.0001"), SWEPT.values(), strict=False)}
+    figure = figures.sweep(SWEPT | long, n_tokens=25_600)
+    figures.png(figure)
+    (ax,) = data_axes(figure)
+    (title,) = [text for text in ax.findobj(Text) if text.get_text() == ax.get_title(loc="left")]
+    assert title.get_window_extent().x1 <= figure.bbox.x1
+    assert "rate, 62,464 tokens: adamw, 5e-05" in [label.get_text() for label in ax.get_yticklabels()]
+
+
 def test_the_best_set_before_and_the_best_after_are_told_apart():
     (ax,) = data_axes(
         figures.before_after_scatter({"1,2": (0.1, 0.3), "3,4": (0.2, 0.1), "5,6": (0.3, 0.2)}, old="1,2", new="3,4")

@@ -167,9 +167,9 @@ def arms(ratios: Intervals, *, after: Intervals | None = None, title: str = "Per
     return _ratio_rows({name: ratios[name] for name in order}, after=after or {}, title=title)
 
 
-def controls(ratios: Intervals) -> Figure:
-    """One row a control, in the order given."""
-    return _ratio_rows(ratios, after={}, title="Recovery against its controls")
+def controls(ratios: Intervals, *, title: str = "Recovery against its controls") -> Figure:
+    """One row an arm, in the order given."""
+    return _ratio_rows(ratios, after={}, title=title)
 
 
 def sweep(ratios: Intervals, *, n_tokens: int) -> Figure:

@@ -234,7 +234,7 @@ def test_checkpointed_activations_are_computed_again_where_layers_are_trained(tr
 @pytest.mark.parametrize("limit_bytes", [2**20, 0], ids=["kept", "no room"])
 @pytest.mark.parametrize("trained", ["all", "after_first_cut"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_kept_teacher_states_change_neither_predictions_nor_curve(name, trained, limit_bytes):
+def test_kept_teacher_states_change_neither_student_nor_curve(name, trained, limit_bytes):
     teacher, student, plan = pruned(name, 2)
     settings = {**RECIPE, "loss": {"kl": 0.7, "ce": 0.3}, "temperature": 2.0, "plan": plan, "trained": trained}
     expected, expected_curve = recover(copy.deepcopy(student), teacher, TRAINING, **settings)
@@ -243,14 +243,13 @@ def test_kept_teacher_states_change_neither_predictions_nor_curve(name, trained,
         recovered, curve = recover(copy.deepcopy(student), teacher, TRAINING, teacher_cache=cache, **settings)
         assert curve.recipe == expected_curve.recipe
         assert curve.losses["kl"] == pytest.approx(expected_curve.losses["kl"], rel=1e-4, abs=1e-6)
-        torch.testing.assert_close(predictions_of(recovered), predictions_of(expected), rtol=1e-3, atol=1e-4)
-
-
-@torch.no_grad()
-def predictions_of(student: PreTrainedModel) -> torch.Tensor:
-    """Logits, not weights: where a gradient is zero (a key's bias), Adam makes steps of what rounding leaves of it, and that differs
-    between versions of torch."""
-    return student(input_ids=TRAINING.inputs).logits
+        with torch.no_grad():
+            logits, expected_logits = (model(input_ids=TRAINING.inputs).logits for model in (recovered, expected))
+        torch.testing.assert_close(logits, expected_logits, rtol=1e-3, atol=1e-4)
+        # where a gradient is zero (a key's bias), Adam makes full steps of what rounding leaves of it
+        pairs = zip(recovered.parameters(), expected.parameters(), strict=True)
+        close = torch.cat([torch.isclose(p, q, rtol=1e-3, atol=2e-5).flatten() for p, q in pairs])
+        assert close.double().mean() > 0.99
 
 
 @pytest.mark.parametrize("n_kept", [0, 5, 11])

@@ -342,7 +342,7 @@ def test_the_level_of_a_factor_that_was_kept_is_filled():
 
 
 def test_the_longest_labels_leave_room_for_the_title():
-    long = {f"rate, 62,464 tokens: adamw, {lr}": ratio for lr, ratio in zip(("5e-05", "0.0001"), SWEPT.values(), strict=False)}
+    long = {f"rate, 62,464 tokens: adamw, {lr}": interval(1.2) for lr in ("5e-05", "0.0001")}
     figure = figures.sweep(SWEPT | long, n_tokens=25_600)
     figures.png(figure)
     (ax,) = data_axes(figure)

@@ -81,7 +81,10 @@ def test_a_layer_that_does_nothing_is_worth_nothing(model, windows):
     criteria = sensitivity.profile(model, windows).criteria
     for criterion in ("drop_nll_nats", "drop_kl_nats", "block_influence"):
         assert criteria[criterion][2] == pytest.approx(0, abs=1e-5)
-        assert min(abs(value) for layer, value in enumerate(criteria[criterion]) if layer != 2) > 0.01, criterion
+        others = [value for layer, value in enumerate(criteria[criterion]) if layer != 2]
+        if criterion == "drop_nll_nats":  # a layer of random weights may do harm
+            others = [abs(value) for value in others]
+        assert min(others) > 0.01, criterion
 
 
 # ---------------------------------------------------------------- distances, weights, gradients

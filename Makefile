@@ -32,9 +32,8 @@ audit: $(READY)
 	@grep -v 'could not be audited' .audit/found || true
 
 lowest:
-	@python=$$(sh tools/find-python.sh) && { test -x .lowest/uv/bin/uv || { $$python -m venv .lowest/uv && .lowest/uv/bin/pip install -qq uv; }; } \
-		&& .lowest/uv/bin/uv venv -q --clear --seed --python $$python .lowest/env
-	@.lowest/uv/bin/uv pip install -q --python .lowest/env/bin/python --resolution lowest-direct -e '.[dev]'
+	@python=$$(sh tools/find-python.sh) && rm -rf .lowest && $$python -m venv .lowest/env && $$python -m venv .lowest/uv && .lowest/uv/bin/pip install -qq uv
+	@.lowest/uv/bin/uv pip install -q --system-certs --python .lowest/env/bin/python --resolution lowest-direct -e '.[dev]'
 	.lowest/env/bin/python -m pytest -q -m "not slow"
 
 bench: $(READY)

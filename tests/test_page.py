@@ -6,7 +6,9 @@ import json
 import re
 import shutil
 import socket
+import ssl
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
@@ -25,7 +27,8 @@ in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this 
 REPORTS = places.ROOT / "reports"
 PAGES = [REPORTS / "index.html", *sorted(REPORTS.glob("quick/*.html"))]
 PHONE, DESK = 390, 1280
-TLS = b"\x16\x03"
+TLS = b"\x16\x03"  # how a record begins: kind, version (two bytes), length (two bytes)
+WHOLE = socket.MSG_PEEK | socket.MSG_WAITALL
 LOOK = """<!DOCTYPE html><html><body><iframe width='{width}' height='900' srcdoc='{content}'></iframe><script>
 window.onload = () => {{
   const frame = document.querySelector('iframe'), page = frame.contentDocument, root = page.documentElement;
@@ -65,14 +68,15 @@ def served(page: str) -> Iterator[tuple[int, list[str]]]:
             pass
 
     class Server(ThreadingHTTPServer):
-        def verify_request(self, request: Any, client_address: Any) -> bool:
+        def finish_request(self, request: Any, client_address: Any) -> None:
             """A call for https is noted by the host that it names; the browser's own errands, to its maker, are none of the page's."""
-            hello = request.recv(2_000, socket.MSG_PEEK)
-            if not hello.startswith(TLS):
-                return True
+            start = request.recv(5, WHOLE)
+            if not start.startswith(TLS):
+                super().finish_request(request, client_address)
+                return
+            hello = request.recv(5 + int.from_bytes(start[3:]), WHOLE)  # it may come in several pieces
             if not any(maker in hello for maker in (b"google", b"gvt1")):
                 asked.append("https")
-            return False
 
     with Server(("127.0.0.1", 0), Handler) as server:
         thread = Thread(target=server.serve_forever)
@@ -106,6 +110,21 @@ def test_a_page_fits_its_screen_and_asks_for_nothing(path: Path, width: int, tmp
     assert found["asked"] == []
     assert found["font"] >= 16
     assert found["text"] > 500
+
+
+@pytest.mark.parametrize(("host", "noted"), [("clients2.google.com", []), ("example.org", ["https"])])
+def test_whose_call_it_is_shows_in_a_greeting_that_comes_in_pieces(host: str, noted: list[str]) -> None:
+    greeting = ssl.MemoryBIO()
+    call = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), greeting, server_hostname=host)
+    with pytest.raises(ssl.SSLWantReadError):
+        call.do_handshake()
+    said = greeting.read()
+    with served("") as (port, asked), socket.create_connection(("127.0.0.1", port), timeout=10) as caller:
+        for piece in (said[:3], said[3:40], said[40:]):
+            caller.sendall(piece)
+            time.sleep(0.1)
+        assert caller.recv(1) == b""  # it was heard, and hung up on
+        assert asked == noted
 
 
 @in_a_browser

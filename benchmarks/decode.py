@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Stat
 
 from benchmarks.rows import load
 from depthprune_core import intervals, models, speed
-from depthprune_core.models import decoder
+from depthprune_core.decoders import decoder
 from depthprune_core.progress import Progress
 from depthprune_core.pruning import drop_layers
 from depthprune_core.records import Plan, Timing

@@ -19,7 +19,7 @@ import torch
 from benchmarks import machine, plain
 from benchmarks.rows import PAIR, greedy_passes, head_in_layers, load, passes, windows_of
 from depthprune_core import distillation, evaluation, intervals, pruning, racing, selection, subsets, teachers, text
-from depthprune_core.models import decoder
+from depthprune_core.decoders import decoder
 from depthprune_core.records import Plan
 from depthprune_core.text import Windows
 from depthprune_study import places

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from depthprune_core.models import decoder, passing, replaced
+from depthprune_core.decoders import decoder, passing, replaced
 from depthprune_core.text import Windows
 
 

@@ -5,30 +5,39 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from depthprune_core import adapters, losses
+from depthprune_core import adapters, checkpoints, losses, optimisers
+from depthprune_core.decoders import checkpointed, decoder, hidden_states, recording
 from depthprune_core.evaluation import score
-from depthprune_core.models import Decoder, checkpointed, decoder, hidden_states, recording
 from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Curve, Plan
 from depthprune_core.teachers import TeacherStates, TeacherTop
+from depthprune_core.teams import Team
 from depthprune_core.text import Windows
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 LOSS_TERMS = ("kl", "ce", "hidden")
 TRAINED_PARTS = ("all", "after_first_cut", "lora")
-OPTIMISERS = ("adamw", "muon")
 PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+class DivergedError(FloatingPointError):
+    """A loss or a gradient was not finite, and the run stopped. `curve`: the run up to there."""
+
+    def __init__(self, problem: str, curve: Curve) -> None:
+        super().__init__(problem)
+        self.curve = curve
 
 
 def recover(
@@ -56,6 +65,7 @@ def recover(
     validate_every_tokens: int | None = None,
     checkpoint: Path | None = None,
     checkpoint_every_seconds: float = 60,
+    accelerator: Accelerator | None = None,
     progress: Progress = silent,
 ) -> tuple[PreTrainedModel, Curve]:
     """Train `student` in place, one pass over `windows` in their order; returns it in eval mode with its curve.
@@ -68,18 +78,24 @@ def recover(
 
     trained: `all`, or `after_first_cut` (needs `plan`): what lies before the first dropped layer sees the same input as
     ever and is frozen, with the embeddings and a head tied to them; that prefix runs once where the teacher has the same; or
-    `lora`: adapters of `lora_rank` on every linear map of the layers, added to the weights at the end.
+    `lora`: adapters of `lora_rank` on every linear map of the layers, added to the weights at the end. A student may share its weights
+    with its teacher then (`pruning.share_equal`): the teacher stays as it is.
     checkpoint_activations: layers keep their input alone and compute their inside again in the backward pass: less memory,
     a third more time, the same result.
     teacher_cache: what other recoveries on these windows have had the teacher compute (no hidden term; `TeacherTop`, KL against its top
     tokens alone, at temperature 1 only).
-    optimiser: `adamw`, or `muon` for the layers' matrices with AdamW for the rest.
+    optimiser: `adamw`; `adamw_8bit`, its moments in 8 bits (Dettmers et al. 2022, arXiv:2110.02861; needs bitsandbytes); or `muon`
+    for the layers' matrices with AdamW for the rest.
 
     `validation` is scored at the end; with `validate_every_tokens` also at the start and in between.
 
     With `checkpoint`, the run goes on from that file if it is there, bit for bit on a CPU; the file is the caller's to remove.
 
-    Raises ValueError for bad settings or another run's checkpoint; FloatingPointError when loss or gradient is not finite.
+    accelerator: that of one of several processes, each of which calls with the same arguments (its models on its own device). They
+    begin with the first one's weights, share the windows of each step and add up their gradients, so every process ends with the student
+    of the one-process run (with dropout: with another draw). The first one alone writes checkpoints, which all of them must be able to read.
+
+    Raises ValueError for bad settings or another run's checkpoint; DivergedError when loss or gradient is not finite.
     """
     micro_batch_size = micro_batch_size or batch_size
     _check_settings(student, teacher, plan, loss, trained=trained, optimiser=optimiser, precision=precision)
@@ -108,7 +124,13 @@ def recover(
         recipe["lora_rank"] = lora_rank
     if teacher_cache is not None:
         recipe |= teacher_cache.recipe
-    run = _Run(student, teacher, plan, trained, checkpoint_activations, teacher_cache)
+    shared = set(student.parameters()) & set(teacher.parameters() if teacher is not None else ())
+    if shared and trained != "lora":
+        raise ValueError(
+            f"the student shares weights with its teacher: only adapters (trained='lora') can be trained, not {trained!r}"
+        )
+    team = Team(accelerator)
+    run = _Run(student, teacher, plan, trained, checkpoint_activations, teacher_cache, team)
     batches = list(windows.batches(batch_size))
     log = {"step": 0, "tokens": [], "losses": {term: [] for term in loss}, "validation_tokens": [], "validation": []}
     identity = json.dumps([recipe, windows.token_hash, list(plan.dropped) if plan else []], sort_keys=True)
@@ -118,32 +140,44 @@ def recover(
         log["validation_tokens"].append(tokens_seen)
         log["validation"].append(score(student, validation).mean_nll_nats)
 
+    def curve() -> Curve:
+        return Curve(
+            recipe=recipe,
+            token_hash=windows.token_hash,
+            tokens=tuple(log["tokens"]),
+            losses={term: tuple(values) for term, values in log["losses"].items()},
+            validation_tokens=tuple(log["validation_tokens"]),
+            validation_nll_nats=tuple(log["validation"]),
+        )
+
     cuda = [student.device] if student.device.type == "cuda" else []
-    adapted = adapters.low_rank(student, rank=lora_rank, seed=seed) if trained == "lora" else nullcontext()
+    adapted = adapters.low_rank(student, rank=lora_rank, seed=seed, keep=shared) if trained == "lora" else nullcontext()
     with _training(student), torch.random.fork_rng(devices=cuda), adapted:
+        team.align(p for p in student.parameters() if p not in shared)
         run.freeze(windows.inputs[:1])
-        optimisers = _optimisers(student, run.parts, optimiser, lr=lr, weight_decay=weight_decay)
-        peak_rates = [[group["lr"] for group in opt.param_groups] for opt in optimisers]
+        opts = optimisers.optimisers_of(student, run.parts, optimiser, lr=lr, weight_decay=weight_decay)
+        peak_rates = [[group["lr"] for group in opt.param_groups] for opt in opts]
         scaler = torch.amp.GradScaler(student.device.type, enabled=precision == "float16")
         if checkpoint is not None and Path(checkpoint).exists():
-            log = _resume(Path(checkpoint), key, student, optimisers, scaler)
+            log = checkpoints.resume(Path(checkpoint), key, student, opts, scaler)
+            team.wait()  # until all have read it
         if validation is not None and validate_every_tokens and not log["validation_tokens"]:
             validate(0)
         saved_at = time.monotonic()
         while log["step"] < len(batches):
             step = log["step"]
-            torch.manual_seed(hash((seed, step)) % 2**63)  # by seed and step alone: a resumed run draws the same dropout
+            # by seed, step and process alone: a resumed run draws the same dropout
+            torch.manual_seed(hash((seed, step, team.rank) if team.rank else (seed, step)) % 2**63)
             student.train(dropout)
             terms = run.accumulate(batches[step], loss, temperature, micro_batch_size, precision, scaler)
-            _check_finite(terms, step)
-            for opt, rates in zip(optimisers, peak_rates, strict=True):
+            for opt, rates in zip(opts, peak_rates, strict=True):
                 for group, rate in zip(opt.param_groups, rates, strict=True):
-                    group["lr"] = rate * _schedule(step, len(batches), warmup)
+                    group["lr"] = rate * optimisers.schedule(step, len(batches), warmup)
                 scaler.unscale_(opt)
             norm = nn.utils.clip_grad_norm_([p for p in student.parameters() if p.grad is not None], 1.0)
-            if not scaler.is_enabled() and not torch.isfinite(norm):
-                raise FloatingPointError(f"the gradient is not finite at step {step}: lower the learning rate (lr={lr})")
-            for opt in optimisers:
+            if problem := _not_finite(terms, 0.0 if scaler.is_enabled() else float(norm)):
+                raise DivergedError(f"{problem} at step {step}: lower the learning rate (lr={lr:g})", curve())
+            for opt in opts:
                 scaler.step(opt)
                 opt.zero_grad(set_to_none=True)
             scaler.update()
@@ -156,19 +190,11 @@ def recover(
             due = validate_every_tokens and seen // validate_every_tokens > before // validate_every_tokens
             if validation is not None and (due or step + 1 == len(batches)):
                 validate(seen)
-            if checkpoint is not None and time.monotonic() - saved_at >= checkpoint_every_seconds:
-                _save(Path(checkpoint), key, student, optimisers, scaler, log)
+            if checkpoint is not None and team.rank == 0 and time.monotonic() - saved_at >= checkpoint_every_seconds:
+                checkpoints.save(Path(checkpoint), key, student, opts, scaler, log)
                 saved_at = time.monotonic()
             progress(seen, len(windows) * windows.seq_len, "tokens")
-    curve = Curve(
-        recipe=recipe,
-        token_hash=windows.token_hash,
-        tokens=tuple(log["tokens"]),
-        losses={term: tuple(values) for term, values in log["losses"].items()},
-        validation_tokens=tuple(log["validation_tokens"]),
-        validation_nll_nats=tuple(log["validation"]),
-    )
-    return student, curve
+    return student, curve()
 
 
 @contextmanager
@@ -196,8 +222,10 @@ class _Run:
         trained: str,
         checkpoint_activations: bool = False,
         teacher_cache: TeacherStates | TeacherTop | None = None,
+        team: Team | None = None,
     ) -> None:
         self.student, self.teacher, self.plan, self.teacher_cache = student, teacher, plan, teacher_cache
+        self.team = team or Team(None)
         self.checkpoint_activations = checkpoint_activations
         self.parts = decoder(student)
         self.teacher_parts = decoder(teacher) if teacher is not None else None
@@ -234,9 +262,10 @@ class _Run:
         """Gradients of the batch's mean loss, and each term's mean (nats per token)."""
         totals = dict.fromkeys(loss, 0.0)
         loss_scale = float(scaler.scale(torch.ones((), device=self.student.device)))  # asking alone would not start the scaler
-        for part in batch.batches(micro_batch_size):
+        for part in self.team.share(batch).batches(micro_batch_size):
             for term, value in self._backward(part, loss, temperature, precision, batch.n_tokens, loss_scale).items():
                 totals[term] += value
+        totals = self.team.add_up([p for p in self.student.parameters() if p.requires_grad], totals)
         return {term: value / batch.n_tokens for term, value in totals.items()}
 
     def _backward(
@@ -296,13 +325,19 @@ class _Run:
 
 
 def _check_settings(
-    student: PreTrainedModel, teacher: PreTrainedModel | None, plan: Plan | None, loss: Mapping[str, float], **choices: str
+    student: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    plan: Plan | None,
+    loss: Mapping[str, float],
+    optimiser: str,
+    **choices: str,
 ) -> None:
     if unknown := set(loss) - set(LOSS_TERMS):
         raise ValueError(f"loss has unknown terms {sorted(unknown)}: known are {', '.join(LOSS_TERMS)}")
     if not any(weight > 0 for weight in loss.values()) or any(weight < 0 for weight in loss.values()):
         raise ValueError(f"loss weights {dict(loss)}: at least one must be above 0 and none below")
-    allowed = {"trained": TRAINED_PARTS, "optimiser": OPTIMISERS, "precision": PRECISIONS}
+    optimisers.check(optimiser)
+    allowed = {"trained": TRAINED_PARTS, "precision": PRECISIONS}
     for name, value in choices.items():
         if value not in allowed[name]:
             raise ValueError(f"{name}={value!r} is not known: name one of {', '.join(allowed[name])}")
@@ -322,86 +357,9 @@ def _check_settings(
         raise ValueError(f"the plan keeps {len(plan.kept)} of {plan.n_layers} layers: it does not lead from teacher to student")
 
 
-def _optimisers(
-    student: PreTrainedModel, parts: Decoder, optimiser: str, *, lr: float, weight_decay: float
-) -> list[torch.optim.Optimizer]:
-    trainable = [p for p in student.parameters() if p.requires_grad]
-    in_layers = {p for layer in parts.layers for p in layer.parameters()}
-    matrices = [p for p in trainable if p.ndim == 2 and p in in_layers]
-    others = [p for p in trainable if not (p.ndim == 2 and p in in_layers)]
-    fused = student.device.type in ("cpu", "cuda")  # one pass over the weights a step
-    if optimiser == "muon":
-        both = []  # either can be empty: a tail that is cut leaves no matrix to train, adapters are nothing else
-        if matrices:
-            muon = {"momentum": 0.95, "weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-            both.append(torch.optim.Muon(matrices, lr=lr, **muon))
-        if others:
-            both.append(torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=fused))
-        return both
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, 0.95), fused=fused)]
-
-
-def _schedule(step: int, n_steps: int, warmup: float) -> float:
-    n_warmup = math.ceil(warmup * n_steps)
-    if step < n_warmup:
-        return (step + 1) / n_warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
-
-
-def _check_finite(terms: Mapping[str, float], step: int) -> None:
+def _not_finite(terms: Mapping[str, float], norm: float) -> str:
+    """What is not finite, in words; empty where all is well."""
     for term, value in terms.items():
         if not math.isfinite(value):
-            raise FloatingPointError(f"the {term} loss is {value} at step {step}: the run is stopped")
-
-
-# ---------------------------------------------------------------- checkpoints
-
-
-def _save(
-    path: Path,
-    key: str,
-    student: PreTrainedModel,
-    optimisers: list[torch.optim.Optimizer],
-    scaler: torch.amp.GradScaler,
-    log: dict[str, Any],
-) -> None:
-    """A zip file whose members carry checksums, under a temporary name first."""
-    state = {
-        "key": key,
-        "student": {name: p.detach() for name, p in student.named_parameters() if p.requires_grad},
-        "optimisers": [opt.state_dict() for opt in optimisers],
-        "scaler": scaler.state_dict(),
-        "log": log,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-
-
-def _resume(
-    path: Path, key: str, student: PreTrainedModel, optimisers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler
-) -> dict[str, Any]:
-    if not _is_whole(path):
-        raise ValueError(f"checkpoint {path} is damaged: remove it to begin this recovery again")
-    state = torch.load(path, map_location=student.device, weights_only=True)
-    if state["key"] != key:
-        raise ValueError(f"checkpoint {path} belongs to another run (recipe, text or plan differ): remove it to begin again")
-    with torch.no_grad():
-        for name, p in student.named_parameters():
-            if name in state["student"]:
-                p.copy_(state["student"][name])
-    for opt, saved in zip(optimisers, state["optimisers"], strict=True):
-        opt.load_state_dict(saved)
-    if scaler.is_enabled():
-        scaler.load_state_dict(state["scaler"])
-    return state["log"]
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except zipfile.BadZipFile:
-        return False
+            return f"the {term} loss is {value}"
+    return "" if math.isfinite(norm) else "the gradient is not finite"

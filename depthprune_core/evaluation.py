@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from depthprune_core import losses
-from depthprune_core.models import decoder, hidden_states
+from depthprune_core.decoders import decoder, hidden_states
 from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Divergence, Score
 from depthprune_core.text import Windows

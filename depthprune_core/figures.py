@@ -230,7 +230,8 @@ def curves(
     """Validation PPL ratio exp(NLL - teacher's NLL) against the tokens seen; means per token."""
     figure, ax = _axes(4.0, title)
     ends = {}
-    for index, (name, curve) in enumerate(curves.items()):
+    drawn = {name: curve for name, curve in curves.items() if curve.validation_tokens}  # one that diverged may have no point
+    for index, (name, curve) in enumerate(drawn.items()):
         thousands = np.asarray(curve.validation_tokens) / 1_000
         ratios = np.exp(np.asarray(curve.validation_nll_nats) - teacher_nll_nats)
         line = {"linestyle": _LINES[index % len(_LINES)], "linewidth": 1.5, "markersize": 5}
@@ -240,7 +241,27 @@ def curves(
     _stretch(ax, "y", [ratio for line in ax.lines for ratio in line.get_ydata()], limit=3)
     right = ax.get_xlim()[1]
     _label_points(ax, {name: (right, y) for name, (_, y) in ends.items()} | {"teacher": (right, 1.0)})
+    for name, curve in drawn.items():
+        if curve.recipe.get("diverged"):
+            _note(ax, "diverged", ends[name], offset=(6, 8), color=colour(name))
     ax.set(xlabel="recovery tokens seen (thousands)", ylabel=_RATIO)
+    return figure
+
+
+def hours(by_machine: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Machine -> part -> hours: one bar a machine, its parts in a row."""
+    figure, ax = _row_axes(list(by_machine), "Hours by machine")
+    parts = list(next(iter(by_machine.values())))
+    greys = [str(0.25 + 0.6 * i / max(1, len(parts) - 1)) for i in range(len(parts))]
+    for row, by_part in enumerate(by_machine.values()):
+        left = 0.0
+        for part, grey in zip(parts, greys, strict=True):
+            ax.barh(row, by_part[part], left=left, color=grey, edgecolor="white", linewidth=0.5, height=0.6)
+            left += by_part[part]
+        _note(ax, f"{left:.1f} h", (left, row), offset=(6, 0), color=INK)
+    ax.set(xlabel="hours", ylabel="")
+    ax.set_xlim(0, 1.15 * max(sum(by_part.values()) for by_part in by_machine.values()))
+    _legend(figure, [Patch(color=grey, label=part) for part, grey in zip(parts, greys, strict=True)])
     return figure
 
 
@@ -431,6 +452,9 @@ def _dot(ax: Axes, at: float, interval: Interval, *, filled: bool = True, horizo
         (ax.hlines if horizontal else ax.vlines)(at, interval.low, interval.high, color=style["color"], linewidth=1.5, zorder=2)
     elif horizontal:
         _note(ax, "no interval", (interval.point, at), offset=(8, 0), color=style["color"])
+    if interval.note and horizontal:
+        end = interval.high if math.isfinite(interval.high) else interval.point
+        _note(ax, interval.note, (end, at), offset=(8, -9), color=style["color"])
     x, y = (interval.point, at) if horizontal else (at, interval.point)
     size = 11 if style["marker"] == "_" else 6.5
     face = style["color"] if filled else "white"

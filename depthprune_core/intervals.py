@@ -26,29 +26,32 @@ class Interval:
     high: float
     n: int
     effective_n: float
+    note: str = ""  # what a reader must know beside the numbers
 
     def __str__(self) -> str:
-        return f"{self.point:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.point:.3f} [{self.low:.3f}, {self.high:.3f}]" + (f" ({self.note})" if self.note else "")
 
 
 def ppl_ratio(student: Score, teacher: Score) -> Interval:
     """PPL(student) / PPL(teacher) = exp(sum of NLL differences / tokens), resampling whole documents."""
     rise = nll_rise(student, teacher)
-    return Interval(math.exp(rise.point), math.exp(rise.low), math.exp(rise.high), rise.n, rise.effective_n)
+    point, low, high = (_exp(value) for value in (rise.point, rise.low, rise.high))
+    return replace(rise, point=point, low=low, high=high)
 
 
 def nll_rise(student: Score, teacher: Score) -> Interval:
     """Mean NLL(student) - mean NLL(teacher), nats per token. Raises ValueError unless both scored the same tokens."""
     _same_tokens(student, teacher)
     difference = np.subtract(student.nll_nats, teacher.nll_nats)
-    return mean_per_token(difference, student.n_tokens)
+    return replace(mean_per_token(difference, student.n_tokens), note=_note(student, teacher))
 
 
 def mean_score(scores: Sequence[Score]) -> Score:
     """The mean NLL of each document over several models (seeds). Raises ValueError unless all scored the same tokens."""
     for other in scores:
         _same_tokens(scores[0], other)
-    return replace(scores[0], nll_nats=tuple(np.mean([score.nll_nats for score in scores], axis=0).tolist()))
+    mean = tuple(np.mean([score.nll_nats for score in scores], axis=0).tolist())
+    return replace(scores[0], nll_nats=mean, diverged=next((score.diverged for score in scores if score.diverged), ""))
 
 
 def gain_difference(before: Score, after: Score, control_before: Score, control_after: Score) -> Interval:
@@ -56,7 +59,7 @@ def gain_difference(before: Score, after: Score, control_before: Score, control_
     for other in (after, control_before, control_after):
         _same_tokens(before, other)
     gain = np.subtract(before.nll_nats, after.nll_nats) - np.subtract(control_before.nll_nats, control_after.nll_nats)
-    return mean_per_token(gain, before.n_tokens)
+    return replace(mean_per_token(gain, before.n_tokens), note=_note(before, after, control_before, control_after))
 
 
 def mean_per_token(sums: Sequence[float], n_tokens: Sequence[int]) -> Interval:
@@ -176,6 +179,15 @@ def spearman(criteria: Mapping[str, Sequence[float]]) -> dict[str, dict[str, flo
 
 def _spearman(x: Sequence[float], y: Sequence[float]) -> float:
     return float(stats.spearmanr(x, y).statistic) if np.ptp(x) and np.ptp(y) else 0.0
+
+
+def _note(*scores: Score) -> str:
+    """What must be said of a number that rests on a run which was stopped."""
+    return "diverged; its start is shown" if any(score.diverged for score in scores) else ""
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
 
 
 def _same_tokens(a: Score, b: Score) -> None:

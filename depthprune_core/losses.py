@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from depthprune_core.models import Decoder
+from depthprune_core.decoders import Decoder
 from depthprune_core.products import linear
 
 TILE_TOKENS = 1_024

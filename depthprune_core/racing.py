@@ -12,7 +12,7 @@ from scipy import stats
 from transformers import PreTrainedModel
 
 from depthprune_core import subsets
-from depthprune_core.models import decoder
+from depthprune_core.decoders import decoder
 from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Plan, Race
 from depthprune_core.text import Windows

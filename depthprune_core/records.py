@@ -8,7 +8,7 @@ import math
 import os
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Score:
     nll_nats: tuple[float, ...]
     n_tokens: tuple[int, ...]
     n_bytes: tuple[int, ...]
+    diverged: str = ""  # why the model's recovery was stopped; the score is then that of the student it began from
 
     @property
     def mean_nll_nats(self) -> float:
@@ -325,7 +326,8 @@ def _build(kind: Any, value: Any) -> Any:
     origin = typing.get_origin(kind)
     if is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        return kind(**{f.name: _build(hints[f.name], value[f.name]) for f in fields(kind)})
+        known = [f for f in fields(kind) if f.name in value or f.default is MISSING]  # older files lack what has a default
+        return kind(**{f.name: _build(hints[f.name], value[f.name]) for f in known})
     if origin is tuple:
         return tuple(_build(typing.get_args(kind)[0], item) for item in value)
     if origin is dict:

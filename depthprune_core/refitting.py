@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import Conv1D, PreTrainedModel
 
-from depthprune_core.models import decoder, hidden_states, mlp_outputs, passing, recording, replaced
+from depthprune_core.decoders import decoder, hidden_states, mlp_outputs, passing, recording, replaced
 from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Plan
 from depthprune_core.text import Windows

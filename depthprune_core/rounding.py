@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from depthprune_core.models import decoder
+from depthprune_core.decoders import decoder
 
 GROUP = 32  # neighbouring weights of one output that share scale and offset
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from depthprune_core import losses
-from depthprune_core.models import Decoder, decoder, hidden_states, mlp_outputs, mlp_width, recording
+from depthprune_core.decoders import Decoder, decoder, hidden_states, mlp_outputs, mlp_width, recording
 from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Profile, Score
 from depthprune_core.text import Windows

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from depthprune_core.decoders import decoder, text_config
 from depthprune_core.distillation import recover
-from depthprune_core.models import decoder, text_config
 from depthprune_core.progress import Progress, silent
 from depthprune_core.pruning import drop_layers
 from depthprune_core.records import Plan, Timing
@@ -123,6 +123,17 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def product_tflops(device: torch.device, precision: str = "float32", *, size: int = 2_048, times: int = 5) -> float:
+    """What one large matrix product reaches: the fastest of a few, in 10^12 floating-point operations a second."""
+    a = torch.ones(size, size, device=device, dtype=getattr(torch, precision))
+    seconds = []
+    for _ in range(times + 1):
+        began = now(device)
+        a @ a
+        seconds.append(now(device) - began)
+    return 2 * size**3 / min(seconds) / 1e12
 
 
 def recovery_pace(

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from depthprune_core import losses
-from depthprune_core.models import Decoder, decoder, hidden_states
+from depthprune_core.decoders import Decoder, decoder, hidden_states
 
 
 class _PerWindow:

@@ -29,18 +29,24 @@ class Arm:
     """A student by the hash of its weights; `model` is read from disk, or made again, when it is asked for.
 
     Those asked for last stay in memory, as far as they fit into HELD_BYTES: of a large model, a notebook has more students than a
-    machine can hold. `model`: one that is at hand and can be made again.
+    machine can hold. `model`: one that is at hand and can be made again. `diverged`: why its recovery was stopped; empty where it
+    was not.
     """
 
-    def __init__(self, content: str, make: Callable[[], PreTrainedModel], *, model: PreTrainedModel | None = None) -> None:
-        self.content, self._make = content, make
+    def __init__(
+        self, content: str, make: Callable[[], PreTrainedModel], *, model: PreTrainedModel | None = None, diverged: str = ""
+    ) -> None:
+        self.content, self._make, self.diverged = content, make, diverged
         if model is not None:
             _hold(content, model)
 
     @property
     def model(self) -> PreTrainedModel:
         model = _held.get(self.content)
-        return _hold(self.content, self._make() if model is None else model)
+        if model is None:
+            _make_room()
+            model = self._make()
+        return _hold(self.content, model)
 
     def fresh(self) -> PreTrainedModel:
         """Another copy of the model, which nothing else holds."""
@@ -55,9 +61,15 @@ class Arm:
 def _hold(content: str, model: PreTrainedModel) -> PreTrainedModel:
     _held[content] = model
     _held.move_to_end(content)
-    while len(_held) > 1 and sum(_bytes(held) for held in _held.values()) > HELD_BYTES:
+    while len(_held) > 1 and sum(map(_bytes, _held.values())) > HELD_BYTES:
         _held.popitem(last=False)
     return model
+
+
+def _make_room() -> None:
+    """For one more as large as the largest."""
+    while _held and sum(map(_bytes, _held.values())) + max(map(_bytes, _held.values())) > HELD_BYTES:
+        _held.popitem(last=False)
 
 
 def release() -> None:

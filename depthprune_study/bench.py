@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -23,6 +24,7 @@ from IPython.display import Image, display
 from transformers import PreTrainedModel
 
 from depthprune_core import (
+    decoders,
     distillation,
     evaluation,
     figures,
@@ -47,6 +49,7 @@ ARM_MODULES = ("depthprune_core.distillation", "depthprune_core.pruning")  # wha
 REFIT_MODULES = ("depthprune_core.refitting", "depthprune_core.pruning")
 MODULES = (
     *ARM_MODULES,
+    *REFIT_MODULES,
     "depthprune_core.speed",
     "depthprune_core.sensitivity",
     "depthprune_core.subsets",
@@ -122,7 +125,7 @@ class Bench:
 
     def context_of(self, model: PreTrainedModel) -> int:
         """The longest window that the model can read, as its config says."""
-        return getattr(models.text_config(model.config), "max_position_embeddings", None) or sys.maxsize
+        return getattr(decoders.text_config(model.config), "max_position_embeddings", None) or sys.maxsize
 
     def check_context(self, model: PreTrainedModel, seq_lens: Sequence[int]) -> None:
         """Raises StudyError where a window would be longer than the model can read."""
@@ -181,7 +184,8 @@ class Bench:
         A plan that drops nothing gives the control: the teacher itself, trained on the same windows (with `start`: a student that
         is smaller in another way). Options as in `distillation.recover`. Arms are kept by recipe, not by notebook: what one notebook
         has recovered, another reads. The record is enough to find what was measured on an arm already; weights that are not on disk
-        (moved away, or `keep_weights=False`) are made again when something new is measured.
+        (moved away, or `keep_weights=False`) are made again when something new is measured. An arm that diverged is marked
+        (`Arm.diverged`), its last checkpoint stays, and the student that it began from stands in its place.
         """
         recipe = _in_windows(recipe, windows)
         folder = self.folder / "arms" / name
@@ -191,46 +195,58 @@ class Bench:
         if refit_tokens and not is_whole and refitting.fitted_layers(plan):
             fitted = self.refitted(plan, teacher, windows, n_tokens=refit_tokens, start=start)
             told = {"refit_tokens": _first(windows, refit_tokens).inputs.numel()}
-        inputs = [teacher, cut, windows, fitted or start, validation, recipe]
+        inputs = [teacher, cut, windows, fitted or start, validation, recipe, *_tools(recipe)]
         stamp = self._stamp(f"arm/{name}", inputs, recipe["seed"], shared=True)
         path, weights = folder / f"{stamp.key}.json", folder / f"{stamp.key}.safetensors"
 
+        def unrecovered() -> PreTrainedModel:
+            student = fitted.fresh() if fitted is not None else _as_cut(plan, teacher, start)
+            as_they_are = recipe.get("trained") == "lora"  # the weights, so that there is no need of two copies
+            return pruning.share_equal(student, teacher, plan) if as_they_are else student
+
         def distilled() -> tuple[PreTrainedModel, Curve]:
-            release()
-            unrecovered = fitted.fresh() if fitted is not None else _as_cut(plan, teacher, start)
             checkpoint = folder / f"{stamp.key}.ckpt"
+            begun = unrecovered()
+            release()
             self._progress.begin(name)
-            student, curve = distillation.recover(
-                unrecovered,
-                teacher,
-                windows,
-                plan=None if is_whole else plan,
-                validation=validation,
-                checkpoint=checkpoint,
-                teacher_cache=self._states_of(teacher, recipe["loss"]),
-                progress=self.progress,
-                **recipe,
-            )
+            try:
+                student, curve = distillation.recover(
+                    begun,
+                    teacher,
+                    windows,
+                    plan=None if is_whole else plan,
+                    validation=validation,
+                    checkpoint=checkpoint,
+                    teacher_cache=self._states_of(teacher, recipe["loss"]),
+                    progress=self.progress,
+                    **recipe,
+                )
+                checkpoint.unlink(missing_ok=True)
+            except distillation.DivergedError as stop:
+                curve, told["diverged"] = stop.curve, str(stop)
+            if "diverged" in told:  # what the run held is gone by now
+                begun = None
+                student = unrecovered()
             forget_hash(student)
             curve = Curve(**{**vars(curve), "recipe": {**curve.recipe, **told, "weights": weights_hash(student)}})
-            if keep_weights:
+            if keep_weights and "diverged" not in told:
                 save_weights(student, weights)
             records.write(path, {"arm": curve}, stamp)
-            checkpoint.unlink(missing_ok=True)
             self._progress.end()
             return student, curve
 
         def again() -> PreTrainedModel:
+            if "diverged" in curve.recipe:
+                return unrecovered()
             student = _as_cut(plan, teacher, start)  # all of its weights are in the file
             return student if load_weights(student, weights, content) else _as_recorded(name, distilled()[0], content)
 
         kept = _kept(path, stamp)
-        if kept is None:
-            student, curve = distilled()
-            content = curve.recipe["weights"]
-            return (Arm(content, again, model=student) if keep_weights else Arm(content, lambda: student)), curve
-        content = kept["arm"].recipe["weights"]
-        return Arm(content, again), kept["arm"]
+        student, curve = distilled() if kept is None else (None, kept["arm"])
+        content, diverged = curve.recipe["weights"], curve.recipe.get("diverged", "")
+        if kept is None and not keep_weights:
+            return Arm(content, lambda: student, diverged=diverged), curve
+        return Arm(content, again, model=student, diverged=diverged), curve
 
     def refitted(
         self,
@@ -253,7 +269,7 @@ class Bench:
             student = _as_cut(plan, teacher, start)
             self._progress.begin("refitted")
             refitting.refit(student, teacher, plan, some, progress=self.progress)
-            maps = [models.mlp_outputs(student)[layer].weight for layer in refitting.fitted_layers(plan)]
+            maps = [decoders.mlp_outputs(student)[layer].weight for layer in refitting.fitted_layers(plan)]
             save_weights(student, path.with_suffix(".safetensors"), only=maps)
             records.write(path, Facts({"weights": weights_hash(student)}), stamp)
             self._progress.end()
@@ -299,7 +315,7 @@ class Bench:
     def validation_scores(self, arms: Mapping[str, Student], tokenizer: Any) -> dict[str, Score]:
         """Each model's score on the validation articles; choices are made on these."""
         windows = self.windows("validation", tokenizer, tokens_per_document=self.parameters.score_tokens)
-        return {name: self._score("validation", name, model, windows) for name, model in arms.items()}
+        return _marked(arms, {name: self._score("validation", name, model, windows) for name, model in arms.items()})
 
     def test_scores(self, arms: Mapping[str, Student], tokenizer: Any) -> dict[str, Score]:
         """Each frozen model's score on the test articles. Can be called once, as the notebook's last measurement."""
@@ -308,14 +324,14 @@ class Bench:
         self._test_is_read = True
         tokens = self.parameters.score_tokens
         windows = text.windows(self._split("test"), tokenizer, seq_len=self.parameters.seq_len, tokens_per_document=tokens)
-        return {name: self._score("test", name, model, windows) for name, model in arms.items()}
+        return _marked(arms, {name: self._score("test", name, model, windows) for name, model in arms.items()})
 
     def scores_elsewhere(self, name: str, arms: Mapping[str, Student], tokenizer: Any) -> dict[str, Score]:
         """Each model's score on the test split of another named text, which nothing was trained on or chosen by."""
         documents = self._split("test", of=name)
         tokens = self.parameters.score_tokens
         windows = text.windows(documents, tokenizer, seq_len=self.parameters.seq_len, tokens_per_document=tokens)
-        return {arm: self._score(name, arm, model, windows) for arm, model in arms.items()}
+        return _marked(arms, {arm: self._score(name, arm, model, windows) for arm, model in arms.items()})
 
     def zero_shot(
         self, arms: Mapping[str, Student], tokenizer: Any, *, n_items: int, tasks: Sequence[str] = ()
@@ -461,6 +477,12 @@ def _in_windows(recipe: Mapping[str, Any], windows: text.Windows) -> dict[str, A
     return own
 
 
+def _tools(recipe: Mapping[str, Any]) -> list[str]:
+    """Libraries, with their versions, that this recipe uses and others do not."""
+    used = {"peft": recipe.get("trained") == "lora", "bitsandbytes": recipe.get("optimiser") == "adamw_8bit"}
+    return [f"{name} {importlib.metadata.version(name)}" for name, is_used in used.items() if is_used]
+
+
 def _first(windows: text.Windows, n_tokens: int) -> text.Windows:
     """At most so many tokens' worth of whole windows, one window at least."""
     return windows.take(slice(0, max(1, n_tokens // windows.seq_len)))
@@ -488,6 +510,11 @@ def _kept(path: Path, stamp: records.Stamp, *, by_content: bool = False) -> Any:
         if its_own.key == stamp.key:
             records.write(path, record, its_own)
     return record if its_own.key == stamp.key else None
+
+
+def _marked(arms: Mapping[str, Student], scores: Mapping[str, Score]) -> dict[str, Score]:
+    """The scores, those of arms that diverged saying so."""
+    return {name: replace(score, diverged=getattr(arms[name], "diverged", "")) for name, score in scores.items()}
 
 
 def _content_hash(item: Any) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from depthprune_core import models, speed
-from depthprune_core.models import text_config
+from depthprune_core.decoders import text_config
 from depthprune_study import run
 from depthprune_study.settings import StudyError
 
@@ -21,8 +21,8 @@ DOCUMENTS = {
     "wikipedia-excerpt": {"calibration": 8, "validation": 12, "test": 30},
     "wikitext-2": {"calibration": 8, "validation": 60, "test": 62},
 }
-SHAPES = {"gpt2": "gpt2-shape", "tinyllama-1.1b": "tinyllama-1.1b-shape"}  # of models whose weights only the hub has
 PEAK_TFLOPS = {"T4": 65, "A100": 312, "H100": 989}  # dense, in the 16-bit type that each has; NVIDIA's data sheets
+GPU_GIB = {"T4": 14.5, "A100": 79, "H100": 79}  # what CUDA itself leaves of 15 and 80
 SHARE_OF_PEAK = 0.25  # what a plain training loop of this size is taken to reach: an assumption, not a measurement
 ACTIVATION_BYTES = (
     34 * 1.5
@@ -41,7 +41,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Cost:
-    """A notebook's work, and the memory of its largest recovery with all weights trained."""
+    """A notebook's work, and the memory of its largest recovery."""
 
     notebook: str
     items: tuple[Item, ...]
@@ -73,7 +73,7 @@ def lines(study: str) -> Iterator[str]:
     largest = max(found, key=lambda cost: cost.training_bytes)
     yield (
         f"  GPU memory, by arithmetic: {largest.training_bytes / 2**30:.1f} GiB at most ({largest.notebook}: teacher, student, gradients and "
-        "AdamW in float32, activations of one step)"
+        "moments, activations of what is computed at once)"
     )
 
 
@@ -82,7 +82,7 @@ def _cost(notebook: str, steps: Mapping[str, dict[str, Any]]) -> Cost:
     items = tuple(ITEMS[notebook](own, steps))
     flops = sum(2 * _read_parameters(item.model) * item.tokens * item.forwards for item in items)
     trains = any(item.forwards >= TRAINED for item in items)
-    return Cost(notebook, items, flops / 1e12, _training_bytes(own, steps["03_recovery"]) if trains else 0)
+    return Cost(notebook, items, flops / 1e12, _largest_recovery(own, steps["03_recovery"]) if trains else 0)
 
 
 def _sensitivity(own: dict[str, Any], steps: Mapping[str, Any]) -> Iterator[Item]:
@@ -145,7 +145,7 @@ def _choice(own: dict[str, Any], steps: Mapping[str, Any]) -> Iterator[Item]:
 
 
 def _transfer(own: dict[str, Any], steps: Mapping[str, Any]) -> Iterator[Item]:
-    model, rates = own["model"], len(steps["03_recovery"]["lr_grid"])
+    model, rates = own["model"], len(own["lr_grid"] or steps["03_recovery"]["lr_grid"])
     tokens = _tokens(own, "calibration", own["calibration_tokens"])
     yield Item(
         "two profiles", model, tokens, _layers(model) / 2 * (1 + own["second_choice_tokens"] / own["calibration_tokens"])
@@ -197,14 +197,10 @@ def _scored(own: dict[str, Any]) -> int:
 
 
 def _model(name: str) -> Any:
-    known = SHAPES.get(name, name)
-    if models.SOURCES.get(known) is None or models.SOURCES[known].shape is None:
-        raise StudyError(f"model {name!r}: its size is not known before it is read; known are {', '.join(_shapes())}")
-    return models.shape(known)
-
-
-def _shapes() -> list[str]:
-    return [*SHAPES, *(name for name, source in models.SOURCES.items() if source.shape is not None)]
+    try:
+        return models.shape(name)
+    except ValueError:
+        raise StudyError(f"model {name!r}: its size is not known before it is read") from None
 
 
 def _layers(name: str) -> int:
@@ -216,11 +212,51 @@ def _read_parameters(name: str) -> float:
     return speed.weight_bytes_per_token(_model(name)) / 4
 
 
-def _training_bytes(own: dict[str, Any], recovery: dict[str, Any]) -> int:
-    """Teacher, student, gradients and two moments in float32, and what a step keeps for its backward pass."""
-    model = _model(own["model"])
+def _largest_recovery(own: dict[str, Any], recovery: dict[str, Any], *, first_cut: int = 0) -> int:
+    """A notebook's recoveries train all weights, unless its parameters say otherwise."""
+    trained, optimiser = own.get("trained", "recipe"), own.get("optimiser", "recipe")
+    seq_len = max(recovery["train_seq_lens"])
+    at_once = own.get("windows_at_once", 0) * seq_len or max(recovery["batch_tokens"])
+    return training_bytes(
+        _model(own["model"]),
+        drop=recovery["drop_count"],
+        tokens_at_once=at_once,
+        trained="all" if trained == "recipe" else trained,
+        optimiser="adamw" if optimiser == "recipe" else optimiser,
+        checkpoint_activations=own.get("checkpoint_activations", False),
+        first_cut=first_cut,
+    )
+
+
+def training_bytes(
+    model: Any,
+    *,
+    drop: int,
+    tokens_at_once: int,
+    trained: str = "all",
+    optimiser: str = "adamw",
+    checkpoint_activations: bool = False,
+    first_cut: int = 0,
+    lora_rank: int = 8,
+) -> int:
+    """A recovery of the model, without `drop` of its layers, in float32: teacher, student, gradients, moments, and a step's activations.
+
+    first_cut: the first dropped layer, where that is where training begins. Adapters need no second copy of the weights until the end,
+    when they are added to one.
+    """
     config, n = text_config(model.config), model.num_parameters()
-    per_layer = (n - sum(p.numel() for p in model.get_input_embeddings().parameters())) / config.num_hidden_layers
-    student = n - per_layer * recovery["drop_count"]
-    step = max(recovery["batch_tokens"]) * config.num_hidden_layers * config.hidden_size * ACTIVATION_BYTES
-    return int(4 * n + 16 * student + step)
+    embedding = model.get_input_embeddings().weight.numel()
+    head = 0 if config.tie_word_embeddings else embedding
+    layer = (n - embedding - head) / config.num_hidden_layers
+    student = n - layer * drop
+    a_moment = 1 if optimiser == "adamw_8bit" else 4
+    per_weight = 4 + 2 * a_moment  # its gradient and two moments
+    layers = config.num_hidden_layers - drop
+    in_layer = ACTIVATION_BYTES * config.hidden_size * tokens_at_once
+    step = in_layer + 4 * config.hidden_size * tokens_at_once * layers if checkpoint_activations else in_layer * layers
+    if trained == "lora":
+        matrices = [p.shape for name, p in model.named_parameters() if ".0." in name and p.ndim == 2]  # of the first layer
+        adapters = sum(lora_rank * sum(shape) for shape in matrices) * layers
+        return int(4 * n + max((4 + per_weight) * adapters + step, 4 * student))
+    learning = student if trained == "all" else layer * (layers - first_cut) + head
+    return int(4 * n + 4 * student + per_weight * learning + step)

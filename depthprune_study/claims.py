@@ -121,7 +121,12 @@ def _in_words(rule: dict[str, Any]) -> str:
 
 
 def at_most(value: Interval, threshold: float) -> str:
-    """Reproduced if the whole interval is at or below the threshold, not if all of it is above, else inconclusive."""
+    """Reproduced if the whole interval is at or below the threshold, not if all of it is above, else inconclusive.
+
+    So it is where a run diverged that the interval rests on; here and in the other rules.
+    """
+    if value.note:
+        return INCONCLUSIVE
     if value.high <= threshold:
         return REPRODUCED
     return NOT_REPRODUCED if value.low > threshold else INCONCLUSIVE
@@ -129,6 +134,8 @@ def at_most(value: Interval, threshold: float) -> str:
 
 def at_least(value: Interval, threshold: float) -> str:
     """The mirror image of `at_most`."""
+    if value.note:
+        return INCONCLUSIVE
     if value.low >= threshold:
         return REPRODUCED
     return NOT_REPRODUCED if value.high < threshold else INCONCLUSIVE
@@ -136,6 +143,8 @@ def at_least(value: Interval, threshold: float) -> str:
 
 def within(value: Interval, low: float, high: float) -> str:
     """Reproduced if the interval lies inside low..high, not if it lies outside, else inconclusive."""
+    if value.note:
+        return INCONCLUSIVE
     if low <= value.low and value.high <= high:
         return REPRODUCED
     return NOT_REPRODUCED if value.high < low or value.low > high else INCONCLUSIVE
@@ -224,11 +233,10 @@ def _seeds(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
     verdict = (
         REPRODUCED if spread <= rule["reproduced"] else NOT_REPRODUCED if spread > rule["not_reproduced"] else INCONCLUSIVE
     )
-    return [
-        Measured(
-            evidence.parameter("05_seed_stability", "model"), f"spread {spread:.2%} over {len(facts['ratios'])} seeds", verdict
-        )
-    ]
+    figure = f"spread {spread:.2%} over {len(facts['ratios'])} seeds"
+    if diverged := [name for name, score in evidence.test("05_seed_stability").items() if score.diverged]:
+        verdict, figure = INCONCLUSIVE, f"{figure} (diverged: {', '.join(diverged)})"
+    return [Measured(evidence.parameter("05_seed_stability", "model"), figure, verdict)]
 
 
 def _ends_are_critical(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
@@ -254,11 +262,10 @@ def _rank_in_words(ranks: np.ndarray, layer: int) -> str:
 def _transfers(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
     scores = evidence.test("04_transfer_tinyllama")
     change = intervals.nll_rise(scores["recovered"], scores["unrecovered"])
-    return [
-        Measured(
-            evidence.second_model, f"NLL changes by {change} nats per token in recovery", at_most(change, rule["threshold"])
-        )
-    ]
+    figure, verdict = f"NLL changes by {change} nats per token in recovery", at_most(change, rule["threshold"])
+    if changed := evidence.record("04_transfer_tinyllama", "choice").values.get("changed"):
+        verdict, figure = INCONCLUSIVE, f"{figure}; not the same recipe: {', '.join(changed)}"
+    return [Measured(evidence.second_model, figure, verdict)]
 
 
 def _winner_changes(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
@@ -281,7 +288,7 @@ def _winner_changes(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
     figure = (
         f"best before: {old}, after: {new}; new minus old {gap} nats per token, in recovery it gained {more} more ({compared})"
     )
-    return [Measured(evidence.first_model, figure, clear if enough else INCONCLUSIVE)]
+    return [Measured(evidence.first_model, figure, clear if enough and not (gap.note or more.note) else INCONCLUSIVE)]
 
 
 def _depth_or_width(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:

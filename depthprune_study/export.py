@@ -14,7 +14,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from depthprune_core import models
+from depthprune_core import decoders
 from depthprune_core.intervals import Interval
 from depthprune_core.records import Plan
 from depthprune_study import places
@@ -147,4 +147,4 @@ def _check(path: Path, saved: PreTrainedModel, tokenizer: Any) -> None:
     words = "Which layers can go? (14 + 17)"
     if AutoTokenizer.from_pretrained(path)(words).input_ids != tokenizer(words).input_ids:
         raise StudyError("the written tokenizer does not open as what it is")
-    models.decoder(opened)
+    decoders.decoder(opened)

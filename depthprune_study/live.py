@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from IPython.display import display
 
 from depthprune_core import records
@@ -38,11 +39,21 @@ class Progress:
             self.line.update({"text/plain": line}, raw=True)
 
     def end(self) -> None:
-        state = {"notebook": self.notebook, "line": f"{self.piece}: done", "peak_bytes": peak_bytes()}
+        state = {
+            "notebook": self.notebook,
+            "line": f"{self.piece}: done",
+            "peak_bytes": peak_bytes(),
+            "peak_gpu_bytes": peak_gpu_bytes(),
+        }
         records.write_atomically(self.path, json.dumps(state))
         if self.line is not None:
             self.line.update({"text/plain": ""}, raw=True)
             self.line = None
+
+
+def peak_gpu_bytes() -> int:
+    """The most memory that this process has held on its GPU so far; 0 without one."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
 
 
 def peak_bytes() -> int:

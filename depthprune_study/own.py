@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 from transformers import AutoConfig, PreTrainedModel
 
-from depthprune_core import distillation, evaluation, folders, intervals, models, pruning, refitting, text
+from depthprune_core import decoders, distillation, evaluation, folders, intervals, models, pruning, refitting, text
 from depthprune_core.intervals import Interval
 from depthprune_core.records import Plan
 from depthprune_study import export, places, rules
 from depthprune_study.arms import weights_hash
 from depthprune_study.bench import device_of, fast_precision
 from depthprune_study.settings import StudyError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 PASSAGE_CHARS = text.MIN_DOCUMENT_CHARS
 MIN_PASSAGES = 40
@@ -53,34 +58,42 @@ def prune(
     seed: int = 0,
     device: str = "auto",
     say: Callable[[str], None] = print,
-) -> Pruned:
+) -> Pruned | None:
     """Drop `drop` layers by `rule` (or these `layers`) from a named model, local folder or hub id; recover; write `out`.
 
     The text is cut into passages, a tenth of which is held out for the figures and another one for the choice of layers; they are
     never trained on. Recovery is KL to the whole model, from a start that is refitted where the architecture allows it. A run that
-    is cut goes on from its last checkpoint.
+    is cut goes on from its last checkpoint. Started once a GPU (`accelerate launch`, `torchrun`), the processes recover it together; the
+    first one measures and writes, the others return None.
 
     Raises StudyError or ValueError, in a sentence and before layers are chosen, for what cannot be done; FloatingPointError where
     the loss diverges.
     """
     out = Path(out)
+    if not recover_tokens and int(os.environ.get("RANK", "0")):
+        return None  # without recovery there is nothing to share
+    accelerator = _accelerator(device) if recover_tokens else None
+    first = accelerator is None or accelerator.is_main_process
+    say = say if first else _silent
     export.check_free(out)
     if rule not in rules.NAMES:
         raise StudyError(f"rule={rule!r} is not known: name one of {', '.join(rules.NAMES)}")
-    parts = _split(text_name)
-    folder = _at_hand(model)
-    if folder:
-        folders.check(Path(folder))
-    elif model not in models.SOURCES:
-        raise StudyError(f"model {model!r} is not known: name one of {', '.join(models.SOURCES)}, a local folder or a hub id")
-    teacher, tokenizer = models.load(
-        folder or model, cache=places.cache(), assets=places.assets(), device=device_of(device), seed=seed
-    )
+    on = device_of(device) if accelerator is None else str(accelerator.device)
+    with nullcontext() if accelerator is None else accelerator.main_process_first():  # which fetches what is not there yet
+        parts = _split(text_name)
+        folder = _at_hand(model)
+        if folder:
+            folders.check(Path(folder))
+        elif model not in models.SOURCES:
+            raise StudyError(
+                f"model {model!r} is not known: name one of {', '.join(models.SOURCES)}, a local folder or a hub id"
+            )
+        teacher, tokenizer = models.load(folder or model, cache=places.cache(), assets=places.assets(), device=on, seed=seed)
     folders.check_fit(teacher, tokenizer, model)
-    named = _checked(model, len(models.decoder(teacher).layers), drop=drop, layers=layers)
+    named = _checked(model, len(decoders.decoder(teacher).layers), drop=drop, layers=layers)
     if recover_tokens and recover_tokens < batch_tokens:
         raise StudyError(f"recover_tokens={recover_tokens} is less than one step of {batch_tokens} tokens; 0 means no recovery")
-    seq_len = min(seq_len, getattr(models.text_config(teacher.config), "max_position_embeddings", None) or seq_len)
+    seq_len = min(seq_len, getattr(decoders.text_config(teacher.config), "max_position_embeddings", None) or seq_len)
 
     def windows(part: str, n_tokens: int | None) -> text.Windows:
         return text.windows(parts[part], tokenizer, seq_len=seq_len, tokens_per_document=n_tokens)
@@ -88,6 +101,7 @@ def prune(
     sample = _sample(parts, tokenizer, seq_len=seq_len, n_tokens=recover_tokens, seed=seed, say=say) if recover_tokens else None
     say(f"{model}: {teacher.num_parameters():,} parameters; choosing what to drop")
     plan = named or rules.choose(rule, drop, teacher, windows("calibration", 512), progress=_steps(say))
+    plan = _first_one_s(plan, accelerator)
     say(f"layers {', '.join(map(str, plan.dropped))} go ({plan.rule})")
     test = windows("test", 1_024)
     whole = evaluation.score(teacher, test)
@@ -106,8 +120,11 @@ def prune(
             batch=max(1, batch_tokens // seq_len),
             seed=seed,
             checkpoint=checkpoint,
+            accelerator=accelerator,
             say=say,
         )
+    if not first:
+        return None
     dtype = _dtype(folder or model, teacher)
     recovered = {**ratios, "as saved": _ratio(_rounded(student, dtype), test, whole)}
     card = export.Card(
@@ -125,6 +142,28 @@ def prune(
     export.folder(out, student, tokenizer, card, dtype=dtype)
     shutil.rmtree(_work(out), ignore_errors=True)
     return Pruned(plan, recovered)
+
+
+def _accelerator(device: str) -> Accelerator | None:
+    """Where this process is one of several (as their launcher says), its tie to the others."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=device_of(device) == "cpu")
+
+
+def _first_one_s(plan: Plan, accelerator: Accelerator | None) -> Plan:
+    """The first process' plan, in all of them: on GPUs a close choice could fall differently."""
+    if accelerator is None:
+        return plan
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([plan])[0]
+
+
+def _silent(line: str) -> None:
+    pass
 
 
 def _checked(model: str, n_layers: int, *, drop: int, layers: tuple[int, ...]) -> Plan | None:
@@ -155,6 +194,7 @@ def _recover(
     batch: int,
     seed: int,
     checkpoint: Path,
+    accelerator: Accelerator | None,
     say: Callable[[str], None],
 ) -> str:
     """Recover in place; returns the recipe in words."""
@@ -173,6 +213,7 @@ def _recover(
         seed=seed,
         precision=fast_precision(teacher.device.type),
         checkpoint=checkpoint,
+        accelerator=accelerator,
         progress=_steps(say),
     )
     return f"KL to the whole model, AdamW at {lr:g}, {batch} windows of {sample.seq_len} tokens a step, started {start}"

@@ -47,6 +47,10 @@ def publish(study: str, *, unfinished: bool = False) -> Path:
         (building / _file_name(notebook)).write_text(page_of, encoding="utf-8")
     (building / "costs.json").write_text(json.dumps(run.read_costs(runs), indent=1) + "\n", encoding="utf-8")
     (building / "made-from.json").write_text(json.dumps(keys, indent=1) + "\n", encoding="utf-8")
+    if study == "rehearsal" and not unfinished:
+        from depthprune_study import estimate
+
+        estimate.write(building)
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -112,4 +116,6 @@ def _navigation(study: str, current: str, among: Sequence[str]) -> str:
         label = "report" if notebook == REPORT else notebook.replace("_", " ")
         here = " aria-current='page'" if notebook == current else ""
         links.append(f"<a href='{_file_name(notebook)}'{here}>{escape(label)}</a>")
+    if study == "rehearsal" and REPORT in among:
+        links.append("<a href='estimate.html'>what the full study would take</a>")
     return f"<b><a href='../index.html'>depthprune</a> · {escape(study)}</b> " + " ".join(links)

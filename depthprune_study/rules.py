@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from depthprune_core import racing, selection, sensitivity, subsets
-from depthprune_core.models import decoder
+from depthprune_core.decoders import decoder
 from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Plan, Profile
 from depthprune_core.text import Windows

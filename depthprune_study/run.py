@@ -113,7 +113,7 @@ def restore(study: str, source: Path) -> int:
 
 
 def read_costs(folder: Path) -> dict[str, dict[str, float]]:
-    """Notebook -> {"seconds", "peak_bytes"} that it took, as far as they are known."""
+    """Notebook -> {"seconds", "peak_bytes", "peak_gpu_bytes"} that it took, as far as they are known."""
     return read_named(folder / "costs.json")
 
 
@@ -305,9 +305,10 @@ def _is_empty(output: dict[str, Any]) -> bool:
 def _remember_cost(study: str, notebook: str, seconds: float) -> None:
     """The most that a notebook has taken here: one that finds pieces done already takes less."""
     folder = places.runs(study)
-    peak = read_named(folder / "progress.json").get("peak_bytes", 0)  # 0: a notebook that reads records alone tells nothing
-    before = read_costs(folder).get(notebook, {"seconds": 0, "peak_bytes": 0})
-    cost = {"seconds": max(before["seconds"], round(seconds, 1)), "peak_bytes": max(before["peak_bytes"], peak)}
+    told, before = read_named(folder / "progress.json"), read_costs(folder).get(notebook, {})
+    cost = {"seconds": max(before.get("seconds", 0), round(seconds, 1))}
+    # 0: a notebook that reads records alone tells nothing
+    cost |= {peak: max(before.get(peak, 0), told.get(peak, 0)) for peak in ("peak_bytes", "peak_gpu_bytes")}
     write_atomically(folder / "costs.json", json.dumps({**read_costs(folder), notebook: cost}, indent=1))
 
 

@@ -126,6 +126,17 @@ class Transfer(Work):
     second_choice_tokens: Annotated[
         int, Field(ge=8, description="calibration tokens a document for the choice between two stages")
     ]
+    trained: Annotated[
+        Literal["recipe", "all", "after_first_cut", "lora"],
+        Field(description="what is trained, where not what the recipe says"),
+    ]
+    lr_grid: Annotated[list[Rate], Field(max_length=8, description="learning rates tried; empty: those of notebook 03")]
+    control_lr_grid: Annotated[list[Rate], Field(max_length=8, description="tried for the control; empty: the same")]
+    optimiser: Annotated[Literal["recipe", "adamw", "adamw_8bit", "muon"], Field(description="where not the recipe's")]
+    windows_at_once: Annotated[CountOrZero, Field(description="windows of a step that are computed together; 0: all of them")]
+    checkpoint_activations: Annotated[
+        bool, Field(description="compute layers' insides again in the backward pass, to save memory")
+    ]
     timed_context: Count
     timed_new_tokens: Count
     timed_rounds: Annotated[int, Field(ge=3, le=200)]

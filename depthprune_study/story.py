@@ -102,8 +102,9 @@ def recovery_figures(evidence: Evidence) -> list[str]:
             figures.curves(curves, teacher_nll_nats=validation["teacher"].mean_nll_nats),
             "Validation perplexity ratio against recovery tokens: "
             + "; ".join(
-                f"{name} ends {c.validation_nll_nats[-1] - validation['teacher'].mean_nll_nats:.3f} nats above"
+                f"{name} {'diverged' if c.recipe.get('diverged') else 'ends'} {c.validation_nll_nats[-1] - validation['teacher'].mean_nll_nats:.3f} nats above"
                 for name, c in curves.items()
+                if c.validation_nll_nats
             ),
             f"{evidence.lead_model}: recovery as it went, on validation.",
         ),
@@ -275,6 +276,7 @@ def failures_html(evidence: Evidence, verdicts: Sequence[Verdict]) -> str:
     open_ = [(v, item) for v in verdicts for item in v.stand_ins if item.verdict == "inconclusive"]
     lines = [f"{v.id} does not hold on {item.model}: {v.claim} ({item.figure})." for v, item in failed]
     lines += [f"{v.id} is open on {item.model}: {item.figure}." for v, item in open_]
+    lines += _diverged(evidence)
     lines += _against_the_trained_teacher(evidence)
     recipe = evidence.record("03_recovery", "recipe").values
     unrecovered = evidence.ratio("03_recovery", "unrecovered")
@@ -289,6 +291,27 @@ def failures_html(evidence: Evidence, verdicts: Sequence[Verdict]) -> str:
     )
     lines += [f"{name}: {note}." for name, note in _notes(evidence)]
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def _diverged(evidence: Evidence) -> list[str]:
+    """Arms, and trials of notebook 03's sweep, whose recovery was stopped."""
+    lines = {}
+    for notebook, name in (
+        ("03_recovery", "sweep"),
+        ("03_recovery", "test_scores"),
+        ("03b_controls", "test_scores"),
+        ("03b_controls", "timed_test_scores"),
+        ("03c_choice", "test_scores"),
+        ("04_transfer_tinyllama", "test_scores"),
+        ("05_seed_stability", "test_scores"),
+    ):
+        scores = evidence.record(notebook, name) if evidence.has(notebook, name) else {}
+        lines |= {
+            f"{arm}: {score.diverged}": f"{arm} (notebook {notebook}) diverged: {score.diverged}. What it began from stands in its place."
+            for arm, score in scores.items()
+            if score.diverged
+        }
+    return list(lines.values())
 
 
 def _against_the_trained_teacher(evidence: Evidence) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from depthprune_core.records import Score
+from depthprune_study.settings import StudyError
 
 Recipe = dict[str, Any]
 
@@ -35,8 +36,14 @@ def one_factor_at_a_time(
 
 
 def lowest(trials: Mapping[Any, Score]) -> Any:
-    """The level with the lowest mean NLL, the earlier one where two tie."""
-    return min(trials, key=lambda level: trials[level].mean_nll_nats)
+    """The level with the lowest mean NLL, the earlier one where two tie; a trial that diverged never wins.
+
+    Raises StudyError where all of them diverged.
+    """
+    finished = [level for level, score in trials.items() if not score.diverged]
+    if not finished:
+        raise StudyError(f"every trial diverged ({', '.join(map(str, trials))}): give lower learning rates")
+    return min(finished, key=lambda level: trials[level].mean_nll_nats)
 
 
 def _as_file_name(words: str) -> str:

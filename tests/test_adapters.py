@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from depthprune_core.adapters import SCALING, low_rank
 from depthprune_core.distillation import recover
-from depthprune_core.pruning import drop_layers
+from depthprune_core.pruning import drop_layers, share_equal
 
 WINDOWS = tiny_windows(seed=1, lengths=(60, 29, 31))
 MAPS = (nn.Linear, Conv1D)
@@ -111,3 +111,32 @@ def test_recovery_by_adapters_equals_a_loop_with_plain_matrices():
     recover(student, teacher, batch, plan=plan, loss={"ce": 1.0}, lr=1e-2, seed=5, batch_size=2, trained="lora", lora_rank=2)
     for p, q in zip(student.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_student_that_shares_its_teacher_s_weights_is_recovered_as_a_copy_is(name):
+    teacher = tiny(name)
+    plan = plan_of(teacher, 2)
+    copied = drop_layers(teacher, plan)
+    shared = share_equal(drop_layers(teacher, plan), teacher, plan)
+    assert set(shared.parameters()) <= set(teacher.parameters())
+    trainable = [p.requires_grad for p in copied.parameters()]
+    unchanged = state_of(teacher)
+    way = {"plan": plan, "loss": {"kl": 1.0}, "lr": 1e-2, "seed": 0, "trained": "lora", "lora_rank": 2}
+    _, of_copy = recover(copied, teacher, WINDOWS, **way)
+    _, of_shared = recover(shared, teacher, WINDOWS, **way)
+    assert unchanged() and of_copy == of_shared
+    assert all(torch.equal(p, q) for p, q in zip(copied.parameters(), shared.parameters(), strict=True))
+    assert [p.requires_grad for p in shared.parameters()] == trainable and all(p.requires_grad for p in teacher.parameters())
+    own = set(shared.parameters()) - set(teacher.parameters())
+    assert own and all(p.ndim == 2 for p in own)  # the maps that have changed, and nothing else
+
+
+def test_weights_that_a_student_shares_are_not_trained_themselves():
+    teacher = tiny("llama")
+    plan = plan_of(teacher, 2)
+    student = share_equal(drop_layers(teacher, plan), teacher, plan)
+    with pytest.raises(
+        ValueError, match=r"shares weights with its teacher: only adapters \(trained='lora'\) can be trained, not 'all'"
+    ):
+        recover(student, teacher, WINDOWS, plan=plan, loss={"kl": 1.0}, lr=1e-2, seed=0)

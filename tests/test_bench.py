@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import time
 import weakref
 from collections.abc import Callable
@@ -688,3 +689,68 @@ def test_other_work_is_done_anew_when_its_notebook_or_a_parameter_changes(bench:
     for changed in (bench, new_bench(), new_bench(seeds=[0, 1, 2])):
         changed.once("work", work, on=[])
     assert work.times == 2
+
+
+# ---------------------------------------------------------------- runs that diverge
+
+
+def diverging(bench: Bench, **options: Any) -> tuple[Arm, Curve, Any]:
+    teacher, tokenizer = bench.model("llama-tiny")
+    windows = bench.recovery_windows(tokenizer, tokens=192, seed=0)
+    arm, curve = bench.recover("wild", PLAN, teacher, windows, **{**RECIPE, "lr": 1e38}, **options)
+    return arm, curve, tokenizer
+
+
+@pytest.mark.parametrize("options", [{}, {"keep_weights": False}, {"refit_tokens": 96}], ids=str)
+def test_a_run_that_diverges_is_marked_and_its_start_stands_in_its_place(bench: Bench, options: dict) -> None:
+    arm, curve, tokenizer = diverging(bench, **options)
+    assert arm.diverged == curve.recipe["diverged"]
+    assert re.match(r"the (kl loss is|gradient is not) .* at step \d+: lower the learning rate \(lr=1e\+38\)", arm.diverged)
+    teacher, _ = bench.model("llama-tiny")
+    windows = bench.recovery_windows(tokenizer, tokens=192, seed=0)
+    start = pruning.drop_layers(teacher, PLAN)
+    if "refit_tokens" in options:
+        start = refitting.refit(start, teacher, PLAN, windows.take(slice(0, 6)))
+    assert same(arm.model.state_dict(), start.state_dict())
+    scores = bench.validation_scores({"wild": arm, "start": start}, tokenizer)
+    assert scores["wild"].diverged == arm.diverged and not scores["start"].diverged
+    assert scores["wild"].nll_nats == scores["start"].nll_nats
+    checkpoint = list((bench.folder / "arms" / "wild").glob("*.ckpt"))
+    assert len(checkpoint) == min(1, len(curve.tokens))  # the last good one stays, where there was one
+
+
+def test_a_run_that_diverged_is_known_by_its_record(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _, _ = diverging(bench)
+    weights = {name: tensor.clone() for name, tensor in first.model.state_dict().items()}
+
+    def no_training(*args: Any, **options: Any) -> None:
+        raise AssertionError("a finished piece of work is done again")
+
+    monkeypatch.setattr(bench_module.distillation, "recover", no_training)
+    later = new_bench()
+    again, curve, tokenizer = diverging(later)
+    assert (again.content, again.diverged) == (first.content, first.diverged) and curve.recipe["diverged"]
+    assert same(again.model.state_dict(), weights)
+    assert later.validation_scores({"wild": again}, tokenizer)["wild"].diverged
+
+
+def test_adapters_take_no_second_copy_of_the_teacher(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    recover = bench_module.distillation.recover
+    shared = []
+
+    def watched(student: Any, teacher: Any, *args: Any, **options: Any) -> Any:
+        shared.append(set(student.parameters()) <= set(teacher.parameters()))
+        return recover(student, teacher, *args, **options)
+
+    monkeypatch.setattr(bench_module.distillation, "recover", watched)
+    teacher, tokenizer = bench.model("llama-tiny")
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    windows = bench.recovery_windows(tokenizer, tokens=64, seed=0)
+    arm, _ = bench.recover("adapters", PLAN, teacher, windows, **RECIPE, trained="lora", lora_rank=2)
+    bench.recover("whole", PLAN, teacher, windows, **RECIPE)
+    assert shared == [True, False]
+    assert same(before, teacher.state_dict())
+    weights = {name: tensor.clone() for name, tensor in arm.model.state_dict().items()}
+    later = new_bench()
+    again, _ = later.recover("adapters", PLAN, teacher, windows, **RECIPE, trained="lora", lora_rank=2)
+    assert same(again.model.state_dict(), weights) and shared == [True, False]

@@ -13,7 +13,7 @@ from tiny import count_layer_passes, plan_of, tiny, tiny_windows
 from benchmarks import decode, machine, measure, plain, rows, table
 from benchmarks import readme as bench_readme
 from depthprune_core import distillation, subsets
-from depthprune_core.models import decoder
+from depthprune_core.decoders import decoder
 from depthprune_core.pruning import drop_layers
 from depthprune_study import readme
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -287,3 +288,35 @@ def test_the_middle_half_is_the_layers_between_the_outer_quarters(tmp_path: Path
     changed = evidence(tmp_path, changes={("01_sensitivity", "profile"): profile(rises)})
     measured = claims._middle(changed, RULES["C13"]["rule"])
     assert measured[0].figure.startswith("middle half minus outer layers -1.000 [-1.000, -1.000]")
+
+
+# ---------------------------------------------------------------- runs that diverged
+
+RESTS_ON = {
+    "C2": ("03_recovery", "recovered"),
+    "C4": ("04_transfer_tinyllama", "recovered"),
+    "C5": ("04_transfer_tinyllama", "staged"),
+    "C7": ("05_seed_stability", "seed 1"),
+    "C9": ("03c_choice", "4,5 (seed 1)"),
+    "C10": ("04_transfer_tinyllama", "recovered"),
+    "C11": ("03b_controls", "width"),
+    "C12": ("03c_choice", "least_sensitive"),
+    "C14": ("03_recovery", "ce"),
+}
+
+
+@pytest.mark.parametrize("name", RESTS_ON)
+def test_a_run_that_diverged_decides_nothing(name: str, tmp_path: Path) -> None:
+    notebook, arm = RESTS_ON[name]
+    honest = claims.judge_one(name, evidence(tmp_path / "honest", **SOURCE))
+    assert honest.verdict == REPRODUCED
+    scores = handmade.contents()[notebook]["test_scores"]
+    stopped = {**scores, arm: replace(scores[arm], diverged="the kl loss is nan at step 3")}
+    found = claims.judge_one(name, evidence(tmp_path / "stopped", **SOURCE, changes={(notebook, "test_scores"): stopped}))
+    assert found.verdict == INCONCLUSIVE and "diverged" in found.figure
+
+
+def test_another_recipe_than_the_first_family_s_decides_nothing_of_c10(tmp_path: Path) -> None:
+    choice = Facts({"notes": {}, "changed": {"trained": "lora"}})
+    found = claims.judge_one("C10", evidence(tmp_path, **SOURCE, changes={("04_transfer_tinyllama", "choice"): choice}))
+    assert found.verdict == INCONCLUSIVE and "not the same recipe: trained" in found.figure

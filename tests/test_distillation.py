@@ -16,9 +16,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from depthprune_core import losses
-from depthprune_core.distillation import _Run, recover
+from depthprune_core.decoders import mlp_width, recording
+from depthprune_core.distillation import DivergedError, _Run, recover
 from depthprune_core.evaluation import divergence, score
-from depthprune_core.models import mlp_width, recording
 from depthprune_core.pruning import drop_layers, narrow_mlps
 from depthprune_core.records import Plan
 from depthprune_core.teachers import TeacherStates, TeacherTop
@@ -371,7 +371,7 @@ def test_gradients_left_from_elsewhere_do_not_enter(name):
 # ---------------------------------------------------------------- does it work
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+@pytest.mark.parametrize("optimiser", ["adamw", "muon", "adamw_8bit"])
 @pytest.mark.parametrize("trained", ["all", "after_first_cut"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_recovering_lowers_the_kl(name, trained, optimiser):
@@ -454,7 +454,11 @@ def test_validation_is_the_students_score_at_the_start_in_between_and_at_the_end
 # ---------------------------------------------------------------- the same again
 
 
-@pytest.mark.parametrize("options", [{}, {"dropout": True}, {"optimiser": "muon"}, {"trained": "after_first_cut"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"dropout": True}, {"optimiser": "muon"}, {"optimiser": "adamw_8bit"}, {"trained": "after_first_cut"}],
+    ids=str,
+)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_same_seed_gives_the_same_bits(name, options):
     teacher, student, plan = pruned(name, 2, **({"attention_dropout": 0.1} if name == "llama" else {}))
@@ -492,6 +496,7 @@ def stop_at(tokens: int) -> Callable[[int, int, str], None]:
         {},
         {"dropout": True},
         {"optimiser": "muon"},
+        {"optimiser": "adamw_8bit"},
         {"trained": "after_first_cut"},
         {"loss": {"kl": 1.0, "hidden": 1.0}, "trained": "after_first_cut", "dropout": True},
         {"precision": "float16"},
@@ -589,9 +594,10 @@ def test_a_loss_that_is_not_a_number_stops_the_run(name):
     def break_it(done: int, of: int, what: str) -> None:
         final_norm_of(student).weight.data[0] = math.nan
 
-    with pytest.raises(FloatingPointError, match="the kl loss is nan at step 1"):
+    with pytest.raises(DivergedError, match="the kl loss is nan at step 1") as stop:
         recover(student, teacher, TRAINING, plan=plan, progress=break_it, **RECIPE)
     assert all(p.grad is None for p in student.parameters())
+    assert len(stop.value.curve.losses["kl"]) == len(stop.value.curve.tokens) == 1  # the run up to there
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -599,7 +605,7 @@ def test_a_gradient_that_is_not_a_number_stops_the_run_before_the_weights_move(n
     teacher, student, plan = pruned(name, 2)
     before = weights_of(student)
     final_norm_of(student).weight.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(FloatingPointError, match="the gradient is not finite at step 0"):
+    with pytest.raises(DivergedError, match="the gradient is not finite at step 0"):
         recover(student, teacher, TRAINING, plan=plan, **RECIPE)
     assert all(torch.equal(p, before[name]) for name, p in student.named_parameters())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,6 +29,18 @@ def test_ppl_ratio_of_a_hand_computed_example():
     ratio = intervals.ppl_ratio(score_of(310, 430), score_of(300, 400))
     assert (ratio.point, ratio.low, ratio.high) == pytest.approx((math.exp(0.2), math.exp(0.1), math.exp(0.3)))
     assert (ratio.n, ratio.effective_n) == (2, 2)
+
+
+def test_a_ratio_of_a_run_that_diverged_says_so():
+    student = replace(score_of(310, 430), diverged="the kl loss is nan at step 3")
+    ratio = intervals.ppl_ratio(student, score_of(300, 400))
+    assert str(ratio) == "1.221 [1.105, 1.350] (diverged; its start is shown)"
+    assert not intervals.ppl_ratio(score_of(310, 430), score_of(300, 400)).note
+
+
+def test_a_ratio_beyond_all_numbers_is_infinite():
+    ratio = intervals.ppl_ratio(score_of(100_000, 120_000), score_of(300, 400))
+    assert (ratio.point, ratio.high) == (math.inf, math.inf)
 
 
 def test_documents_count_by_their_tokens():

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from depthprune_core import losses
-from depthprune_core.models import Decoder, decoder, hidden_states
+from depthprune_core.decoders import Decoder, decoder, hidden_states
 
 
 def head_of(weight: torch.Tensor) -> Decoder:

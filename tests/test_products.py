@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from depthprune_core import products
-from depthprune_core.models import decoder, hidden_states
+from depthprune_core.decoders import decoder, hidden_states
 from depthprune_core.products import fast_products, linear
 
 HAS_OP = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -92,7 +92,7 @@ def test_names_that_are_no_modules_are_passed_over(write: Callable[[str, str], N
 
 def test_the_real_recovery_rests_on_the_modules_that_it_computes_with() -> None:
     found = provenance.closure(["depthprune_core.distillation"])
-    assert {f"depthprune_core.{name}" for name in ("losses", "models", "evaluation", "text", "records", "assets")} <= found
+    assert {f"depthprune_core.{name}" for name in ("losses", "decoders", "evaluation", "text", "records", "assets")} <= found
 
 
 @pytest.mark.parametrize("notebook", sorted(path.stem for path in places.NOTEBOOKS.glob("*.ipynb")))

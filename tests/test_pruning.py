@@ -12,7 +12,8 @@ from tiny import ARCHITECTURES, FAMILIES, layers_of, plain_logits, plan_of, skip
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from depthprune_core.pruning import drop_layers, drop_more, size
+from depthprune_core.decoders import mlp_outputs
+from depthprune_core.pruning import drop_layers, drop_more, share_equal, size
 from depthprune_core.records import Plan
 
 IDS = tiny_windows().inputs
@@ -290,6 +291,20 @@ def test_attention_scaled_by_the_layers_number_is_refused():
     model = tiny("gpt2", scale_attn_by_inverse_layer_idx=True)
     with pytest.raises(ValueError, match="scale_attn_by_inverse_layer_idx"):
         drop_layers(model, plan_of(model, 1))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_only_what_is_equal_is_shared_afterwards(name):
+    model = tiny(name)
+    plan = plan_of(model, 1)
+    student = drop_layers(model, plan)
+    changed = mlp_outputs(student)[0].weight
+    with torch.no_grad():
+        changed += 1
+    before = {n: p.clone() for n, p in student.named_parameters()}
+    assert share_equal(student, model, plan) is student
+    assert {id(p) for p in student.parameters()} - {id(p) for p in model.parameters()} == {id(changed)}
+    assert all(torch.equal(p, before[n]) for n, p in student.named_parameters())
 
 
 def test_a_second_cut_is_told_in_the_original_numbers(model):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -37,7 +38,7 @@ STAMP = Stamp(
     seed=0,
     commit="0123456789ab",
 )
-SCORE = Score(("a", "b"), (1.5, 0.1 + 0.2), (3, 1), (12, 5))
+SCORE = Score(("a", "b"), (1.5, 0.1 + 0.2), (3, 1), (12, 5), "the kl loss is nan at step 3")
 RECORDS = {
     "plan": Plan(5, (3, 1), "by hand", {"costs": [0.1, 0.2]}),
     "score": SCORE,
@@ -275,3 +276,13 @@ def test_a_profile_gives_means_per_token() -> None:
     profile = RECORDS["profile"]
     assert profile.drop_one == (0.75, -0.125)
     assert profile.criteria["angular_distance"] == (0.3, 0.4)
+
+
+def test_a_file_from_before_a_field_was_there_is_read_with_its_default(tmp_path: Path) -> None:
+    path = records.write(tmp_path / "score.json", Score(("a",), (1.5,), (3,), (12,)), STAMP)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    del content["data"]["diverged"]
+    dumped = json.dumps(content["data"], sort_keys=True, separators=(",", ":"))
+    content["data_sha256"] = hashlib.sha256(dumped.encode()).hexdigest()
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert records.read(path) == Score(("a",), (1.5,), (3,), (12,))

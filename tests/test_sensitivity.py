@@ -22,8 +22,8 @@ from tiny import (
 )
 
 from depthprune_core import losses, sensitivity
+from depthprune_core.decoders import decoder
 from depthprune_core.evaluation import score
-from depthprune_core.models import decoder
 
 NATS = 1e-4  # per token
 

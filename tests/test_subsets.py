@@ -9,7 +9,7 @@ import torch
 from tiny import ARCHITECTURES, count_layer_passes, layers_of, plain_nll, skipping, state_of, tiny, tiny_windows
 
 from depthprune_core import selection, sensitivity, subsets
-from depthprune_core.models import decoder
+from depthprune_core.decoders import decoder
 
 NATS = 1e-4  # per token
 # In no order, with prefixes that are wanted, (0,), and prefixes that are only passed through: (0, 3), (1,), (1, 2, 3).

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import handmade
 import pytest
 from tiny import FAMILIES, tiny, tiny_windows
 
 from depthprune_core import racing, selection, sensitivity, subsets
 from depthprune_study import rules, sweep
+from depthprune_study.settings import StudyError
 
 FACTORS = {
     "rate": {"0.1": {"lr": 0.1}, "0.2": {"lr": 0.2}},
@@ -55,3 +58,10 @@ def test_a_rule_by_its_name_is_the_rule_itself(name: str) -> None:
         assert chosen[rule] == getattr(selection, rule)(5, 2, costs).dropped
     assert chosen["last_k"] == (3, 4)
     assert chosen["racing"] == racing.best_set(model, windows, 2)[0].dropped
+
+
+def test_a_trial_that_diverged_never_wins() -> None:
+    diverged = replace(handmade.score(2.0), diverged="the kl loss is nan at step 3")
+    assert sweep.lowest({0.1: handmade.score(3.1), 10.0: diverged}) == 0.1
+    with pytest.raises(StudyError, match=r"every trial diverged \(1.0, 10.0\): give lower learning rates"):
+        sweep.lowest({1.0: diverged, 10.0: diverged})

@@ -7,7 +7,7 @@ import torch
 from tiny import ARCHITECTURES, layers_of, state_of, tiny, tiny_windows
 from transformers import AutoModelForCausalLM
 
-from depthprune_core.models import mlp_outputs, mlp_width
+from depthprune_core.decoders import mlp_outputs, mlp_width
 from depthprune_core.pruning import drop_layers, narrow_mlps, width_of_size
 from depthprune_core.records import Plan
 from depthprune_core.sensitivity import neuron_importance

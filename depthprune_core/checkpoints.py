@@ -1,0 +1,61 @@
+"""A recovery's state on disk: what it takes to go on from there."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+
+def save(
+    path: Path,
+    key: str,
+    student: PreTrainedModel,
+    optimisers: list[torch.optim.Optimizer],
+    scaler: torch.amp.GradScaler,
+    log: dict[str, Any],
+) -> None:
+    """Keep a run under its key: a zip file whose members carry checksums, under a temporary name first."""
+    state = {
+        "key": key,
+        "student": {name: p.detach() for name, p in student.named_parameters() if p.requires_grad},
+        "optimisers": [opt.state_dict() for opt in optimisers],
+        "scaler": scaler.state_dict(),
+        "log": log,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def resume(
+    path: Path, key: str, student: PreTrainedModel, optimisers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler
+) -> dict[str, Any]:
+    """Put models and optimisers where the file has them; returns its log. Raises ValueError for a damaged file or another run's."""
+    if not _is_whole(path):
+        raise ValueError(f"checkpoint {path} is damaged: remove it to begin this recovery again")
+    state = torch.load(path, map_location=student.device, weights_only=True)
+    if state["key"] != key:
+        raise ValueError(f"checkpoint {path} belongs to another run (recipe, text or plan differ): remove it to begin again")
+    with torch.no_grad():
+        for name, p in student.named_parameters():
+            if name in state["student"]:
+                p.copy_(state["student"][name])
+    for opt, saved in zip(optimisers, state["optimisers"], strict=True):
+        opt.load_state_dict(saved)
+    if scaler.is_enabled():
+        scaler.load_state_dict(state["scaler"])
+    return state["log"]
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except zipfile.BadZipFile:
+        return False

@@ -1,0 +1,162 @@
+"""What the `full` study would take, from a rehearsal of it: times and memory measured there, hours scaled to GPUs that people rent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+
+from depthprune_core import figures, models, speed
+from depthprune_study import budget, places, run, settings, story
+from depthprune_study.evidence import Evidence, read_evidence
+from depthprune_study.page import page
+
+REHEARSAL, REHEARSED = "rehearsal", "full"
+FILE, PAGE = "estimate.json", "estimate.html"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a rehearsal ran, and how much of its peak a plain recovery reached there."""
+
+    device: str
+    tokens_per_second: float  # of training with the text itself, whole windows, the first model
+    achieved_tflops: float
+    peak_tflops: float  # of one large matrix product there, in the type that recovery computes in
+
+    @property
+    def share(self) -> float:
+        return self.achieved_tflops / self.peak_tflops
+
+
+def machine(evidence: Evidence) -> Machine:
+    """As the records of a rehearsal tell."""
+    measured = evidence.record("03b_controls", "pace").values
+    pace = measured["ce"]
+    kept = len(evidence.cut("03_recovery").kept)
+    forward = 2 * speed.weight_bytes_per_token(models.shape(evidence.first_model, n_layers=kept)) / 4
+    achieved = budget.TRAINED * forward * pace / 1e12
+    return Machine(evidence.stamp("03b_controls", "pace").device, pace, achieved, measured["peak_tflops"])
+
+
+def hours(share: float, study: str = REHEARSED) -> dict[str, dict[str, float]]:
+    """GPU -> notebook of a study -> hours, where a recovery reaches this share of the peak there too."""
+    costs = budget.costs(study)
+    return {
+        gpu: {cost.notebook: cost.teraflops / (peak * share) / 3_600 for cost in costs}
+        for gpu, peak in budget.PEAK_TFLOPS.items()
+    }
+
+
+def write(folder: Path) -> Path:
+    """Put the estimate of a rehearsal's report beside it, as a page and as data; returns the page's path."""
+    evidence = read_evidence(REHEARSAL, folder / "records")
+    found = machine(evidence)
+    (folder / FILE).write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
+    body = html(found, run.read_costs(folder))
+    links = f"<b><a href='../index.html'>depthprune</a> · {REHEARSAL}</b> <a href='report.html'>report</a>"
+    (folder / PAGE).write_text(
+        page(f"depthprune {REHEARSAL}: what the full study would take", navigation=links, main=body), encoding="utf-8"
+    )
+    return folder / PAGE
+
+
+def read(folder: Path) -> Machine | None:
+    """The machine of a published rehearsal, if there is one."""
+    path = folder / FILE
+    return Machine(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def lines(found: Machine) -> list[str]:
+    """The estimate as text."""
+    in_all = ", ".join(f"{gpu} {sum(by_notebook.values()):.1f}" for gpu, by_notebook in hours(found.share).items())
+    return [f"  hours, scaled from the rehearsal ({found.device}, {found.share:.0%} of its peak): {in_all}"]
+
+
+def html(found: Machine, costs: Mapping[str, Mapping[str, float]]) -> str:
+    """What was measured, what is scaled, what is arithmetic; each figure says which."""
+    scaled = hours(found.share)
+    memory = {cost.notebook: cost.training_bytes / 2**30 for cost in budget.costs(REHEARSED)}
+    head = ["notebook", "rehearsal, measured", "its peak memory, measured", *(f"{gpu}, scaled" for gpu in scaled)]
+    head.append("GPU memory of its largest recovery in the full study, arithmetic")
+    rows = []
+    for notebook in run.READS:
+        cost = costs.get(notebook, {"seconds": 0, "peak_bytes": 0})
+        by_gpu = [f"{by_notebook[notebook]:.2f} h" if notebook in by_notebook else "" for by_notebook in scaled.values()]
+        needed = f"{memory[notebook]:.1f} GiB" if memory.get(notebook) else ""
+        rows.append([notebook, f"{cost['seconds']:.0f} s", _held(cost), *by_gpu, needed])
+    seconds, peak = sum(cost["seconds"] for cost in costs.values()), max(cost["peak_bytes"] for cost in costs.values())
+    in_all = [f"{sum(by_notebook.values()):.1f} h" for by_notebook in scaled.values()]
+    rows.append(["in all", f"{seconds / 60:.1f} min", f"{peak / 2**30:.1f} GiB", *in_all, ""])
+    peaks = ", ".join(f"{gpu} {tflops}" for gpu, tflops in budget.PEAK_TFLOPS.items())
+    return (
+        "<h1>What the full study would take</h1>"
+        f"<p>The study {REHEARSAL} runs every notebook of {REHEARSED} at its real shapes, with random weights and a few small steps a run, "
+        "TinyLlama by adapters: it shows that the chain runs, and how fast. "
+        f"Measured on {escape(found.device)}: training on the text reaches {found.tokens_per_second:,.0f} tokens a second, "
+        f"{found.achieved_tflops:.2f} TFLOP/s, which is {found.share:.0%} of the {found.peak_tflops:.2f} that one large matrix product reaches "
+        f"there. Scaled: the arithmetic of {REHEARSED}, at the same share of each GPU's peak ({peaks} TFLOP/s, dense, 16 bits). A GPU may reach "
+        f"another share: these hours are an estimate.</p>{story.figure_html(figures.hours(scaled), _in_words(scaled), 'Scaled hours of the full study.')}"
+        + story.table(head, rows)
+        + _fits(memory)
+    )
+
+
+def _held(cost: Mapping[str, float]) -> str:
+    gpu = f", GPU {cost['peak_gpu_bytes'] / 2**30:.1f} GiB" if cost.get("peak_gpu_bytes") else ""
+    return f"{cost['peak_bytes'] / 2**30:.1f} GiB{gpu}"
+
+
+def _in_words(scaled: Mapping[str, Mapping[str, float]]) -> str:
+    return "; ".join(f"{gpu}: {sum(by_notebook.values()):.1f} hours" for gpu, by_notebook in scaled.items())
+
+
+def _fits(memory: Mapping[str, float]) -> str:
+    lines = []
+    for gpu, room in budget.GPU_GIB.items():
+        too_large = [notebook for notebook, needed in memory.items() if needed > room]
+        says = f"all but {', '.join(too_large)}" if too_large else "every notebook"
+        lines.append(f"{gpu} ({room} GiB): {says} fits, by arithmetic.")
+    tokens = max(settings.read_study(REHEARSED)["03_recovery"].train_seq_lens)
+    adapted = budget.training_bytes(models.shape("tinyllama-1.1b"), drop=2, tokens_at_once=tokens, trained="lora") / 2**30
+    lines.append(f"TinyLlama by adapters (trained: lora, windows_at_once: 1 in notebook 04): {adapted:.1f} GiB, by arithmetic.")
+    return "<ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
+
+
+def where_table(studies: tuple[str, ...] = ("ci", "quick", "smollm2", "rehearsal", "full")) -> str:
+    """Where each study can be run, as a table of README.md: time and memory, each cell saying what it is."""
+    found = read(places.reports(REHEARSAL))
+    if found is None:
+        raise settings.StudyError("the report of study rehearsal is not there: `make study STUDY=rehearsal` writes it")
+    rows = [["study", "two CPU cores", *(f"one {gpu}" for gpu in budget.PEAK_TFLOPS)], ["---"] * (2 + len(budget.PEAK_TFLOPS))]
+    for study in studies:
+        memory = max(cost.training_bytes for cost in budget.costs(study)) / 2**30
+        cells = []
+        for gpu, by_notebook in hours(found.share, study).items():
+            fits = "" if memory <= budget.GPU_GIB[gpu] else ", too little for the largest recovery"
+            cells.append(f"{_time(3_600 * sum(by_notebook.values()))} scaled; {memory:.1f} GiB by arithmetic{fits}")
+        rows.append([f"`{study}`", _on_a_cpu(study, found, memory), *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _on_a_cpu(study: str, found: Machine, memory: float) -> str:
+    costs = run.read_costs(places.reports(study))
+    if set(costs) == set(run.READS) and _device(study) == "cpu":
+        seconds, peak = sum(cost["seconds"] for cost in costs.values()), max(cost["peak_bytes"] for cost in costs.values())
+        return f"{_time(seconds)}, {peak / 2**30:.1f} GiB, measured"
+    if found.device != "cpu":
+        return "not measured"
+    seconds = sum(cost.teraflops for cost in budget.costs(study)) / found.achieved_tflops
+    return f"{_time(seconds)} scaled; {memory:.1f} GiB by arithmetic"
+
+
+def _device(study: str) -> str:
+    return read_evidence(study, places.reports(study) / "records").stamp("03_recovery", "test_scores").device
+
+
+def _time(seconds: float) -> str:
+    if seconds < 5_400:
+        return f"{max(1, seconds / 60):.0f} min"
+    return f"{seconds / 3_600:.1f} h" if seconds < 48 * 3_600 else f"{seconds / 86_400:.0f} days"

@@ -1,0 +1,53 @@
+"""One of several processes that recover a tiny student together: RANK and WORLD_SIZE say which; argument: the folder for its results."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tiny import plan_of, tiny, tiny_windows
+
+from depthprune_core.distillation import recover
+from depthprune_core.pruning import drop_layers
+
+RECIPES = {
+    "all": {"loss": {"kl": 0.5, "ce": 0.5}, "weight_decay": 0.1},
+    "small steps": {"loss": {"kl": 1.0}, "micro_batch_size": 1},
+    "hidden": {"loss": {"kl": 1.0, "hidden": 1.0}, "optimiser": "muon"},
+    "lora": {"loss": {"ce": 1.0}, "trained": "lora", "lora_rank": 2},
+    "after_first_cut": {"loss": {"kl": 1.0}, "trained": "after_first_cut"},
+}
+WINDOWS = tiny_windows(seed=3, lengths=(60, 29, 31))
+assert len(WINDOWS) == 11  # in steps of five: the last one has fewer windows than there are processes
+
+
+def recovered(
+    name: str, accelerator: Accelerator | None, *, family: str = "llama", noise: float = 0.0, **options: object
+) -> tuple:
+    """A recipe run on the same models and windows everywhere. `noise`: how far this process' student is off at first."""
+    teacher = tiny(family)
+    plan = plan_of(teacher, 2)
+    student = drop_layers(teacher, plan)
+    with torch.no_grad():
+        for p in student.parameters():
+            p.add_(noise)
+    return recover(
+        student, teacher, WINDOWS, plan=plan, lr=1e-2, seed=0, batch_size=5, accelerator=accelerator, **options, **RECIPES[name]
+    )
+
+
+def main(folder: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    rank = accelerator.process_index
+    for name in RECIPES:
+        student, curve = recovered(name, accelerator, noise=0.01 * rank if name == "all" else 0.0)
+        torch.save(dict(student.named_parameters()), folder / f"{name}-{rank}.pt")
+        (folder / f"{name}-{rank}.json").write_text(json.dumps([curve.losses, curve.tokens, curve.recipe, curve.token_hash]))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,106 @@
+"""What the full study would take: measured, scaled, by arithmetic, and each said to be so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import handmade
+import pytest
+
+from depthprune_core.records import Facts
+from depthprune_study import budget, estimate, places, run, settings
+
+PACE = {("03b_controls", "pace"): Facts({"recovered": 30.0, "ce": 40.0, "peak_tflops": 0.3})}
+MACHINE = estimate.Machine("cpu", 40.0, 0.03, 0.3)
+COSTS = {notebook: {"seconds": 60.0, "peak_bytes": 2**30} for notebook in run.READS}
+
+
+def test_what_a_machine_reaches_by_hand(tmp_path: Path) -> None:
+    evidence = handmade.evidence(tmp_path, first="gpt2-shape", changes=PACE)
+    found = estimate.machine(evidence)
+    read = 124_439_808 - 1_024 * 768 - 2 * 7_087_872  # of the student: two layers fewer, no positions
+    assert found.achieved_tflops == pytest.approx(3 * 2 * read * 40 / 1e12)
+    assert found.share == pytest.approx(found.achieved_tflops / 0.3)
+
+
+def test_hours_are_the_arithmetic_at_that_share() -> None:
+    whole = sum(cost.teraflops for cost in budget.costs("full"))
+    assert sum(estimate.hours(0.1)["T4"].values()) == pytest.approx(whole / (65 * 0.1) / 3_600)
+    assert set(estimate.hours(0.1)["H100"]) == set(budget.ITEMS)
+    assert estimate.lines(MACHINE)[0].startswith("  hours, scaled from the rehearsal (cpu, 10% of its peak): T4 ")
+
+
+def test_the_page_says_of_each_figure_what_it_is() -> None:
+    page = estimate.html(MACHINE, COSTS)
+    for said in (
+        "rehearsal, measured",
+        "T4, scaled",
+        "H100, scaled",
+        "arithmetic",
+        "8.0 min",
+        "an estimate",
+        "T4 (14.5 GiB): all but ",
+    ):
+        assert said in page
+    assert "<script" not in page and "alt='T4: " in page
+
+
+def test_a_published_rehearsal_has_its_estimate_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEPTHPRUNE_REPORTS", str(tmp_path))
+    assert estimate.read(places.reports("rehearsal")) is None
+    folder = tmp_path / "rehearsal"
+    handmade.evidence(folder / "records", first="gpt2-shape", changes=PACE)
+    (folder / "costs.json").write_text(json.dumps(COSTS))
+    assert estimate.write(folder).read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    found = estimate.read(places.reports("rehearsal"))
+    assert found is not None and found.tokens_per_second == 40.0 and found.peak_tflops > 0
+    table = estimate.where_table(("rehearsal", "full"))
+    assert (
+        "| `rehearsal` | 8 min, 1.0 GiB, measured |" in table
+        and "scaled" in table
+        and "too little for the largest recovery" in table
+    )
+
+
+def test_a_rehearsal_has_the_shapes_windows_and_recipe_of_the_full_study() -> None:
+    full, rehearsal = settings.read_study("full"), settings.read_study("rehearsal")
+    shapes = {"gpt2": "gpt2-shape", "tinyllama-1.1b": "tinyllama-1.1b-shape"}
+    smaller = {
+        "text",
+        "max_documents",
+        "score_tokens",
+        "calibration_tokens",
+        "tokens",
+        "pilot_tokens",
+        "rate_tokens",
+        "batch_tokens",
+    }
+    smaller |= {
+        "refit_tokens",
+        "arm_tokens",
+        "set_tokens",
+        "n_sets",
+        "set_seeds",
+        "exhaustive_to",
+        "race_tokens",
+        "random_draws",
+        "seeds",
+    }
+    smaller |= {
+        "timed_new_tokens",
+        "timed_rounds",
+        "shape_rounds",
+        "paced_windows",
+        "zero_shot_tasks",
+        "second_choice_tokens",
+        "study",
+    }
+    in_memory = {"trained", "lr_grid"}  # notebook 04: all weights of TinyLlama would not fit
+    for notebook, parameters in full.items():
+        ours = rehearsal[notebook].model_dump()
+        for name, value in parameters.model_dump().items():
+            if name in ("model", "first_model"):
+                assert ours[name] == shapes[value]
+            elif name not in smaller and not (notebook.startswith("04") and name in in_memory):
+                assert ours[name] == value, (notebook, name)

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from benchmarks import plain
 from benchmarks.measure import Row, in_turn
-from depthprune_core import decoders, distillation, models, pruning, sensitivity, subsets, text
-from depthprune_core.decoders import decoder
+from depthprune_core import distillation, models, pruning, sensitivity, subsets, text
+from depthprune_core.decoders import decoder, hidden_states
 from depthprune_core.products import fast_products, linear, onednn_is_better
 from depthprune_core.progress import Progress
 from depthprune_core.records import Plan
@@ -243,7 +243,7 @@ def kept_for_backward(model: PreTrainedModel, windows: Windows) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = decoders.hidden_states(model, windows.inputs.to(model.device))
+        hidden = hidden_states(model, windows.inputs.to(model.device))
     del hidden  # until here its graph holds all that was kept: no address was given out twice
     return sum(kept.values())
 

@@ -18,8 +18,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from depthprune_core.assets import WheelFile, fetch, sha256_of
 from depthprune_core.decoders import decoder
 
-# As GGUF files call them: llama.cpp treats every layer of these alike. In others (gemma 2 and 3, smollm3, cohere2) every nth is special.
-GGUF_LAYERS_ALIKE = ("llama", "gpt2", "qwen2", "qwen3", "gptneox", "bloom", "falcon", "starcoder2", "stablelm", "phi2")
 BUNDLED = Path(__file__).resolve().parent.parent / "models"
 
 

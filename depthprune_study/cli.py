@@ -15,6 +15,9 @@ import typer
 from depthprune_study import places
 from depthprune_study.settings import StudyError
 
+# Architectures in which llama.cpp treats every layer alike. In others (gemma 2 and 3, smollm3, cohere2) every nth layer is special.
+LAYERS_ALIKE = ("llama", "gpt2", "qwen2", "qwen3", "gptneox", "bloom", "falcon", "starcoder2", "stablelm", "phi2")
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -195,14 +198,14 @@ def cut_gguf(
     drop: Annotated[str, typer.Option(help="Layers to drop, counted from 0: 14,17.")],
 ) -> None:
     """Drop layers from a GGUF file as it is, without dequantising it. What was written is opened and checked."""
-    from depthprune_core import gguf_files, models
+    from depthprune_core import gguf_files
 
     with _sentences():
         layers = _layers("--drop", drop)
         architecture = gguf_files.architecture(source)
-        if architecture not in models.GGUF_LAYERS_ALIKE:
+        if architecture not in LAYERS_ALIKE:
             raise StudyError(
-                f"{source} holds a model of architecture {architecture!r}; layers can be dropped from {', '.join(models.GGUF_LAYERS_ALIKE)}, "
+                f"{source} holds a model of architecture {architecture!r}; layers can be dropped from {', '.join(LAYERS_ALIKE)}, "
                 "where llama.cpp treats every layer alike"
             )
         plan = gguf_files.cut(source, target, layers)
@@ -246,7 +249,7 @@ def _say_plan(study: str, steps: list) -> None:
 def _say_budget(study: str) -> None:
     from depthprune_study import budget, estimate
 
-    rehearsed = estimate.read(places.reports(estimate.REHEARSAL)) if study == estimate.REHEARSED else None
+    rehearsed = estimate.published() if study == estimate.REHEARSED else None
     try:
         found = [*budget.lines(study), *(estimate.lines(rehearsed) if rehearsed is not None else [])]
     except StudyError:  # sizes that only a look at the model or the text would tell

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
 from depthprune_core import figures, models, speed
 from depthprune_study import budget, places, run, settings, story
 from depthprune_study.evidence import Evidence, read_evidence
-from depthprune_study.page import page
+from depthprune_study.report import REHEARSAL
 
-REHEARSAL, REHEARSED = "rehearsal", "full"
-FILE, PAGE = "estimate.json", "estimate.html"
+REHEARSED = "full"
 
 
 @dataclass(frozen=True)
@@ -50,23 +47,10 @@ def hours(share: float, study: str = REHEARSED) -> dict[str, dict[str, float]]:
     }
 
 
-def write(folder: Path) -> Path:
-    """Put the estimate of a rehearsal's report beside it, as a page and as data; returns the page's path."""
-    evidence = read_evidence(REHEARSAL, folder / "records")
-    found = machine(evidence)
-    (folder / FILE).write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
-    body = html(found, run.read_costs(folder))
-    links = f"<b><a href='../index.html'>depthprune</a> · {REHEARSAL}</b> <a href='report.html'>report</a>"
-    (folder / PAGE).write_text(
-        page(f"depthprune {REHEARSAL}: what the full study would take", navigation=links, main=body), encoding="utf-8"
-    )
-    return folder / PAGE
-
-
-def read(folder: Path) -> Machine | None:
-    """The machine of a published rehearsal, if there is one."""
-    path = folder / FILE
-    return Machine(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+def published() -> Machine | None:
+    """The machine of the published rehearsal, if there is one."""
+    evidence = read_evidence(REHEARSAL, places.reports(REHEARSAL) / "records")
+    return machine(evidence) if evidence.has("03b_controls", "pace") else None
 
 
 def lines(found: Machine) -> list[str]:
@@ -123,40 +107,3 @@ def _fits(memory: Mapping[str, float]) -> str:
     adapted = budget.training_bytes(models.shape("tinyllama-1.1b"), drop=2, tokens_at_once=tokens, trained="lora") / 2**30
     lines.append(f"TinyLlama by adapters (trained: lora, windows_at_once: 1 in notebook 04): {adapted:.1f} GiB, by arithmetic.")
     return "<ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
-
-
-def where_table(studies: tuple[str, ...] = ("ci", "quick", "smollm2", "rehearsal", "full")) -> str:
-    """Where each study can be run, as a table of README.md: time and memory, each cell saying what it is."""
-    found = read(places.reports(REHEARSAL))
-    if found is None:
-        raise settings.StudyError("the report of study rehearsal is not there: `make study STUDY=rehearsal` writes it")
-    rows = [["study", "two CPU cores", *(f"one {gpu}" for gpu in budget.PEAK_TFLOPS)], ["---"] * (2 + len(budget.PEAK_TFLOPS))]
-    for study in studies:
-        memory = max(cost.training_bytes for cost in budget.costs(study)) / 2**30
-        cells = []
-        for gpu, by_notebook in hours(found.share, study).items():
-            fits = "" if memory <= budget.GPU_GIB[gpu] else ", too little for the largest recovery"
-            cells.append(f"{_time(3_600 * sum(by_notebook.values()))} scaled; {memory:.1f} GiB by arithmetic{fits}")
-        rows.append([f"`{study}`", _on_a_cpu(study, found, memory), *cells])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _on_a_cpu(study: str, found: Machine, memory: float) -> str:
-    costs = run.read_costs(places.reports(study))
-    if set(costs) == set(run.READS) and _device(study) == "cpu":
-        seconds, peak = sum(cost["seconds"] for cost in costs.values()), max(cost["peak_bytes"] for cost in costs.values())
-        return f"{_time(seconds)}, {peak / 2**30:.1f} GiB, measured"
-    if found.device != "cpu":
-        return "not measured"
-    seconds = sum(cost.teraflops for cost in budget.costs(study)) / found.achieved_tflops
-    return f"{_time(seconds)} scaled; {memory:.1f} GiB by arithmetic"
-
-
-def _device(study: str) -> str:
-    return read_evidence(study, places.reports(study) / "records").stamp("03_recovery", "test_scores").device
-
-
-def _time(seconds: float) -> str:
-    if seconds < 5_400:
-        return f"{max(1, seconds / 60):.0f} min"
-    return f"{seconds / 3_600:.1f} h" if seconds < 48 * 3_600 else f"{seconds / 86_400:.0f} days"

@@ -17,6 +17,7 @@ from depthprune_study.page import page as in_page
 from depthprune_study.settings import StudyError
 
 REPORT = "06_report"
+REHEARSAL, ESTIMATE = "rehearsal", "estimate"  # the study whose report has one more page
 
 
 def publish(study: str, *, unfinished: bool = False) -> Path:
@@ -47,10 +48,16 @@ def publish(study: str, *, unfinished: bool = False) -> Path:
         (building / _file_name(notebook)).write_text(page_of, encoding="utf-8")
     (building / "costs.json").write_text(json.dumps(run.read_costs(runs), indent=1) + "\n", encoding="utf-8")
     (building / "made-from.json").write_text(json.dumps(keys, indent=1) + "\n", encoding="utf-8")
-    if study == "rehearsal" and not unfinished:
+    if study == REHEARSAL and not unfinished:
         from depthprune_study import estimate
 
-        estimate.write(building)
+        body = estimate.html(estimate.machine(evidence), run.read_costs(runs))
+        (building / f"{ESTIMATE}.html").write_text(
+            in_page(
+                f"depthprune {study}: what the full study would take", navigation=_navigation(study, ESTIMATE, shown), main=body
+            ),
+            encoding="utf-8",
+        )
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -112,10 +119,9 @@ def _file_name(notebook: str) -> str:
 def _navigation(study: str, current: str, among: Sequence[str]) -> str:
     """Links to the pages that there are, the report first."""
     links = []
-    for notebook in sorted(among, key=lambda name: name != REPORT):
+    more = [ESTIMATE] if study == REHEARSAL and REPORT in among else []
+    for notebook in [*sorted(among, key=lambda name: name != REPORT), *more]:
         label = "report" if notebook == REPORT else notebook.replace("_", " ")
         here = " aria-current='page'" if notebook == current else ""
         links.append(f"<a href='{_file_name(notebook)}'{here}>{escape(label)}</a>")
-    if study == "rehearsal" and REPORT in among:
-        links.append("<a href='estimate.html'>what the full study would take</a>")
     return f"<b><a href='../index.html'>depthprune</a> · {escape(study)}</b> " + " ".join(links)

@@ -2,7 +2,7 @@
 # make test                  set up, run the tests
 # make torture               set up, kill a study at 50 random moments, damage its files; goes on where it was stopped
 # make audit                 look the pinned packages up among known vulnerabilities; fails for none of them
-# make lowest                the fast tests with the oldest versions that pyproject.toml allows (on Linux: several GB for that torch)
+# make lowest                the fast tests and the imitation of Colab, with the oldest versions allowed (on Linux: several GB for that torch)
 # make bench                 set up, time this package next to the plain loop
 STUDY ?= quick
 KILLS ?= 50
@@ -35,6 +35,7 @@ lowest:
 	@python=$$(sh tools/find-python.sh) && rm -rf .lowest && $$python -m venv .lowest/env && $$python -m venv .lowest/uv && .lowest/uv/bin/pip install -qq uv
 	@.lowest/uv/bin/uv pip install -q --system-certs --python .lowest/env/bin/python --resolution lowest-direct -e '.[dev]'
 	.lowest/env/bin/python -m pytest -q -m "not slow"
+	.lowest/env/bin/python -m pytest -q tests/test_colab.py
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks

@@ -37,9 +37,15 @@ def resume(
     path: Path, key: str, student: PreTrainedModel, optimisers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler
 ) -> dict[str, Any]:
     """Put models and optimisers where the file has them; returns its log. Raises ValueError for a damaged file or another run's."""
+    damaged = f"checkpoint {path} is damaged: remove it to begin this recovery again"
     if not _is_whole(path):
-        raise ValueError(f"checkpoint {path} is damaged: remove it to begin this recovery again")
-    state = torch.load(path, map_location=student.device, weights_only=True)
+        raise ValueError(damaged)
+    try:
+        state = torch.load(path, map_location=student.device, weights_only=True)
+    except RuntimeError as error:
+        if "PytorchStreamReader" not in str(error):  # too little memory, say: no fault of the file
+            raise
+        raise ValueError(damaged) from None
     if state["key"] != key:
         raise ValueError(f"checkpoint {path} belongs to another run (recipe, text or plan differ): remove it to begin again")
     with torch.no_grad():
@@ -54,8 +60,11 @@ def resume(
 
 
 def _is_whole(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except zipfile.BadZipFile:
-        return False
+    with open(path, "rb") as file:  # that it cannot be opened is no damage
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return archive.testzip() is None
+        except MemoryError:
+            raise
+        except Exception:  # one bit in the file's directory can make it "encrypted", of an unknown compression, not UTF-8 ...
+            return False

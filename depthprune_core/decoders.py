@@ -43,6 +43,8 @@ class Decoder:
         return any(module.weight is self.head.weight for module in self.base.modules() if isinstance(module, nn.Embedding))
 
 
+_DECAYS = ("A_log", "time_decay", "slope_rate")  # of Mamba and gated delta nets, of RWKV, of lightning attention
+
 _known: weakref.WeakKeyDictionary[nn.Module, Decoder] = weakref.WeakKeyDictionary()
 
 
@@ -57,6 +59,11 @@ def decoder(model: PreTrainedModel) -> Decoder:
     config = text_config(model.config)
     if getattr(model.config, "is_encoder_decoder", False):
         raise ValueError(f"{name} is an encoder-decoder: only decoders (causal language models) can be pruned here")
+    if state := _state(model):
+        raise ValueError(
+            f"{name} carries a state from token to token ({state}: a state-space or linear-attention model): only transformer "
+            "decoders can be pruned here"
+        )
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     n_layers = getattr(config, "num_hidden_layers", None)
     if head is None or n_layers is None:
@@ -84,6 +91,12 @@ def decoder(model: PreTrainedModel) -> Decoder:
 def text_config(config: Any) -> Any:
     """The part of a config that describes the language model (all of it, but for multimodal wrappers)."""
     return config.get_text_config(decoder=True)
+
+
+def _state(model: nn.Module) -> str:
+    """The tensor by which a recurrent layer's state decays, as the checkpoints of all such families name it; empty without one."""
+    tensors = (name for found in (model.named_parameters(), model.named_buffers()) for name, _ in found)
+    return next((name for name in tensors if name.rsplit(".", 1)[-1] in _DECAYS), "")
 
 
 def _attends(layer: nn.Module) -> bool:

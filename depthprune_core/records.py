@@ -249,15 +249,16 @@ def write(path: Path, record: Record | Mapping[str, Record], stamp: Stamp) -> Pa
         raise ValueError(f"{Path(path).name}: one kind of record a file is wanted, got {sorted(kinds) or 'none'}")
     data = {name: asdict(member) for name, member in record.items()} if isinstance(record, Mapping) else asdict(record)
     try:
-        text = _dump(data)
+        text, stamped = _dump(data), _dump(asdict(stamp))
     except ValueError as error:
         raise ValueError(f"{Path(path).name}: a value is NaN or infinite, so the record is not saved") from error
     content = {
         "kind": kinds.pop(),
         "many": isinstance(record, Mapping),
         "data": json.loads(text),
-        "data_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "stamp": asdict(stamp),
+        "data_sha256": _sha256(text),
+        "stamp": json.loads(stamped),
+        "stamp_sha256": _sha256(stamped),
     }
     write_atomically(Path(path), json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     return Path(path)
@@ -304,12 +305,16 @@ def _dump(data: Any) -> str:
     return json.dumps(data, sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 
 
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        intact = (
-            content["kind"] in _KINDS and hashlib.sha256(_dump(content["data"]).encode()).hexdigest() == content["data_sha256"]
-        )
+        intact = content["kind"] in _KINDS and _sha256(_dump(content["data"])) == content["data_sha256"]
+        if set(content) != {"kind", "many", "data", "data_sha256", "stamp"}:  # older files have no more
+            intact = intact and _sha256(_dump(content["stamp"])) == content["stamp_sha256"]
     except (ValueError, KeyError, TypeError, AttributeError):
         intact = False
     if not intact:

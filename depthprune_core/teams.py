@@ -44,6 +44,15 @@ class Team:
                 p.grad = self._sum(torch.zeros_like(p) if p.grad is None else p.grad)
         return dict(zip(totals, sums.tolist(), strict=False))
 
+    def all_or_none(self, found: bool, what: str) -> bool:
+        """Whether all processes have found it. Raises ValueError where some have and others have not."""
+        if self.size == 1:
+            return found
+        n = int(self._sum(torch.tensor(float(found), device=self.accelerator.device)))
+        if n not in (0, self.size):
+            raise ValueError(f"{what} is there for {n} of {self.size} processes: put it where all of them see it")
+        return bool(n)
+
     def wait(self) -> None:
         if self.size > 1:
             self.accelerator.wait_for_everyone()

@@ -77,9 +77,10 @@ class Windows:
 
     @property
     def token_hash(self) -> str:
-        """Names the exact token ids and their order: two runs that saw the same text share it."""
-        digest = hashlib.sha256(self.targets.numpy().tobytes())
-        digest.update(self.mask.numpy().tobytes())
+        """Names the exact token ids, their order and their windows: two runs that saw the same text in the same way share it."""
+        digest = hashlib.sha256(repr((tuple(self.inputs.shape), self.names, self.n_bytes)).encode())
+        for tensor in (self.inputs, self.targets, self.mask, self.document):
+            digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def take(self, rows: torch.Tensor | slice) -> Windows:

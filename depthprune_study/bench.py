@@ -40,7 +40,7 @@ from depthprune_core import (
 from depthprune_core.assets import sha256_of
 from depthprune_core.records import Answers, Curve, Divergence, Facts, Plan, Score
 from depthprune_core.teachers import TeacherStates
-from depthprune_study import places, provenance, settings
+from depthprune_study import libraries, places, provenance, settings
 from depthprune_study.arms import Arm, forget_hash, load_weights, model_of, release, save_weights, weights_hash
 from depthprune_study.live import Progress
 from depthprune_study.settings import StudyError
@@ -64,6 +64,7 @@ Student = PreTrainedModel | Arm
 
 def open_bench(notebook: str, cell: Mapping[str, Any]) -> Bench:
     """The bench of a notebook, its parameters taken from the notebook's own variables (`globals()`) and checked."""
+    libraries.check()
     _keep_freed_memory()
     schema = settings.schema_of(notebook)
     parameters = settings.check(notebook, {name: cell[name] for name in schema.model_fields if name in cell})
@@ -144,14 +145,14 @@ class Bench:
 
     # ------------------------------------------------------------ finished pieces
 
-    def once(self, name: str, make: Callable[[], Any], *, on: list[Any], seed: int = 0, by_content: bool = False) -> Any:
+    def once(self, name: str, make: Callable[[], Any], *, on: list[Any], by_content: bool = False) -> Any:
         """The record(s) of a piece of work: read back where its stamp still holds, else made and saved.
 
         `on`: what it depends on (models, windows, plans, records), hashed by content. `by_content`: on nothing else, so what another
         version of the notebook has left, or one with other parameters, holds as well.
         """
         path = self.record_path(name)
-        stamp = self._stamp(name, on, seed)
+        stamp = self._stamp(name, on, 0 if by_content else self.parameters.seed)
         if (kept := _kept(path, stamp, by_content=by_content)) is not None:
             return kept
         for item in on:
@@ -196,7 +197,8 @@ class Bench:
             fitted = self.refitted(plan, teacher, windows, n_tokens=refit_tokens, start=start)
             told = {"refit_tokens": _first(windows, refit_tokens).inputs.numel()}
         inputs = [teacher, cut, windows, fitted or start, validation, recipe, *_tools(recipe)]
-        stamp = self._stamp(f"arm/{name}", inputs, recipe["seed"], shared=True)
+        precision = recipe.get("precision", "float32")
+        stamp = self._stamp(f"arm/{name}", inputs, recipe["seed"], shared=True, dtype=precision)
         path, weights = folder / f"{stamp.key}.json", folder / f"{stamp.key}.safetensors"
 
         def unrecovered() -> PreTrainedModel:
@@ -206,8 +208,9 @@ class Bench:
 
         def distilled() -> tuple[PreTrainedModel, Curve]:
             checkpoint = folder / f"{stamp.key}.ckpt"
-            begun = unrecovered()
             release()
+            begun = unrecovered()
+            release()  # what it began from
             self._progress.begin(name)
             try:
                 student, curve = distillation.recover(
@@ -221,7 +224,6 @@ class Bench:
                     progress=self.progress,
                     **recipe,
                 )
-                checkpoint.unlink(missing_ok=True)
             except distillation.DivergedError as stop:
                 curve, told["diverged"] = stop.curve, str(stop)
             if "diverged" in told:  # what the run held is gone by now
@@ -232,6 +234,8 @@ class Bench:
             if keep_weights and "diverged" not in told:
                 save_weights(student, weights)
             records.write(path, {"arm": curve}, stamp)
+            if "diverged" not in told:
+                checkpoint.unlink(missing_ok=True)
             self._progress.end()
             return student, curve
 
@@ -345,7 +349,7 @@ class Bench:
             answered = self.once(
                 f"zero_shot/{name}",
                 lambda m=model: zero_shot.answers(model_of(m), tokenizer, [*own, *tasks], folder=folder),
-                on=[model, items, list(tasks)],
+                on=[model, items, list(tasks), f"lm_eval {importlib.metadata.version('lm_eval')}"],
             )
             found |= {f"{name}: {task}": answers for task, answers in answered.items()}
         return found
@@ -389,7 +393,7 @@ class Bench:
 
     def save(self, name: str, record: Any) -> None:
         """Keep a record that was derived from others in this notebook. Returns nothing: a path would end up in the output."""
-        records.write(self.record_path(name), record, self._stamp(name, [record], 0))
+        records.write(self.record_path(name), record, self._stamp(name, [], self.parameters.seed))
 
     def read(self, notebook: str, name: str) -> Any:
         """A record that an earlier notebook of the study kept. Raises StudyError where it is not there yet."""
@@ -421,7 +425,14 @@ class Bench:
         return self.folder / "records" / self.notebook / f"{name}.json"
 
     def _stamp(
-        self, step: str, on: list[Any], seed: int, *, shared: bool = False, modules: tuple[str, ...] = ARM_MODULES
+        self,
+        step: str,
+        on: list[Any],
+        seed: int,
+        *,
+        shared: bool = False,
+        modules: tuple[str, ...] = ARM_MODULES,
+        dtype: str = "float32",
     ) -> records.Stamp:
         """`shared` leaves the notebook out: the piece is defined by its inputs and `modules` alone."""
         return provenance.stamp(
@@ -430,8 +441,9 @@ class Bench:
             step=step,
             modules=modules if shared else MODULES,
             parameters={} if shared else self.parameters.model_dump(mode="json"),
-            inputs={str(i): _content_hash(item) for i, item in enumerate(on)},
+            inputs={f"{i} {_kind(item)}": _content_hash(item) for i, item in enumerate(on)},
             device=self.device,
+            dtype=dtype,
             seed=seed,
         )
 
@@ -515,6 +527,13 @@ def _kept(path: Path, stamp: records.Stamp, *, by_content: bool = False) -> Any:
 def _marked(arms: Mapping[str, Student], scores: Mapping[str, Score]) -> dict[str, Score]:
     """The scores, those of arms that diverged saying so."""
     return {name: replace(score, diverged=getattr(arms[name], "diverged", "")) for name, score in scores.items()}
+
+
+def _kind(item: Any) -> str:
+    """What an input is, for the reader of a stamp."""
+    if isinstance(item, PreTrainedModel | Arm):
+        return "model"
+    return type(item).__name__.lower() if hasattr(item, "__dataclass_fields__") else "value"
 
 
 def _content_hash(item: Any) -> str:

@@ -99,14 +99,56 @@ class Evidence:
         return self.record("02_prune_gpt2", "plans")[f"{self.record('03_recovery', 'recipe').values['rule']}-{self.fewer}"]
 
     def mixed_notebooks(self) -> list[str]:
-        """Notebooks whose records were made by more than one version of it, of the code or of the parameters."""
+        """Notebooks whose records were made by more than one version of it, of the code or of the parameters; then those that do not
+        belong beside another one, as far as stamps tell: `03b_controls beside 03_recovery (recovered)`.
+        """
+        stamps = {
+            folder.name: [records.read_stamp(path) for path in folder.rglob("*.json")]
+            for folder in sorted(path for path in self.folder.iterdir() if path.is_dir())
+        }
         mixed = []
-        for folder in sorted(path for path in self.folder.iterdir() if path.is_dir()):
-            stamps = [records.read_stamp(path) for path in folder.rglob("*.json")]
-            origins = {(s.notebook_hash, s.code_hash, json.dumps(s.parameters, sort_keys=True)) for s in stamps}
+        for notebook, of in stamps.items():
+            origins = {(s.notebook_hash, s.code_hash, json.dumps(s.parameters, sort_keys=True)) for s in of}
             if len(origins) > 1:
-                mixed.append(folder.name)
-        return mixed
+                mixed.append(notebook)
+        return mixed + _of_other_work(stamps) + self._of_other_runs()
+
+    def _of_other_runs(self) -> list[str]:
+        """Notebooks that rest on another run of an earlier one than is there now: students that both have scored are of other
+        weights, or the recipe that was taken over is another.
+        """
+        if not self.has("03_recovery", "recipe"):
+            return []
+        recipe, seed = self.record("03_recovery", "recipe").values, self._seed("03_recovery")
+        shared = [("02_prune_gpt2", f"{recipe['rule']}-{recipe['drop_count']}", "03_recovery", "unrecovered")]
+        for later in ("03b_controls", "05_seed_stability"):
+            shared.append(("03_recovery", "unrecovered", later, "unrecovered"))
+        if self._seed("03b_controls") == seed:
+            shared.append(("03_recovery", "recovered", "03b_controls", "recovered"))
+        shared.append(("03_recovery", "recovered", "05_seed_stability", f"seed {seed}"))
+        found = []
+        for earlier, as_earlier, later, as_later in shared:
+            there, here = self._scored(earlier, as_earlier), self._scored(later, as_later)
+            if there and here and there != here:
+                found.append(f"{later} beside {earlier} ({as_later})")
+        if self.has("04_transfer_tinyllama", "choice"):
+            told = self.record("04_transfer_tinyllama", "choice").values
+            given = {"rule": recipe["rule"], "lr_grid": recipe.get("lr_grid"), **recipe["recipe"]}
+            its_own = {*told.get("changed", ()), "seed", "seq_len", "refit_tokens"}  # the last two as far as the model allows
+            taken = {name: value for name, value in told.get("unchanged", {}).items() if name not in its_own}
+            differing = [name for name, value in taken.items() if value != given.get(name)]
+            found += [f"04_transfer_tinyllama beside 03_recovery ({', '.join(differing)})"] if differing else []
+        return found
+
+    def _seed(self, notebook: str) -> Any:
+        name = "test_scores"
+        return self.stamp(notebook, name).parameters.get("seed") if self.has(notebook, name) else None
+
+    def _scored(self, notebook: str, student: str) -> str:
+        """The hash of the weights that a test score was measured on; empty where the stamp does not tell."""
+        name = f"test/{student}"
+        inputs = self.stamp(notebook, name).inputs if self.has(notebook, name) else {}
+        return next((content for item, content in inputs.items() if item.split()[0] == "0"), "")  # what was scored comes first
 
     def answer_ratios(self) -> dict[str, Interval]:
         """The answer on the headline model."""
@@ -152,6 +194,25 @@ class Evidence:
 def read_evidence(study: str, folder: Path | None = None) -> Evidence:
     """The records of a study, from where it runs (or from a report's `records` folder)."""
     return Evidence(study, folder or places.runs(study) / "records")
+
+
+def _of_other_work(stamps: dict[str, list[records.Stamp]]) -> list[str]:
+    """Notebooks that have no code, libraries, text or window length in common with the first."""
+    found, first = [], next(iter(stamps), "")
+    for notebook, of in stamps.items():
+        theirs, its_own = _work(stamps[first]), _work(of)
+        differing = [what for what in theirs if theirs[what] and its_own[what] and not theirs[what] & its_own[what]]
+        found += [f"{notebook} beside {first} ({', '.join(differing)})"] if differing else []
+    return found
+
+
+def _work(stamps: list[records.Stamp]) -> dict[str, set[str]]:
+    return {
+        "code": {s.code_hash for s in stamps},
+        "versions": {json.dumps(s.versions, sort_keys=True) for s in stamps},
+        "text": {str(s.parameters.get("text")) for s in stamps},
+        "seq_len": {str(s.parameters.get("seq_len")) for s in stamps},
+    }
 
 
 def _listed(layers: tuple[int, ...]) -> str:

@@ -100,6 +100,7 @@ def stamp(
     parameters: dict[str, Any],
     inputs: dict[str, str],
     device: str,
+    dtype: str,
     seed: int,
 ) -> Stamp:
     """The stamp of one piece of work of one notebook."""
@@ -112,7 +113,7 @@ def stamp(
         inputs=inputs,
         versions=versions(),
         device=device,
-        dtype="float32",
+        dtype=dtype,
         seed=seed,
         commit=commit(),
     )

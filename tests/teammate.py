@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -39,6 +40,30 @@ def recovered(
     )
 
 
+def resumed(folder: Path, accelerator: Accelerator) -> tuple:
+    """The first recipe, stopped after its first step, and gone on with."""
+
+    def stop(done: int, of: int, what: str) -> None:
+        raise KeyboardInterrupt
+
+    options = {"checkpoint": folder / "run.ckpt", "checkpoint_every_seconds": 0}
+    with suppress(KeyboardInterrupt):
+        recovered("all", accelerator, progress=stop, **options)
+    accelerator.wait_for_everyone()
+    return recovered("all", accelerator, **options)
+
+
+def refused(folder: Path, accelerator: Accelerator) -> str:
+    """What each process says where the checkpoint is on the first one's disk alone."""
+    own = folder / "run.ckpt" if accelerator.process_index == 0 else folder / "nothing.ckpt"
+    accelerator.wait_for_everyone()
+    try:
+        recovered("all", accelerator, checkpoint=own)
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
 def main(folder: Path) -> None:
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index
@@ -46,6 +71,10 @@ def main(folder: Path) -> None:
         student, curve = recovered(name, accelerator, noise=0.01 * rank if name == "all" else 0.0)
         torch.save(dict(student.named_parameters()), folder / f"{name}-{rank}.pt")
         (folder / f"{name}-{rank}.json").write_text(json.dumps([curve.losses, curve.tokens, curve.recipe, curve.token_hash]))
+    student, curve = resumed(folder, accelerator)
+    torch.save(dict(student.named_parameters()), folder / f"resumed-{rank}.pt")
+    (folder / f"resumed-{rank}.json").write_text(json.dumps(curve.losses))
+    (folder / f"refused-{rank}.txt").write_text(refused(folder, accelerator))
     accelerator.end_training()
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import gc
 import json
+import math
 import re
 import time
 import weakref
@@ -677,7 +679,7 @@ def test_a_score_is_read_back_by_what_it_measured(bench: Bench, monkeypatch: pyt
     assert other.validation_scores({"arm": teacher}, tokenizer) == before
     stamp = records.read_stamp(other.record_path("validation/arm"))
     assert (stamp.notebook_hash, stamp.parameters["seeds"]) == ("of another version", [0, 1, 2])
-    for changed in (new_bench(score_tokens=8), new_bench(max_documents=1)):
+    for changed in (new_bench(score_tokens=8), new_bench(max_documents=1), new_bench(seq_len=8)):
         with pytest.raises(AssertionError, match="trained again"):
             changed.validation_scores({"arm": teacher}, tokenizer)
     with pytest.raises(AssertionError, match="trained again"):
@@ -717,6 +719,31 @@ def test_a_run_that_diverges_is_marked_and_its_start_stands_in_its_place(bench: 
     assert scores["wild"].nll_nats == scores["start"].nll_nats
     checkpoint = list((bench.folder / "arms" / "wild").glob("*.ckpt"))
     assert len(checkpoint) == min(1, len(curve.tokens))  # the last good one stays, where there was one
+
+
+@pytest.mark.parametrize("tokens", [192, 32], ids=["on the way", "in the last step"])
+def test_a_run_that_breaks_where_it_is_validated_is_marked_too(bench: Bench, tokens: int) -> None:
+    teacher, tokenizer = bench.model("llama-tiny")
+    windows = bench.recovery_windows(tokenizer, tokens=tokens, seed=0)
+    options = {**RECIPE, "lr": 1e38, "validation": windows.take(slice(0, 1)), "validate_every_tokens": 32}
+    arm, curve = bench.recover("wild", PLAN, teacher, windows, **options)
+    assert arm.diverged.endswith("lower the learning rate (lr=1e+38)")
+    assert all(math.isfinite(nll) for nll in curve.validation_nll_nats)
+    assert len(curve.validation_nll_nats) == len(curve.validation_tokens) >= 1
+
+
+def test_a_result_that_could_not_be_kept_leaves_its_checkpoint(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, tokenizer = bench.model("llama-tiny")
+    windows = bench.recovery_windows(tokenizer, tokens=192, seed=0)
+
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(bench_module, "save_weights", full)
+    with pytest.raises(OSError, match="No space left"):
+        bench.recover("arm", PLAN, teacher, windows, **{**RECIPE, "checkpoint_every_seconds": 0})
+    assert list((bench.folder / "arms" / "arm").glob("*.ckpt"))
+    monkeypatch.undo()
 
 
 def test_a_run_that_diverged_is_known_by_its_record(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

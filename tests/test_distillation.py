@@ -584,6 +584,37 @@ def test_a_damaged_checkpoint_is_refused(checkpoint, damage):
         recover(student, teacher, TRAINING, plan=plan, checkpoint=checkpoint, **RECIPE)
 
 
+def test_a_checkpoint_damaged_anywhere_in_its_directory_is_refused_by_name_or_read_as_it_was(checkpoint):
+    teacher, student, plan = pruned("llama", 2)
+    expected, _ = recover(student, teacher, TRAINING, plan=plan, checkpoint=checkpoint, **RECIPE)
+    content = checkpoint.read_bytes()
+    directory, rng = content.index(b"PK\x01\x02"), random.Random(0)
+    ends = range(len(content) - 98, len(content))  # the records that tell where the directory lies
+    refused = 0
+    for at in [*rng.sample(ends, 20), *rng.sample(range(directory, len(content)), 20)]:
+        checkpoint.write_bytes(content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :])
+        _, student, _ = pruned("llama", 2)
+        try:
+            read, _ = recover(student, teacher, TRAINING, plan=plan, checkpoint=checkpoint, **RECIPE)
+        except ValueError as error:
+            assert str(error) == f"checkpoint {checkpoint} is damaged: remove it to begin this recovery again"
+            refused += 1
+        else:
+            assert same_weights(read, expected)
+    assert refused > 10
+
+
+def test_a_checkpoint_that_memory_does_not_suffice_for_is_not_called_damaged(checkpoint, monkeypatch):
+    teacher, student, plan = pruned("llama", 2)
+
+    def full(*args: object, **options: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        recover(student, teacher, TRAINING, plan=plan, checkpoint=checkpoint, **RECIPE)
+
+
 # ---------------------------------------------------------------- what is refused or stopped
 
 
@@ -608,6 +639,24 @@ def test_a_gradient_that_is_not_a_number_stops_the_run_before_the_weights_move(n
     with pytest.raises(DivergedError, match="the gradient is not finite at step 0"):
         recover(student, teacher, TRAINING, plan=plan, **RECIPE)
     assert all(torch.equal(p, before[name]) for name, p in student.named_parameters())
+
+
+def test_a_run_in_half_precision_that_never_made_a_step_is_no_recovery():
+    teacher, student, plan = pruned("llama", 2)
+    final_norm_of(student).weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(DivergedError, match=r"no step of \d+ had a gradient that float16 can hold"):
+        recover(student, teacher, TRAINING, plan=plan, precision="float16", **RECIPE)
+
+
+def test_weights_that_the_last_step_broke_are_no_result():
+    teacher, student, plan = pruned("llama", 2)
+
+    def break_it(done: int, of: int, what: str) -> None:
+        if done == of:
+            final_norm_of(student).weight.data[0] = math.inf
+
+    with pytest.raises(DivergedError, match="a weight is not finite after the last step"):
+        recover(student, teacher, TRAINING, plan=plan, progress=break_it, **RECIPE)
 
 
 @pytest.mark.parametrize("loss", [{"kl": 1.0}, {"kl": 1.0, "ce": 0.0}, {"hidden": 1.0, "kl": 1.0}], ids=str)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+
+from depthprune_study import libraries
+from depthprune_study.settings import StudyError
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -27,6 +32,30 @@ def pins() -> list[Requirement]:
 
 
 # ---------------------------------------------------------------- versions
+
+
+@pytest.mark.parametrize(
+    ("library", "found", "wanted"),
+    [("transformers", "5.11.2", ">=5.12"), ("transformers", "6.0", "<6"), ("torch", "2.8.0+cu126", ">=2.9")],
+)
+def test_a_notebook_refuses_a_library_that_is_too_old_or_too_new(library, found, wanted, monkeypatch):
+    there = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: found if name == library else there(name))
+    with pytest.raises(StudyError, match=rf"{re.escape(f'{library} {found}')} is here, but .*{wanted}"):
+        libraries.check()
+
+
+def test_these_libraries_will_do_and_one_that_is_missing_or_newer_is_no_concern(monkeypatch):
+    libraries.check()
+    there = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "gguf":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "3.0.0.dev20270101+cu140" if name == "torch" else there(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    libraries.check()
 
 
 @pytest.mark.parametrize("wanted", DIRECT, ids=lambda requirement: requirement.name)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -84,6 +85,53 @@ def test_a_model_of_the_hub_without_safetensors_is_refused_in_a_sentence(
     (hub[0] / "model.safetensors").unlink()
     with pytest.raises(RuntimeError, match="could not fetch model gpt2"):
         models.load("gpt2", cache=tmp_path)
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny gpt2 as the hub's client keeps it; returns the folder of its files."""
+    revision = models.SOURCES["gpt2"].revision
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "models--openai-community--gpt2" / "snapshots" / revision
+    tiny("gpt2").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_a_model_that_the_hub_s_cache_holds_whole_is_fetched_and_loaded(tmp_path: Path, cached: Path) -> None:
+    models.fetch_only("gpt2", cache=tmp_path)
+    assert len(models.load("gpt2", cache=tmp_path)[0].transformer.h) == 5
+
+
+@pytest.mark.parametrize("get", [models.load, models.fetch_only])
+def test_weights_that_are_damaged_in_the_hub_s_cache_are_named(tmp_path: Path, cached: Path, get: Any) -> None:
+    weights = cached / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5_000])
+    with pytest.raises(ValueError) as error:
+        get("gpt2", cache=tmp_path)
+    told = str(error.value)
+    assert told.startswith(f"model gpt2: weights {weights} are damaged (")
+    assert told.endswith(f": remove {cached.parent.parent} and run again, it is then fetched anew")
+    assert "\n" not in told
+
+
+def test_a_config_without_weights_is_not_a_model_that_was_fetched(tmp_path: Path, cached: Path) -> None:
+    (cached / "model.safetensors").unlink()
+    with pytest.raises(RuntimeError, match="could not fetch model gpt2"):
+        models.fetch_only("gpt2", cache=tmp_path)
+
+
+def test_weights_and_tokenizer_are_fetched_at_the_pinned_revision_and_nothing_else(
+    tmp_path: Path, cached: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(models, "snapshot_download", lambda where, **options: asked.update(options, where=where) or str(cached))
+    models.fetch_only("gpt2", cache=tmp_path)
+    assert (asked["where"], asked["revision"]) == ("openai-community/gpt2", models.SOURCES["gpt2"].revision)
+    files = ["model.safetensors", "model.safetensors.index.json", "config.json", "merges.txt", "tokenizer.model"]
+    others = ["pytorch_model.bin", "tf_model.h5", "evil.py", "64.tflite", "onnx/config.json", "onnx/model.safetensors"]
+    patterns = {"allow_patterns": asked["allow_patterns"], "ignore_patterns": asked["ignore_patterns"]}
+    assert list(huggingface_hub.utils.filter_repo_objects(files + others, **patterns)) == files
 
 
 HUB_NAMES = [name for name, source in models.SOURCES.items() if source.kind == "hub"]

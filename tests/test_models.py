@@ -91,6 +91,36 @@ def tiny_mamba() -> nn.Module:
     return AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **shape))
 
 
+_HYBRID = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 32,
+    "pad_token_id": None,
+}
+_WITH_A_STATE = {
+    "mamba": {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "vocab_size": 32, "conv_kernel": 2},
+    "rwkv": {"hidden_size": 16, "attention_hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 32, "rescale_every": 1},
+    "falcon_h1": {**_HYBRID, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1},
+    "jamba": {**_HYBRID, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2},
+    "bamba": {**_HYBRID, "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
+    "minimax": _HYBRID,
+}
+
+
+@pytest.mark.parametrize("name", _WITH_A_STATE)
+def test_a_model_that_carries_a_state_is_refused_and_left_as_it_was(name):
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **_WITH_A_STATE[name])).eval()
+    unchanged = state_of(model)
+    with pytest.raises(
+        ValueError, match=r"carries a state from token to token .* only transformer decoders can be pruned here$"
+    ):
+        decoder(model)
+    assert unchanged()
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -151,6 +151,7 @@ def test_a_stamp_of_an_arm_leaves_the_notebook_out() -> None:
         parameters={},
         inputs={},
         device="cpu",
+        dtype="float32",
         seed=0,
     )
     assert (stamp.step, stamp.notebook_hash) == ("any/arm/kl", "")

@@ -160,6 +160,26 @@ def test_a_file_with_a_damaged_stamp_is_refused_and_named(tmp_path: Path, name: 
         records.read_stamp(path)
 
 
+def test_a_bit_flipped_anywhere_in_the_stamp_or_its_checksum_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    path = records.write(tmp_path / "score.json", SCORE, STAMP)
+    content = path.read_bytes()
+    for at in range(content.index(b'"stamp"'), len(content)):
+        for bit in range(8):
+            path.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
+            try:
+                assert (records.read(path), records.read_stamp(path)) == (SCORE, STAMP)  # other white space
+            except ValueError as error:
+                assert "score.json is damaged" in str(error)
+
+
+def test_a_file_from_before_stamps_had_a_checksum_is_read(tmp_path: Path) -> None:
+    path = records.write(tmp_path / "score.json", SCORE, STAMP)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    del content["stamp_sha256"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert (records.read(path), records.read_stamp(path)) == (SCORE, STAMP)
+
+
 def test_a_failure_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = records.write(tmp_path / "score.json", SCORE, STAMP)
 

@@ -113,3 +113,12 @@ def test_the_pace_of_a_recovery_is_its_median_round_behind_one_that_warms_up(mod
     pace = speed.recovery_pace(make, model, windows, plan=plan, loss={"kl": 1.0}, lr=1e-3, seed=0)
     assert pace == len(windows) * windows.seq_len / 4.0
     assert len(made) == 4
+
+
+def test_the_peak_is_that_of_the_library_which_recovery_uses(monkeypatch):
+    clock = iter([0.0, 1.0, 1.0, 1.5, 1.5, 1.75])
+    shapes = []
+    monkeypatch.setattr(speed, "now", lambda device: next(clock))
+    monkeypatch.setattr(speed, "linear", lambda a, b: shapes.append((tuple(a.shape), tuple(b.shape))))
+    assert speed.product_tflops(torch.device("cpu"), times=2) == pytest.approx(2 * 2_048**3 / 0.25 / 1e12)
+    assert shapes == [((2_048, 2_048), (2_048, 2_048))] * 3

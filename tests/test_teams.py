@@ -70,6 +70,24 @@ def test_two_processes_recover_the_student_of_one(name: str, folder: Path) -> No
             assert losses[term] == pytest.approx(values, rel=1e-3)
 
 
+def test_two_processes_go_on_from_one_checkpoint(folder: Path) -> None:
+    curve = recovered("all", None)[1]
+    first, second = (torch.load(folder / f"resumed-{rank}.pt", weights_only=False) for rank in (0, 1))
+    straight = torch.load(folder / "all-0.pt", weights_only=False)
+    for n in straight:
+        assert torch.equal(first[n], second[n])
+        torch.testing.assert_close(first[n], straight[n], rtol=1e-4, atol=1e-5)
+    for rank in (0, 1):
+        losses = json.loads((folder / f"resumed-{rank}.json").read_text())
+        assert len(losses["kl"]) == len(curve.losses["kl"]) and losses["kl"] == pytest.approx(curve.losses["kl"], rel=1e-3)
+
+
+def test_a_checkpoint_that_one_process_cannot_see_is_refused_by_all(folder: Path) -> None:
+    for rank in (0, 1):
+        told = (folder / f"refused-{rank}.txt").read_text()
+        assert "is there for 1 of 2 processes: put it where all of them see it" in told
+
+
 def recovered_start() -> torch.nn.Module:
     teacher = tiny("llama")
     return drop_layers(teacher, plan_of(teacher, 2))

@@ -267,6 +267,14 @@ def test_the_token_hash_knows_the_order(pool: Windows) -> None:
     assert pool.take(torch.tensor([0, 1])).token_hash != pool.take(torch.tensor([1, 0])).token_hash
 
 
+def test_the_token_hash_knows_how_the_text_is_cut_and_where_it_is_from(tokenizer) -> None:
+    words = " ".join(f"number {i}" for i in range(60))
+    long, short = (text.windows([Document("a", words)], tokenizer, seq_len=n, tokens_per_document=32) for n in (16, 8))
+    assert torch.equal(long.targets.flatten(), short.targets.flatten()) and bool(long.mask.all() & short.mask.all())
+    other = text.windows([Document("b", words)], tokenizer, seq_len=16, tokens_per_document=32)
+    assert len({long.token_hash, short.token_hash, other.token_hash}) == 3
+
+
 # ---------------------------------------------------------------- WikiText-2's layout
 
 

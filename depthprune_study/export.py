@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from depthprune_study.settings import StudyError
 
 @dataclass(frozen=True)
 class Card:
-    """What a model card tells. `hub` is the base model's id on the hub, if it has one; ratios are PPL ratios to the whole model on
-    held-out text.
+    """What a model card tells. `hub` is the base model's id on the hub, if it has one; `source` what mergekit finds it by: a folder, or
+    empty. Ratios are PPL ratios to the whole model on held-out text, perplexities those of the models that they compare.
     """
 
     base: str
@@ -37,6 +37,8 @@ class Card:
     ratios: dict[str, Interval]  # "before recovery", "as saved"
     license: str = ""
     revision: str = ""  # of the hub
+    source: str = ""
+    perplexities: dict[str, float] = field(default_factory=dict)  # "whole model", and as `ratios`
 
 
 def folder(out: Path, model: PreTrainedModel, tokenizer: Any, card: Card, *, dtype: torch.dtype) -> None:
@@ -53,7 +55,7 @@ def folder(out: Path, model: PreTrainedModel, tokenizer: Any, card: Card, *, dty
         model.save_pretrained(building)
         tokenizer.save_pretrained(building)
         (building / "README.md").write_text(model_card(card, out.name), encoding="utf-8")
-        (building / "mergekit.yaml").write_text(mergekit(card.hub or card.base, card.plan, dtype), encoding="utf-8")
+        (building / "mergekit.yaml").write_text(mergekit(card, dtype), encoding="utf-8")
         _check(building, model, tokenizer)
         os.chmod(building, 0o755)
         os.replace(building, out)
@@ -76,10 +78,17 @@ def check_free(out: Path) -> None:
         raise StudyError(f"{out} is there already: name a folder that is not, nothing is overwritten")
 
 
-def mergekit(base: str, plan: Plan, dtype: torch.dtype) -> str:
+def mergekit(card: Card, dtype: torch.dtype) -> str:
     """The unrecovered cut as a configuration of mergekit (https://github.com/arcee-ai/mergekit): kept spans, passed through."""
-    slices = [{"sources": [{"model": base, "layer_range": [first, last + 1]}]} for first, last in _spans(plan.kept)]
-    return yaml.safe_dump(
+    if card.hub:
+        told, model = "", f"{card.hub}@{card.revision}" if card.revision else card.hub
+    elif card.source:
+        told, model = "# model: the folder as it was named when this was written; change it to where that lies.\n", card.source
+    else:
+        told = f"# model: {card.base} has no folder of its own; save it by save_pretrained and name that folder here.\n"
+        model = card.base
+    slices = [{"sources": [{"model": model, "layer_range": [first, last + 1]}]} for first, last in _spans(card.plan.kept)]
+    return told + yaml.safe_dump(
         {"slices": slices, "merge_method": "passthrough", "dtype": str(dtype).removeprefix("torch.")}, sort_keys=False
     )
 
@@ -91,7 +100,7 @@ def model_card(card: Card, name: str) -> str:
     if card.license:
         head["license"] = card.license
     head["tags"] = ["depth-pruning"]
-    gone = ", ".join(map(str, card.plan.dropped))
+    gone, kept = (", ".join(map(str, layers)) for layers in (card.plan.dropped, card.plan.kept))
     licence = card.license or "that of the base model, whose terms hold for this one too"
     recovered = (
         f"It was then trained on {card.tokens:,} tokens of {card.text}: {card.recipe}."
@@ -99,7 +108,11 @@ def model_card(card: Card, name: str) -> str:
         else "It was not trained after the cut."
     )
     at = f" (revision {card.revision[:12]})" if card.revision else ""
-    ratios = "\n".join(f"| {when} | {ratio} | {ratio.n} |" for when, ratio in card.ratios.items())
+    ppl = {when: f"{value:.2f}" for when, value in card.perplexities.items()}
+    rows = [f"| {when} | {ppl.get(when, '')} | {ratio} | {ratio.n} |" for when, ratio in card.ratios.items()]
+    if "whole model" in ppl:
+        rows.insert(0, f"| whole model | {ppl['whole model']} | 1 | |")
+    table = "\n".join(rows)
     return f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}
 ---
@@ -107,11 +120,11 @@ def model_card(card: Card, name: str) -> str:
 # {name}
 
 {card.base}{at} without layers {gone} (counted from 0) of its {card.plan.n_layers}: {card.n_parameters:,} parameters, made by
-[depthprune](https://github.com/{places.REPOSITORY}). {recovered}
+[depthprune](https://github.com/{places.REPOSITORY}). Layers kept: {kept}. {recovered}
 
-| | perplexity ratio to {card.base}, 95 % interval | held-out passages |
-|---|---|---|
-{ratios}
+| | perplexity a token | ratio to {card.base}, 95 % interval | held-out passages |
+|---|---|---|---|
+{table}
 
 A ratio of 1 is the whole model's. What the model can do beyond predicting this kind of text was not measured.
 

@@ -12,14 +12,14 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from depthprune_core.assets import sha256_of
-from depthprune_core.models import SOURCES
-from depthprune_study import places, run, settings
+from depthprune_core.records import write_atomically
+from depthprune_study import places, provenance, run, settings
 from depthprune_study.settings import StudyError, Sweep
 
 CELL, TABLE = "sweeps/cell", "sweeps/table"
@@ -37,22 +37,32 @@ class Cell:
     @property
     def step(self) -> run.Step:
         """What runs, known by code, parameters and the content of a local model or text."""
-        named = (self.parameters.model, self.parameters.text)
-        return run.single(self.folder, CELL, self.parameters, inputs=[content for name in named if (content := _content(name))])
+        return run.single(self.folder, CELL, self.parameters)
 
     @property
     def done(self) -> bool:
-        return self.step.done
+        """By this host's libraries, or by those of a worker that this host has asked."""
+        step = self.step
+        return step.done or run._is_done(self.folder, CELL, run.read_named(_asked(self.folder)).get(step.key, ""))
+
+    @property
+    def content(self) -> str:
+        """Hash of code, local model and local text as they lie on this host, whatever Python and libraries it has."""
+        notebook = places.NOTEBOOKS / f"{CELL}.ipynb"
+        modules = sorted(provenance.closure(provenance.imports(provenance.notebook_code(notebook))))
+        code = [sha256_of(places.ROOT / Path(*module.split(".")).with_suffix(".py")) for module in modules]
+        named = [run.content_of(name) for name in (self.parameters.model, self.parameters.text)]
+        return hashlib.sha256(" ".join([provenance.notebook_hash(notebook, prose=True), *code, *named]).encode()).hexdigest()
 
 
 def cells(sweep: Sweep) -> list[Cell]:
     """The cells of a sweep, each with a folder named by what it is. Raises StudyError for parameters that a cell does not take."""
     found = []
     for model, rule, drop_count, seed in product(sweep.models, sweep.rules, sweep.drop_counts, sweep.seeds):
-        varying = {"model": _resolved(model), "rule": rule, "drop_count": drop_count, "seed": seed}
+        varying = {"model": run.resolved(model), "rule": rule, "drop_count": drop_count, "seed": seed}
         if clash := sorted((varying.keys() | {"study"}) & sweep.same.keys()):
             raise StudyError(f"same.{clash[0]} is given by the sweep itself: leave it out of what all cells share")
-        same = {name: _resolved(value) if name == "text" else value for name, value in sweep.same.items()}
+        same = {name: run.resolved(value) if name == "text" else value for name, value in sweep.same.items()}
         checked = settings.check(CELL, {"study": f"sweep-{sweep.name}", **varying, **same})
         own = hashlib.sha256(json.dumps(checked.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:8]
         folder = f"sweep-{sweep.name}-{own}"
@@ -66,11 +76,12 @@ def run_sweep(sweep: Sweep, pool: Executor, *, say: Callable[[str], None]) -> li
     known = cells(sweep)
     todo = [cell for cell in known if not cell.done]
     say(f"sweep {sweep.name}: {len(known)} cells, {len(todo)} to run")
-    if todo:
-        run.fetch([cell.step for cell in todo], say)  # once, before many would fetch the same
+    todo, failed = _fetched(todo, say)  # once, before many would fetch the same
     moved = {name: value for name, value in os.environ.items() if name.startswith("DEPTHPRUNE_")}
-    futures = {pool.submit(run_cell, cell.folder, cell.parameters.model_dump(mode="json"), moved): cell for cell in todo}
-    failed = []
+    futures = {}
+    for cell in todo:
+        asked = {"key": cell.step.key, "content": cell.content}
+        futures[pool.submit(run_cell, cell.folder, cell.parameters.model_dump(mode="json"), moved, asked)] = cell
     for n, future in enumerate(as_completed(futures), start=1):
         cell = futures[future]
         try:
@@ -85,11 +96,29 @@ def run_sweep(sweep: Sweep, pool: Executor, *, say: Callable[[str], None]) -> li
     return failed
 
 
-def run_cell(folder: str, parameters: dict[str, Any], moved: dict[str, str]) -> None:
+def _fetched(todo: list[Cell], say: Callable[[str], None]) -> tuple[list[Cell], list[str]]:
+    """Those cells whose model is there, and a sentence for each of the others. Raises StudyError where what all need is not there."""
+    if todo:
+        run.fetch(
+            [replace(cell.step, parameters=cell.parameters.model_dump(mode="json", exclude={"model"})) for cell in todo], say
+        )
+    missing: dict[str, str] = {}
+    for cell in {cell.parameters.model: cell for cell in todo}.values():
+        try:
+            run.fetch([replace(cell.step, parameters={"model": cell.parameters.model})], say)
+        except StudyError as error:
+            missing[cell.parameters.model] = str(error)
+            say(str(error))
+    failed = [f"{cell.words}: {missing[cell.parameters.model]}" for cell in todo if cell.parameters.model in missing]
+    return [cell for cell in todo if cell.parameters.model not in missing], failed
+
+
+def run_cell(folder: str, parameters: dict[str, Any], moved: dict[str, str], asked: dict[str, str]) -> None:
     """Run one cell in a process of its own, so that whatever ends it ends nothing else. `moved`: where folders lie, in the variables
-    DEPTHPRUNE_*; those of the worker's own host come first. Raises RuntimeError with the reason.
+    DEPTHPRUNE_*; those of the worker's own host come first. `asked`: the cell's key and content where it was asked for. Raises
+    RuntimeError with the reason.
     """
-    command = [sys.executable, "-m", "depthprune_study.grid", folder, json.dumps(parameters)]
+    command = [sys.executable, "-m", "depthprune_study.grid", folder, json.dumps(parameters), json.dumps(asked)]
     path = os.pathsep.join([str(places.ROOT), os.environ.get("PYTHONPATH", "")])
     with _a_gpu_of_its_own() as visible:
         done = subprocess.run(
@@ -157,14 +186,26 @@ def parsl_pool(site: Path) -> Executor:
 
     spec = importlib.util.spec_from_file_location("depthprune_site", site)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _told_of(site):
+        spec.loader.exec_module(module)
     if not callable(getattr(module, "config", None)):
         raise StudyError(f"{site} has no function config() that gives a parsl.Config")
+    with _told_of(site):
+        config = module.config()
     # Parsl starts its own scripts by name, also where the environment is not activated.
     beside = str(Path(sys.executable).parent)
     if beside not in os.environ.get("PATH", "").split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join([beside, os.environ.get("PATH", "")])
-    return ParslPoolExecutor(config=module.config())
+    return ParslPoolExecutor(config=config)
+
+
+@contextmanager
+def _told_of(site: Path) -> Iterator[None]:
+    """What stops a site file (a package that is not installed, a cluster that is not set up) is told in a sentence."""
+    try:
+        yield
+    except Exception as error:
+        raise StudyError(f"{site} gives no parsl.Config ({type(error).__name__}): {' '.join(str(error).split())}") from error
 
 
 def gather(sweep: Sweep) -> Path:
@@ -191,27 +232,25 @@ def gather(sweep: Sweep) -> Path:
     return run.executed(study, TABLE)
 
 
-def _resolved(name: str) -> str:
-    """A local folder or file as a whole path, since a notebook runs elsewhere; a name as it is."""
-    is_local = isinstance(name, str) and name not in SOURCES and Path(name).exists()
-    return str(Path(name).resolve()) if is_local else name
+def _asked(folder: str) -> Path:
+    """Key of a cell where it was asked for -> its key where it ran: libraries of another build (CPU here, CUDA there) give another."""
+    return places.runs(folder) / "asked.json"
 
 
-def _content(name: str) -> str:
-    """Hash of a local folder or file; empty for a name."""
-    path = Path(name)
-    if name in SOURCES or not path.exists():
-        return ""
-    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
-    return hashlib.sha256("".join(f"{file.name} {sha256_of(file)}" for file in files).encode()).hexdigest()
-
-
-def main(folder: str, parameters: str) -> None:
+def main(folder: str, parameters: str, asked: str) -> None:
     """One cell, in this process; what stops it is told in a sentence."""
     try:
-        step = Cell(folder, "", settings.check(CELL, json.loads(parameters))).step
+        cell, host = Cell(folder, "", settings.check(CELL, json.loads(parameters))), json.loads(asked)
+        if cell.content != host["content"]:
+            raise StudyError(
+                "the worker has other code than the host, or not the same local model or text: give both the same version, in "
+                "folders that they share"
+            )
+        step = cell.step
         with open(os.devnull, "w", encoding="utf-8") as nowhere:
             run.run_single(folder, step, terminal=nowhere)
+        known = run.read_named(_asked(folder))
+        write_atomically(_asked(folder), json.dumps({**known, host["key"]: step.key}, indent=1))
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"{STOPPED}{error}")
 

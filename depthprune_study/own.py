@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
+from huggingface_hub import hf_hub_download, snapshot_download
 from transformers import AutoConfig, PreTrainedModel
 
-from depthprune_core import decoders, distillation, evaluation, folders, intervals, models, pruning, refitting, text
+from depthprune_core import decoders, distillation, evaluation, folders, intervals, models, optimisers, pruning, refitting, text
 from depthprune_core.intervals import Interval
 from depthprune_core.records import Plan
 from depthprune_study import export, places, rules
@@ -32,6 +34,9 @@ MIN_PASSAGES = 40
 MEASURED, CHOSEN_BY = 60, 16  # passages, at most
 HELD_OUT = {0: "test", 1: "test", 10: "calibration", 11: "calibration"}  # of each twenty
 REFIT_TOKENS = 25_600
+DEVICES = ("auto", "cpu", "cuda")
+OPTIMISERS = {"adamw": "AdamW", "adamw_8bit": "AdamW with moments in 8 bits", "muon": "Muon"}  # in the card's words
+TRAINED = {"all": "", "after_first_cut": "the layers after the first cut alone, ", "lora": "low-rank adapters alone, "}
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]  # no code
 
 
@@ -53,6 +58,9 @@ def prune(
     rule: str = "least_sensitive",
     recover_tokens: int = 0,
     lr: float = 1e-4,
+    trained: str = "all",
+    optimiser: str = "adamw",
+    checkpoint_activations: bool = False,
     seq_len: int = 512,
     batch_tokens: int = 2_048,
     seed: int = 0,
@@ -63,21 +71,31 @@ def prune(
 
     The text is cut into passages, a tenth of which is held out for the figures and another one for the choice of layers; they are
     never trained on. Recovery is KL to the whole model, from a start that is refitted where the architecture allows it. A run that
-    is cut goes on from its last checkpoint. Started once a GPU (`accelerate launch`, `torchrun`), the processes recover it together; the
-    first one measures and writes, the others return None.
+    is cut goes on from its last checkpoint. `trained`, `optimiser` and `checkpoint_activations` are those of `distillation.recover`
+    and save memory; with `lora` the student holds no second copy of weights that are still the whole model's. Started once a GPU
+    (`accelerate launch`, `torchrun`), the processes recover it together; the first one measures and writes, the others return None.
 
     Raises StudyError or ValueError, in a sentence and before layers are chosen, for what cannot be done; FloatingPointError where
     the loss diverges.
     """
     out = Path(out)
+    _check_numbers(
+        drop=drop, layers=layers, recover_tokens=recover_tokens, lr=lr, seq_len=seq_len, batch_tokens=batch_tokens, seed=seed
+    )
+    for name, value, allowed in (
+        ("rule", rule, rules.NAMES),
+        ("trained", trained, distillation.TRAINED_PARTS),
+        ("device", device, DEVICES),
+    ):
+        if value not in allowed:
+            raise StudyError(f"{name}={value!r} is not known: name one of {', '.join(allowed)}")
+    optimisers.check(optimiser)
     if not recover_tokens and int(os.environ.get("RANK", "0")):
         return None  # without recovery there is nothing to share
     accelerator = _accelerator(device) if recover_tokens else None
     first = accelerator is None or accelerator.is_main_process
     say = say if first else _silent
     export.check_free(out)
-    if rule not in rules.NAMES:
-        raise StudyError(f"rule={rule!r} is not known: name one of {', '.join(rules.NAMES)}")
     on = device_of(device) if accelerator is None else str(accelerator.device)
     with nullcontext() if accelerator is None else accelerator.main_process_first():  # which fetches what is not there yet
         parts = _split(text_name)
@@ -91,8 +109,6 @@ def prune(
         teacher, tokenizer = models.load(folder or model, cache=places.cache(), assets=places.assets(), device=on, seed=seed)
     folders.check_fit(teacher, tokenizer, model)
     named = _checked(model, len(decoders.decoder(teacher).layers), drop=drop, layers=layers)
-    if recover_tokens and recover_tokens < batch_tokens:
-        raise StudyError(f"recover_tokens={recover_tokens} is less than one step of {batch_tokens} tokens; 0 means no recovery")
     seq_len = min(seq_len, getattr(decoders.text_config(teacher.config), "max_position_embeddings", None) or seq_len)
 
     def windows(part: str, n_tokens: int | None) -> text.Windows:
@@ -106,7 +122,8 @@ def prune(
     test = windows("test", 1_024)
     whole = evaluation.score(teacher, test)
     student = pruning.drop_layers(teacher, plan)
-    ratios = {"before recovery": intervals.ppl_ratio(evaluation.score(student, test), whole)}
+    cut = evaluation.score(student, test)
+    ratios = {"before recovery": intervals.ppl_ratio(cut, whole)}
     say(f"perplexity ratio to the whole model before recovery: {ratios['before recovery']}")
     recipe = ""
     if sample is not None:
@@ -118,6 +135,9 @@ def prune(
             sample,
             lr=lr,
             batch=max(1, batch_tokens // seq_len),
+            trained=trained,
+            optimiser=optimiser,
+            checkpoint_activations=checkpoint_activations,
             seed=seed,
             checkpoint=checkpoint,
             accelerator=accelerator,
@@ -126,7 +146,8 @@ def prune(
     if not first:
         return None
     dtype = _dtype(folder or model, teacher)
-    recovered = {**ratios, "as saved": _ratio(_rounded(student, dtype), test, whole)}
+    as_saved = evaluation.score(_rounded(student, dtype), test)
+    recovered = {**ratios, "as saved": intervals.ppl_ratio(as_saved, whole)}
     card = export.Card(
         base=_name(model),
         hub=_hub_id(model),
@@ -136,12 +157,31 @@ def prune(
         text=text_name if text_name in ("wikipedia-excerpt", "wikitext-2") else "a text of the maker's own",
         recipe=recipe,
         ratios=recovered,
-        license=_license(folder),
+        license=_license(model, folder),
         revision=_revision(model, folder),
+        source=_source(model),
+        perplexities={"whole model": whole.ppl, "before recovery": cut.ppl, "as saved": as_saved.ppl},
     )
     export.folder(out, student, tokenizer, card, dtype=dtype)
     shutil.rmtree(_work(out), ignore_errors=True)
     return Pruned(plan, recovered)
+
+
+def _check_numbers(
+    *, drop: int, layers: tuple[int, ...], recover_tokens: int, lr: float, seq_len: int, batch_tokens: int, seed: int
+) -> None:
+    """Raises StudyError for a number that no model allows."""
+    if drop < 0 or (not layers and drop < 1):
+        raise StudyError(f"drop={drop} is not possible: a whole number from 1 on is wanted")
+    if not (math.isfinite(lr) and lr > 0):
+        raise StudyError(f"lr={lr:g} is not possible: a number above 0 is wanted, such as 1e-4")
+    for name, value in (("seq_len", seq_len), ("batch_tokens", batch_tokens)):
+        if value < 1:
+            raise StudyError(f"{name}={value} is not possible: a whole number from 1 on is wanted")
+    if not 0 <= seed < 2**63:
+        raise StudyError(f"seed={seed} is not possible: a whole number from 0 on is wanted, below 2^63")
+    if recover_tokens < 0 or 0 < recover_tokens < batch_tokens:
+        raise StudyError(f"recover_tokens={recover_tokens} is less than one step of {batch_tokens} tokens; 0 means no recovery")
 
 
 def _accelerator(device: str) -> Accelerator | None:
@@ -180,10 +220,6 @@ def _rounded(student: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return export.cast(export.cast(student, dtype), torch.float32)
 
 
-def _ratio(student: PreTrainedModel, test: text.Windows, whole: Any) -> Interval:
-    return intervals.ppl_ratio(evaluation.score(student, test), whole)
-
-
 def _recover(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
@@ -192,6 +228,9 @@ def _recover(
     *,
     lr: float,
     batch: int,
+    trained: str,
+    optimiser: str,
+    checkpoint_activations: bool,
     seed: int,
     checkpoint: Path,
     accelerator: Accelerator | None,
@@ -202,6 +241,8 @@ def _recover(
     if refitting.is_possible(student) and refitting.fitted_layers(plan):
         refitting.refit(student, teacher, plan, sample.take(slice(0, max(1, REFIT_TOKENS // sample.seq_len))))
         start = "refitted"
+    if trained == "lora":
+        pruning.share_equal(student, teacher, plan)
     distillation.recover(
         student,
         teacher,
@@ -210,13 +251,19 @@ def _recover(
         loss={"kl": 1.0},
         lr=lr,
         batch_size=batch,
+        trained=trained,
+        optimiser=optimiser,
+        checkpoint_activations=checkpoint_activations,
         seed=seed,
         precision=fast_precision(teacher.device.type),
         checkpoint=checkpoint,
         accelerator=accelerator,
         progress=_steps(say),
     )
-    return f"KL to the whole model, AdamW at {lr:g}, {batch} windows of {sample.seq_len} tokens a step, started {start}"
+    return (
+        f"KL to the whole model, {OPTIMISERS[optimiser]} at {lr:g}, {TRAINED[trained]}{batch} windows of {sample.seq_len} tokens a step, "
+        f"started {start}"
+    )
 
 
 def _split(name: str) -> dict[str, list[text.Document]]:
@@ -275,8 +322,6 @@ def _at_hand(model: str) -> str:
         return ""
     if Path(model).is_dir() or model.count("/") != 1:
         return model if Path(model).is_dir() else ""
-    from huggingface_hub import snapshot_download
-
     try:
         return snapshot_download(model, allow_patterns=HUB_FILES)
     except (OSError, ValueError) as error:
@@ -314,8 +359,22 @@ def _revision(model: str, folder: str) -> str:
     return Path(folder).name if folder and not Path(model).is_dir() else ""
 
 
-def _license(folder: str) -> str:
+def _source(model: str) -> str:
+    """A folder of the base model: as the user named it, or as it lies in this repository; empty where there is none."""
+    named = models.SOURCES.get(model)
+    if named is not None:
+        return f"{models.BUNDLED.name}/{named.where}" if named.kind == "bundled" else ""
+    return model if Path(model).is_dir() else ""
+
+
+def _license(model: str, folder: str) -> str:
     """The licence that the base model's card names, if there is one."""
+    named = models.SOURCES.get(model)
+    if named is not None and named.kind == "bundled":
+        folder = str(models.BUNDLED / named.where)
+    if named is not None and named.kind == "hub":
+        with suppress(OSError, ValueError):  # without it the card names none
+            folder = str(Path(hf_hub_download(named.where, "README.md", revision=named.revision)).parent)
     card = Path(folder) / "README.md" if folder else None
     if (
         card is None

@@ -28,7 +28,7 @@ def convert(folder: Path, target: Path, *, kind: str = "f16") -> PreTrainedModel
 
     Matrices are kept as `kind` (f32 or f16), vectors as f32. Returns the model as opened from the file (by transformers).
 
-    Raises ValueError or StudyError for a folder that is not whole, another architecture, a tokenizer that is not byte-level BPE, a
+    Raises ValueError or StudyError for a folder that is not whole, another architecture, a tokenizer that no such file can describe, a
     number too large for f16, or where what was opened is not what was written.
     """
     if kind not in TYPES:
@@ -51,6 +51,7 @@ def convert(folder: Path, target: Path, *, kind: str = "f16") -> PreTrainedModel
             writer.add_file_type(TYPES[kind][1])
             family(writer, model.config)
             _add_tokenizer(writer, folder)
+            _add_what_it_adds(writer, tokenizer)
             for name, data in _tensors(model):
                 writer.add_tensor(name, _as(kind, name, data))
             writer.write_header_to_file()
@@ -138,12 +139,26 @@ def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
-    writer.add_add_bos_token(False)
     ids = {names[i]: i for i in names}
     for name, add in (("bos_token", writer.add_bos_token_id), ("eos_token", writer.add_eos_token_id)):
         token = _special(folder, name)
         if token in ids:
             add(ids[token])
+
+
+def _add_what_it_adds(writer: gguf.GGUFWriter, tokenizer: Any) -> None:
+    """Whether it puts its own tokens around a text, and its template of a chat."""
+    plain, whole = (tokenizer("a", add_special_tokens=adds).input_ids for adds in (False, True))
+    begin, end = [tokenizer.bos_token_id], [tokenizer.eos_token_id]
+    around = [(bos, eos) for bos in (False, True) for eos in (False, True) if begin * bos + plain + end * eos == whole]
+    if not around:
+        raise StudyError(
+            f"the tokenizer makes {whole} of {plain}: a GGUF file can say of its first and last token alone that they are added"
+        )
+    writer.add_add_bos_token(around[0][0])
+    writer.add_add_eos_token(around[0][1])
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
 
 
 def _splits(tokenizer: dict[str, Any]) -> tuple[str, ...]:

@@ -10,16 +10,17 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from depthprune_core import figures, records
-from depthprune_study import cli, grid, places, run, settings
+from depthprune_study import cli, grid, places, provenance, run, settings
 from depthprune_study.settings import StudyError
 
 SAME = {
@@ -75,13 +76,19 @@ def test_every_committed_sweep_can_be_read() -> None:
 
 
 @pytest.mark.parametrize("site", sorted((places.PARAMS / "sites").glob("*.py")), ids=lambda path: path.stem)
-def test_every_committed_site_gives_a_config(site: Path) -> None:
+def test_every_committed_site_gives_a_config(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parsl = pytest.importorskip("parsl")
     namespace: dict[str, Any] = {}
-    if site.stem == "kubernetes":
-        pytest.importorskip("kubernetes")
+    from parsl.providers.kubernetes import kube
+
+    monkeypatch.setattr(kube, "_kubernetes_enabled", True)  # no cluster is there, and its package need not be
+    for name in ("client", "config"):
+        monkeypatch.setattr(kube, name, MagicMock(), raising=False)
     exec(compile(site.read_text(encoding="utf-8"), site.name, "exec"), namespace)
-    assert isinstance(namespace["config"](), parsl.Config)
+    config = namespace["config"]()
+    assert isinstance(config, parsl.Config)
+    if site.stem == "kubernetes":
+        assert config.executors[0].provider.extra_limits == {"nvidia.com/gpu": "1"}
 
 
 @pytest.mark.parametrize(
@@ -120,6 +127,20 @@ def test_a_sweep_or_a_site_that_is_not_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(StudyError, match=r"has no function config\(\)"):
         grid.parsl_pool(tmp_path / "empty.py")
+    (tmp_path / "broken.py").write_text("import nothing_of_the_kind")
+    with pytest.raises(
+        StudyError, match=r"broken\.py gives no parsl\.Config \(ModuleNotFoundError\): No module named 'nothing_"
+    ):
+        grid.parsl_pool(tmp_path / "broken.py")
+
+
+def test_a_site_whose_package_is_not_installed_says_so_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("parsl")
+    from parsl.providers.kubernetes import kube
+
+    monkeypatch.setattr(kube, "_kubernetes_enabled", False)
+    with pytest.raises(StudyError, match=r"kubernetes\.py gives no parsl\.Config \(OptionalModuleMissing\): .*'kubernetes'"):
+        grid.parsl_pool(places.PARAMS / "sites" / "kubernetes.py")
 
 
 # ---------------------------------------------------------------- running them
@@ -132,7 +153,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], set[str]]:
     broken: set[str] = set()
     done: set[str] = set()
 
-    def run_cell(folder: str, parameters: dict[str, Any], moved: dict[str, str]) -> None:
+    def run_cell(folder: str, parameters: dict[str, Any], moved: dict[str, str], asked: dict[str, str]) -> None:
         ran.append(folder)
         if parameters["rule"] in broken:
             raise RuntimeError("it broke\nwith a traceback")
@@ -163,6 +184,29 @@ def test_a_cell_that_fails_stops_no_other_and_alone_runs_again(stand_in: tuple[l
     assert len(ran) == 2
 
 
+def test_a_model_that_cannot_be_fetched_fails_its_own_cells_alone(
+    stand_in: tuple[list[str], set[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran, _ = stand_in
+
+    def fetch(steps: list[run.Step], say: Any) -> None:
+        if any(step.parameters.get("model") == "gpt2" for step in steps):
+            raise StudyError("could not fetch model gpt2")
+
+    monkeypatch.setattr(run, "fetch", fetch)
+    with ThreadPoolExecutor(1) as pool:
+        failed = grid.run_sweep(sweep(models=["gpt2", "llama-tiny"], drop_counts=[1]), pool, say=lambda line: None)
+    assert len(ran) == 2
+    assert failed == [f"gpt2, 1 fewer by {rule}, seed 0: could not fetch model gpt2" for rule in ("last_k", "evenly_spaced")]
+
+
+def test_a_sweep_none_of_whose_cells_is_done_ends_in_the_reasons(tmp_path: Path) -> None:
+    code, said = depthprune("sweep", written(tmp_path / "sweep.yaml", models=["gpt2"], drop_counts=[1]))  # the hub is not there
+    assert code == 1
+    assert "2 cells failed; the same command runs them again:" in said and "could not fetch model gpt2" in said
+    assert "nothing to show" not in said and "Traceback" not in said
+
+
 @pytest.mark.parametrize(("visible", "wanted"), [("", ["0", "1", "2"]), ("5,2,7", ["2", "5", "7"])])
 def test_cells_that_run_at_once_have_a_gpu_of_their_own(
     visible: str, wanted: list[str], monkeypatch: pytest.MonkeyPatch
@@ -179,7 +223,7 @@ def test_cells_that_run_at_once_have_a_gpu_of_their_own(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     with grid.local_pool() as pool:
         for _ in range(2):
-            list(pool.map(lambda cell: grid.run_cell(cell, {}, {}), ["a", "b", "c"]))
+            list(pool.map(lambda cell: grid.run_cell(cell, {}, {}, {}), ["a", "b", "c"]))
     assert sorted(seen[:3]) == sorted(seen[3:]) == wanted
 
 
@@ -192,14 +236,14 @@ def test_without_a_gpu_a_cell_sees_what_is_there(monkeypatch: pytest.MonkeyPatch
 def test_a_cell_whose_process_dies_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match=r"^its process ended with code 1 \(and said nothing\)$"):
-        grid.run_cell("sweep-try-0", {}, {})
+        grid.run_cell("sweep-try-0", {}, {}, {})
 
 
 def test_a_cell_that_stops_gives_its_reason_and_not_what_libraries_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
     said = f"a warning\n{grid.STOPPED}layers are missing\nthe partial notebook: here\n"
     monkeypatch.setattr(subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, 1, "", said))
     with pytest.raises(RuntimeError, match=r"^layers are missing\n"):
-        grid.run_cell("sweep-try-0", {}, {})
+        grid.run_cell("sweep-try-0", {}, {}, {})
 
 
 def test_a_cell_whose_results_are_elsewhere_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +252,77 @@ def test_a_cell_whose_results_are_elsewhere_has_failed(monkeypatch: pytest.Monke
     with ThreadPoolExecutor(1) as pool:
         failed = grid.run_sweep(sweep(), pool, say=lambda line: None)
     assert len(failed) == 4 and all("must share the folder runs/" in sentence for sentence in failed)
+
+
+class Elsewhere(Executor):
+    """A worker whose libraries have other versions, at once and in this process: its notebook leaves a line and a mark."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, runs: Path | None = None) -> None:
+        self.monkeypatch, self.runs = monkeypatch, runs
+        self.ran: list[str] = []
+
+    def submit(self, work: Any, *arguments: Any) -> Future:
+        future: Future = Future()
+        with self.monkeypatch.context() as patch:
+            patch.setattr(provenance, "versions", lambda: {"torch": "2.13.0+cu130"})
+            patch.setattr(run, "_execute", self.execute)
+            patch.setattr(subprocess, "run", self.process)
+            if self.runs is not None:
+                patch.setenv("DEPTHPRUNE_RUNS", str(self.runs))
+            try:
+                future.set_result(work(*arguments))
+            except RuntimeError as error:
+                future.set_exception(error)
+        return future
+
+    def process(self, command: list[str], **options: Any) -> Any:
+        try:
+            grid.main(*command[3:])
+        except SystemExit as stop:
+            return subprocess.CompletedProcess(command, 1, "", str(stop))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    def execute(self, study: str, step: run.Step, terminal: Any) -> float:
+        self.ran.append(study)
+        records.write_atomically(run.executed(study, step.notebook), "executed")
+        mark = {"key": step.key, "files": run._files(study, step.notebook)}
+        records.write_atomically(run._mark(study, step.notebook), json.dumps(mark))
+        return 1.0
+
+
+def test_a_cell_that_workers_with_another_build_finished_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "fetch", lambda steps, say: None)
+    workers = Elsewhere(monkeypatch)
+    said: list[str] = []
+    assert grid.run_sweep(sweep(), workers, say=said.append) == []
+    assert len(workers.ran) == 4
+    assert grid.run_sweep(sweep(), workers, say=said.append) == []
+    assert len(workers.ran) == 4 and said[-1] == "sweep try: 4 cells, 0 to run"
+    (other,) = grid.cells(sweep(rules=["last_k"], drop_counts=[1]))
+    run.executed(other.folder, grid.CELL).write_text("changed", encoding="utf-8")
+    assert not other.done
+    monkeypatch.setattr(provenance, "versions", lambda: {"torch": "2.14.0"})  # the host's own are other ones now
+    assert not any(cell.done for cell in grid.cells(sweep()))
+
+
+def test_workers_that_do_not_share_the_folder_are_told_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "fetch", lambda steps, say: None)
+    failed = grid.run_sweep(sweep(), Elsewhere(monkeypatch, tmp_path / "a pod's own"), say=lambda line: None)
+    assert len(failed) == 4 and all("must share the folder runs/" in sentence for sentence in failed)
+
+
+def test_a_worker_with_other_code_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "fetch", lambda steps, say: None)
+    workers = Elsewhere(monkeypatch)
+    honest = grid.run_cell
+    monkeypatch.setattr(
+        grid,
+        "run_cell",
+        lambda folder, parameters, moved, asked: honest(folder, parameters, moved, {**asked, "content": "old"}),
+    )
+    failed = grid.run_sweep(sweep(), workers, say=lambda line: None)
+    assert len(failed) == 4 and all("the worker has other code than the host" in sentence for sentence in failed)
+    assert workers.ran == []
 
 
 def test_what_waits_is_not_begun_after_a_stop() -> None:

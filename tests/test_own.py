@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny import ARCHITECTURES, plan_of, tiny, tiny_tokenizer
+from tiny import ARCHITECTURES, FAMILIES, plan_of, tiny, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -123,6 +123,35 @@ def test_a_run_that_was_cut_goes_on_and_ends_the_same(words: Path, tmp_path: Pat
     assert not (tmp_path / ".again.work").exists()
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("trained", ["lora", "after_first_cut"])
+def test_what_saves_memory_reaches_the_recovery(
+    trained: str, name: str, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = saved(tmp_path / "base", tiny(name))
+    seen: dict[str, Any] = {}
+    honest = distillation.recover
+
+    def watched(student: Any, teacher: Any, *args: Any, **options: Any) -> Any:
+        seen.update(options, shared=set(student.parameters()) & set(teacher.parameters()))
+        return honest(student, teacher, *args, **options)
+
+    monkeypatch.setattr(distillation, "recover", watched)
+    savers = {"trained": trained, "optimiser": "adamw_8bit", "checkpoint_activations": True}
+    made = {"text_name": str(words), "drop": 0, "layers": (2,), "recover_tokens": 512, "lr": 0.01, **OPTIONS}
+    own.prune(str(base), out=tmp_path / "out", **made, **savers)
+    assert {option: seen[option] for option in savers} == savers
+    assert bool(seen["shared"]) == (trained == "lora")
+    ours, theirs = opened(tmp_path / "out").state_dict(), opened(base).state_dict()
+    layer = "transformer.h" if name == "gpt2" else "model.layers"
+    first = [key for key in ours if key.startswith(f"{layer}.0.") and ours[key].ndim == 2]
+    last = [(key, key.replace(f"{layer}.3.", f"{layer}.4.")) for key in ours if key.startswith(f"{layer}.3.")]
+    assert all(torch.equal(ours[key], theirs[key]) for key in first) == (trained == "after_first_cut")
+    assert any(not torch.equal(ours[key], theirs[old]) for key, old in last)
+    recipe = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "AdamW with moments in 8 bits at 0.01" in recipe and own.TRAINED[trained] in recipe
+
+
 def test_held_out_passages_are_never_trained_on(words: Path) -> None:
     parts = own._split(str(words))
     held_out = [passage.text for part in ("test", "calibration") for passage in parts[part]]
@@ -164,11 +193,29 @@ def test_a_cut_run_of_another_model_is_not_gone_on_from(words: Path, tmp_path: P
 
 def test_the_card_of_a_local_base_names_no_path_and_no_hub_model(words: Path, tmp_path: Path) -> None:
     base = saved(tmp_path / "base", tiny("llama"))
-    own.prune(str(base), text_name=str(words), out=tmp_path / "out", drop=1, **OPTIONS)
+    made = own.prune(str(base), text_name=str(words), out=tmp_path / "out", drop=1, **OPTIONS)
     page = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "base without layers" in page
     assert str(tmp_path) not in page and "base_model" not in page
-    assert yaml.safe_load((tmp_path / "out" / "mergekit.yaml").read_text())["slices"][0]["sources"][0]["model"] == "base"
+    assert "license" not in yaml.safe_load(page.split("---")[1])
+    whole, cut = (float(re.search(rf"\| {when} \| ([\d.]+) \|", page)[1]) for when in ("whole model", "before recovery"))
+    assert cut / whole == pytest.approx(made.ratios["before recovery"].point, rel=1e-2)
+
+
+def test_mergekit_finds_a_local_base_by_the_path_as_it_was_given(
+    words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "base", tiny("llama"))
+    monkeypatch.chdir(tmp_path)
+    own.prune("./base", text_name=str(words), out=tmp_path / "out", drop=1, **OPTIONS)
+    written = (tmp_path / "out" / "mergekit.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(written)["slices"][0]["sources"][0]["model"] == "./base"
+    assert written.startswith("# model: the folder as it was named") and str(tmp_path) not in written
+
+
+def test_the_bundled_model_has_the_licence_of_its_card_and_the_folder_of_this_repository() -> None:
+    assert (own._license("gpt2-mini", ""), own._source("gpt2-mini")) == ("cc-by-sa-4.0", "models/gpt2-mini")
+    assert own._source("llama-tiny") == own._license("llama-tiny", "") == ""
 
 
 # ---------------------------------------------------------------- refusals
@@ -206,6 +253,17 @@ def test_a_state_space_model_is_refused(words: Path, tmp_path: Path) -> None:
         ({"drop": 5}, r"drop=5 is not possible: .* has 5 layers, 1..4 can go"),
         ({"drop": 0, "layers": (7,)}, "the plan drops layer 7, but the model has layers 0..4"),
         ({"rule": "best"}, "rule='best' is not known: name one of least_sensitive"),
+        ({"device": "gpu"}, "device='gpu' is not known: name one of auto, cpu, cuda"),
+        ({"trained": "some"}, "trained='some' is not known: name one of all, after_first_cut, lora"),
+        ({"optimiser": "sgd"}, "optimiser='sgd' is not known: name one of adamw, adamw_8bit, muon"),
+        ({"lr": 0.0}, "lr=0 is not possible: a number above 0 is wanted"),
+        ({"lr": -1.0}, "lr=-1 is not possible"),
+        ({"lr": math.nan}, "lr=nan is not possible"),
+        ({"drop": -1}, "drop=-1 is not possible: a whole number from 1 on is wanted"),
+        ({"seed": -1}, "seed=-1 is not possible: a whole number from 0 on is wanted"),
+        ({"seed": 2**64}, "seed=18446744073709551616 is not possible"),
+        ({"seq_len": 0}, "seq_len=0 is not possible: a whole number from 1 on is wanted"),
+        ({"recover_tokens": -64}, "recover_tokens=-64 is less than one step"),
         ({"recover_tokens": 10}, "recover_tokens=10 is less than one step of 64 tokens"),
         ({"text_name": "nowhere.txt"}, "text 'nowhere.txt' is not known"),
     ],
@@ -214,6 +272,17 @@ def test_what_cannot_be_done_is_refused(options: dict[str, Any], sentence: str, 
     base = saved(tmp_path / "base", tiny("llama"))
     said = refused(base, tmp_path, words, **options)
     assert re.search(sentence, said), said
+
+
+@pytest.mark.parametrize(
+    "options", [{"lr": 0.0}, {"device": "gpu"}, {"trained": "some"}, {"optimiser": "sgd"}, {"seed": -1}, {"recover_tokens": 10}]
+)
+def test_a_bad_option_is_refused_before_any_work(
+    options: dict[str, Any], words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own, "_split", lambda name: pytest.fail("the text was read"))
+    monkeypatch.setattr(models, "load", lambda *arguments, **rest: pytest.fail("the model was loaded"))
+    assert f"{next(iter(options))}=" in refused("gpt2-mini", tmp_path, words, **options)
 
 
 def test_a_short_text_is_refused(tmp_path: Path) -> None:
@@ -261,6 +330,7 @@ def test_the_model_card_tells_base_cut_recovery_and_figures() -> None:
     assert head["base_model"] == "org/base" and head["license"] == "mit"
     for told in (
         "without layers 2, 4 (counted from 0) of its 6",
+        "Layers kept: 0, 1, 3, 5.",
         "1,234,567",
         "1,024 tokens of a text",
         "1.050 [1.040, 1.060] | 30",
@@ -273,11 +343,26 @@ def test_the_model_card_tells_base_cut_recovery_and_figures() -> None:
 @pytest.mark.parametrize("dropped", [(0,), (5,), (2, 4), (0, 1, 5), (1, 3, 5)])
 def test_the_spans_for_mergekit_are_the_kept_layers(dropped: tuple[int, ...]) -> None:
     plan = Plan(6, dropped, "named")
-    config = yaml.safe_load(export.mergekit("org/base", plan, torch.bfloat16))
+    config = yaml.safe_load(export.mergekit(card(plan=plan), torch.bfloat16))
     ranges = [piece["sources"][0]["layer_range"] for piece in config["slices"]]
     assert [layer for first, end in ranges for layer in range(first, end)] == list(plan.kept)
     assert all(end < following for (_, end), (following, _) in itertools.pairwise(ranges))  # no span could be longer
     assert (config["merge_method"], config["dtype"]) == ("passthrough", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("changes", "model", "comment"),
+    [
+        ({"hub": "org/base", "revision": "abc"}, "org/base@abc", ""),
+        ({"hub": "org/base"}, "org/base", ""),
+        ({"hub": "", "source": "../mine"}, "../mine", "change it to where that lies"),
+        ({"hub": "", "base": "smollm2-135m"}, "smollm2-135m", "smollm2-135m has no folder of its own"),
+    ],
+)
+def test_mergekit_is_told_where_the_base_is_or_what_to_change(changes: dict[str, Any], model: str, comment: str) -> None:
+    written = export.mergekit(card(**changes), torch.float32)
+    assert {piece["sources"][0]["model"] for piece in yaml.safe_load(written)["slices"]} == {model}
+    assert comment in written and written.startswith("#") == bool(comment)
 
 
 def test_a_folder_that_does_not_open_as_what_it_is_is_not_left_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +403,10 @@ def test_the_command_writes_a_folder(words: Path, tmp_path: Path) -> None:
         (["--layers", "1;2"], "--layers '1;2': layer numbers with commas between them are wanted"),
         (["--drop", "1", "--recover-tokens", "inf"], "--recover-tokens inf: a whole number from 0 on is wanted"),
         (["--drop", "1", "--recover-tokens", "1.5"], "--recover-tokens 1.5: a whole number from 0 on is wanted"),
-        (["--drop", "1"], "model 'nothing' is not known"),
+        (["--drop", "1", "--device", "gpu"], "device='gpu' is not known: name one of auto, cpu, cuda"),
+        (["--drop", "1", "--trained", "some"], "trained='some' is not known"),
+        (["--drop", "1", "--optimiser", "sgd"], "optimiser='sgd' is not known"),
+        (["--drop", "1", "--checkpoint-activations"], "model 'nothing' is not known"),
     ],
 )
 def test_the_command_refuses_in_a_sentence(arguments: list[str], sentence: str, words: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from gguf import GGUFReader
 from tiny import FAMILIES, plan_of, tiny, tiny_tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from depthprune_core import gguf_files, models, pruning
@@ -160,6 +161,32 @@ def test_a_tokenizer_that_splits_words_otherwise_is_refused(changes: dict[str, A
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
     assert "is no byte-level BPE that splits words as GPT-2 or SmolLM do" in refused(folder, tmp_path / "model.gguf")
+
+
+ADDED = {
+    "nothing": ([], (False, False)),
+    "its first token": (["<|endoftext|>", "$A"], (True, False)),
+    "both": (["<|endoftext|>", "$A", "<|endoftext|>"], (True, True)),
+    "another token": (["!", "$A"], None),
+}
+
+
+@pytest.mark.parametrize("added", ADDED)
+def test_what_the_tokenizer_adds_to_a_text_is_said_in_the_file(added: str, tmp_path: Path) -> None:
+    template, expected = ADDED[added]
+    tokenizer = AutoTokenizer.from_pretrained(MINI)
+    if template:
+        special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in set(template) - {"$A"}]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=" ".join(template), special_tokens=special)
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    folder, target = saved(tmp_path / "model", tiny("gpt2", vocab_size=len(tokenizer)), tokenizer), tmp_path / "model.gguf"
+    if expected is None:
+        assert "can say of its first and last token alone that they are added" in refused(folder, target)
+        return
+    to_gguf.convert(folder, target)
+    fields = {name: field.contents() for name, field in GGUFReader(target).fields.items()}
+    assert tuple(fields[f"tokenizer.ggml.add_{which}_token"] for which in ("bos", "eos")) == expected
+    assert fields["tokenizer.chat_template"] == tokenizer.chat_template
 
 
 def test_nothing_is_overwritten(tokenizer: Any, tmp_path: Path) -> None:

@@ -241,8 +241,9 @@ def training_bytes(
 ) -> int:
     """A recovery of the model, without `drop` of its layers, in float32: teacher, student, gradients, moments, and a step's activations.
 
-    first_cut: the first dropped layer, where that is where training begins. Adapters need no second copy of the weights until the end,
-    when they are added to one.
+    Products are in 16 bits: the backward pass keeps such copies of the layers it goes through, one layer's with checkpointed activations,
+    and both heads'. first_cut: the first dropped layer, where that is where training begins. Adapters need no second copy of the
+    weights until the end, when they are added to one.
     """
     config, n = text_config(model.config), model.num_parameters()
     embedding = model.get_input_embeddings().weight.numel()
@@ -254,6 +255,8 @@ def training_bytes(
     layers = config.num_hidden_layers - drop
     in_layer = ACTIVATION_BYTES * config.hidden_size * tokens_at_once
     step = in_layer + 4 * config.hidden_size * tokens_at_once * layers if checkpoint_activations else in_layer * layers
+    passed = layers - (first_cut if trained == "after_first_cut" else 0)
+    step += 2 * layer * (1 if checkpoint_activations else passed) + 2 * 2 * embedding
     if trained == "lora":
         matrices = [p.shape for name, p in model.named_parameters() if ".0." in name and p.ndim == 2]  # of the first layer
         adapters = sum(lora_rank * sum(shape) for shape in matrices) * layers

@@ -17,6 +17,7 @@ from depthprune_study.settings import StudyError
 
 # Architectures in which llama.cpp treats every layer alike. In others (gemma 2 and 3, smollm3, cohere2) every nth layer is special.
 LAYERS_ALIKE = ("llama", "gpt2", "qwen2", "qwen3", "gptneox", "bloom", "falcon", "starcoder2", "stablelm", "phi2")
+FREE_SOME_SPACE = "; free some space, then the same command goes on from here"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -146,7 +147,8 @@ def run_sweep(
         grid.cells(sweep)  # refuses bad parameters before any worker starts
         with grid.stopped_at_once(grid.parsl_pool(site) if site else grid.local_pool(workers)) as pool:
             failed = grid.run_sweep(sweep, pool, say=_say)
-        _say(f"\ntable and figures: {grid.gather(sweep)}")
+        if not failed or any(cell.done for cell in grid.cells(sweep)):
+            _say(f"\ntable and figures: {grid.gather(sweep)}")
         if failed:
             raise StudyError("\n".join([f"{len(failed)} cells failed; the same command runs them again:", *failed]))
 
@@ -161,6 +163,11 @@ def prune_own(
     rule: Annotated[str, typer.Option(help="How they are chosen.")] = "least_sensitive",
     recover_tokens: Annotated[float, typer.Option(help="Tokens to recover on: 1e6; 0 for the cut alone.")] = 0,
     lr: Annotated[float, typer.Option(help="Learning rate of recovery.")] = 1e-4,
+    trained: Annotated[str, typer.Option(help="What recovery trains: all, after_first_cut or lora.")] = "all",
+    optimiser: Annotated[str, typer.Option(help="adamw, adamw_8bit (less memory) or muon.")] = "adamw",
+    checkpoint_activations: Annotated[
+        bool, typer.Option("--checkpoint-activations", help="Compute activations twice: less memory, a third more time.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Draws of the recovery text.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
@@ -181,6 +188,9 @@ def prune_own(
             rule=rule,
             recover_tokens=int(recover_tokens),
             lr=lr,
+            trained=trained,
+            optimiser=optimiser,
+            checkpoint_activations=checkpoint_activations,
             seed=seed,
             device=device,
             say=_say,
@@ -275,14 +285,26 @@ def _say(line: str) -> None:
 @contextmanager
 def _sentences() -> Iterator[None]:
     """What the user can mend is told in a sentence, without a traceback, and the exit code says that it failed."""
+    from safetensors import SafetensorError
+
     try:
         yield
     except (ValueError, RuntimeError, FloatingPointError) as error:  # the core's sentences as well as StudyError
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None
     except OSError as error:
-        full = "; free some space, then the same command goes on from here" if error.errno == errno.ENOSPC else ""
+        full = FREE_SOME_SPACE if error.errno == errno.ENOSPC else ""
         print(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ") + full, file=sys.stderr)
+        raise typer.Exit(1) from None
+    except SafetensorError as error:
+        print(f"{error}{FREE_SOME_SPACE if 'No space left' in str(error) else ''}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except MemoryError as error:
+        what = f" ({error})" if str(error) else ""
+        print(f"memory ran out{what}: give the machine more, or take a smaller model", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except ImportError as error:  # of a tokenizer or a quantised model that needs more than this package does
+        print(f"a package is missing, or does not fit: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         print("stopped: what is finished is kept, the same command goes on from here", file=sys.stderr)

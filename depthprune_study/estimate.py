@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -107,3 +107,42 @@ def _fits(memory: Mapping[str, float]) -> str:
     adapted = budget.training_bytes(models.shape("tinyllama-1.1b"), drop=2, tokens_at_once=tokens, trained="lora") / 2**30
     lines.append(f"TinyLlama by adapters (trained: lora, windows_at_once: 1 in notebook 04): {adapted:.1f} GiB, by arithmetic.")
     return "<ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
+
+
+def where(studies: Sequence[str] = ("ci", "quick", "smollm2", "rehearsal", "full")) -> str:
+    """Where each study can be run, as a table of README.md: time and memory, each cell saying which it is. Raises StudyError."""
+    found = published()
+    if found is None:
+        raise settings.StudyError(f"the report of study {REHEARSAL} is not there: `make study STUDY={REHEARSAL}` writes it")
+    head = ["study", "CPU, two cores", *budget.PEAK_TFLOPS, "GPU memory of its largest recovery"]
+    rows = [head, ["---"] * len(head)]
+    for study in studies:
+        needed = max(cost.training_bytes for cost in budget.costs(study)) / 2**30
+        cells = []
+        for gpu, by_notebook in hours(found.share, study).items():
+            fits = "" if needed <= budget.GPU_GIB[gpu] else " (not its largest recovery)"
+            cells.append(f"{_time(3_600 * sum(by_notebook.values()))}, scaled{fits}")
+        rows.append([f"`{study}`", _on_a_cpu(study, found, needed), *cells, f"{needed:.1f} GiB, arithmetic"])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _on_a_cpu(study: str, found: Machine, needed: float) -> str:
+    costs = run.read_costs(places.reports(study))
+    trained = [costs[notebook]["peak_bytes"] for notebook in budget.ITEMS if notebook in costs]
+    if len(trained) == len(budget.ITEMS) and _device(study) == "cpu":
+        resumed = "" if all(trained) else "more than "  # a notebook that found all its records there had nothing to measure
+        return f"{resumed}{_time(sum(cost['seconds'] for cost in costs.values()))}, {max(trained) / 2**30:.1f} GiB, measured"
+    if found.device != "cpu":
+        return "not measured"
+    seconds = sum(cost.teraflops for cost in budget.costs(study)) / found.achieved_tflops
+    return f"{_time(seconds)}, scaled; {needed:.1f} GiB, arithmetic"
+
+
+def _device(study: str) -> str:
+    return read_evidence(study, places.reports(study) / "records").stamp("03_recovery", "test_scores").device
+
+
+def _time(seconds: float) -> str:
+    if seconds < 5_400:
+        return f"{max(1, seconds / 60):.0f} min"
+    return f"{seconds / 3_600:.1f} h" if seconds < 48 * 3_600 else f"{seconds / 86_400:.0f} days"

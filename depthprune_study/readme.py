@@ -1,4 +1,4 @@
-"""The two marked blocks of README.md, filled from the published reports: `python -m depthprune_study.readme`."""
+"""The three marked blocks of README.md, filled from the published reports: `python -m depthprune_study.readme`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 
 from depthprune_core.records import write_atomically
-from depthprune_study import places, run
+from depthprune_study import estimate, places, run
 from depthprune_study.evidence import Evidence, read_evidence
 from depthprune_study.settings import StudyError
 
@@ -15,13 +15,14 @@ TIMED = ("quick", "ci")
 
 
 def fill() -> str:
-    """README.md as it reads with both blocks filled. Raises StudyError where the report or a marker is missing."""
+    """README.md as it reads with its blocks filled. Raises StudyError where a report or a marker is missing."""
     folder = places.reports("quick")
     if not (folder / "records").exists():
         raise StudyError("the report of study quick is not there: `make study` writes it")
     page = README.read_text(encoding="utf-8")
     page = replace(page, "answer", answer(read_evidence("quick", folder / "records")))
-    return replace(page, "minutes", minutes({study: run.read_costs(places.reports(study)) for study in TIMED}))
+    page = replace(page, "minutes", minutes({study: run.read_costs(places.reports(study)) for study in TIMED}))
+    return replace(page, "where", estimate.where())
 
 
 def answer(evidence: Evidence) -> str:

@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
+from depthprune_core.assets import sha256_of
 from depthprune_core.records import read_stamp, write_atomically
 from depthprune_study import places, provenance, settings
 from depthprune_study.settings import StudyError
@@ -33,6 +35,9 @@ READS = {
     "05_seed_stability": ("02_prune_gpt2", "03_recovery"),
 }
 READS["06_report"] = tuple(READS)
+NAMED = ("model", "first_model", "text", "elsewhere")  # parameters that may be a local folder or file
+TEXTS = ("wikipedia-excerpt", "news-excerpt", "wikitext-2")
+BUNDLED = (places.ROOT / "models" / "gpt2-mini", places.ROOT / "depthprune_core" / "splits.json")
 FULL_DISK_BYTES = 1_000_000  # with less left, whatever failed did so for want of room
 RESTORED = ("records/**/*.json", "arms/**/*.json", "costs.json")  # what a run goes on from, of a published report
 
@@ -55,7 +60,8 @@ def plan(study: str) -> list[Step]:
     keys: dict[str, str] = {}
     steps = []
     for notebook, parameters in checked.items():
-        values = parameters.model_dump(mode="json")
+        given = parameters.model_dump(mode="json")
+        values = {name: resolved(value) if name in NAMED else value for name, value in given.items()}
         keys[notebook] = _key(notebook, values, [keys[earlier] for earlier in READS[notebook]])
         steps.append(
             Step(notebook, values, keys[notebook], _is_done(study, notebook, keys[notebook]), expected.get(notebook, 0))
@@ -67,7 +73,7 @@ def run(study: str, *, say: Callable[[str], None], terminal: TextIO = sys.stderr
     """Run what is not done. Raises StudyError when a notebook fails; what was finished before stays finished."""
     steps = plan(study)
     folder = places.runs(study)
-    with _alone(folder):
+    with _alone(folder, say):
         if not all(step.done for step in steps):
             fetch(steps, say)
         for step in steps:
@@ -89,7 +95,7 @@ def single(study: str, notebook: str, parameters: settings.Common, *, inputs: Se
 
 def run_single(study: str, step: Step, *, terminal: TextIO = sys.stderr) -> float:
     """Run it unless it is done; returns the seconds that it took. Raises StudyError when the notebook fails."""
-    with _alone(places.runs(study)):
+    with _alone(places.runs(study), lambda line: print(line, file=terminal)):
         return 0.0 if _is_done(study, step.notebook, step.key) else _execute(study, step, terminal)
 
 
@@ -107,14 +113,25 @@ def restore(study: str, source: Path) -> int:
         for path in files:
             copy = target / path.relative_to(source)
             if not copy.exists():
-                write_atomically(copy, path.read_text(encoding="utf-8"))
+                try:
+                    content = path.read_text(encoding="utf-8")
+                except UnicodeDecodeError:
+                    raise StudyError(
+                        f"{path} is damaged: it is no text; take a whole copy of the report, or remove it"
+                    ) from None
+                write_atomically(copy, content)
                 n_copied += 1
     return n_copied
 
 
 def read_costs(folder: Path) -> dict[str, dict[str, float]]:
-    """Notebook -> {"seconds", "peak_bytes", "peak_gpu_bytes"} that it took, as far as they are known."""
-    return read_named(folder / "costs.json")
+    """Notebook -> {"seconds", "peak_bytes", "peak_gpu_bytes"} that it took, as far as they are known; damaged entries are not."""
+    return {notebook: cost for notebook, cost in read_named(folder / "costs.json").items() if _is_cost(cost)}
+
+
+def _is_cost(cost: Any) -> bool:
+    numbers = [cost.get("seconds"), cost.get("peak_bytes"), cost.get("peak_gpu_bytes", 0)] if isinstance(cost, dict) else [None]
+    return all(type(number) in (int, float) and 0 <= number < float("inf") for number in numbers)
 
 
 def read_named(path: Path) -> dict[str, Any]:
@@ -127,7 +144,7 @@ def read_named(path: Path) -> dict[str, Any]:
 
 
 def fetch(steps: Sequence[Step], say: Callable[[str], None]) -> None:
-    """Get every model and text that the steps name before the first of them runs: a missing network is told at once."""
+    """Get and check every model and text that the steps name before the first of them runs: what is missing is told at once."""
     from transformers.utils import logging
 
     from depthprune_core import models, text
@@ -158,6 +175,38 @@ def executed(study: str, notebook: str) -> Path:
     return places.runs(study) / "notebooks" / f"{notebook}.ipynb"
 
 
+def resolved(name: Any) -> Any:
+    """A local folder or file as a whole path, since a notebook runs elsewhere; anything else as it is."""
+    return str(Path(name).resolve()) if _is_local(name) else name
+
+
+def content_of(name: str) -> str:
+    """Hash of a local model or text; empty for a name."""
+    return _hash_of(Path(name)) if _is_local(name) else ""
+
+
+def _hash_of(path: Path) -> str:
+    """Of a folder or file, without what only people read."""
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    read = [file for file in files if file.suffix not in {".md", ".ipynb"}]
+    hashes = [f"{file.name} {_hash(file, file.stat().st_size, file.stat().st_mtime_ns)}" for file in read]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def _is_local(name: Any) -> bool:
+    if not isinstance(name, str) or not os.path.exists(name) or name in TEXTS:
+        return False
+    from depthprune_core.models import SOURCES  # late: it brings torch, and most names are no path
+
+    return name not in SOURCES
+
+
+@cache
+def _hash(path: Path, size: int, mtime_ns: int) -> str:
+    """Once for a file as it is now: every notebook asks for the same weights."""
+    return sha256_of(path)
+
+
 def _key(notebook: str, parameters: dict[str, Any], earlier: list[str]) -> str:
     path = places.NOTEBOOKS / f"{notebook}.ipynb"
     modules = provenance.imports(provenance.notebook_code(path))
@@ -165,6 +214,8 @@ def _key(notebook: str, parameters: dict[str, Any], earlier: list[str]) -> str:
         "notebook": provenance.notebook_hash(path, prose=True),
         "code": provenance.code_hash(*modules),
         "parameters": parameters,
+        "local": {name: content_of(parameters[name]) for name in NAMED if name in parameters},
+        "bundled": [_hash_of(path) for path in BUNDLED],
         "earlier": earlier,
         "versions": provenance.versions(),
         "claims": hashlib.sha256((places.PARAMS / "claims.yaml").read_bytes()).hexdigest() if notebook == "06_report" else "",
@@ -327,14 +378,16 @@ def _shown_path(path: Path) -> str:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One run of a study at a time: the lock goes with the process, however it ends."""
+def _alone(folder: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+    """One run of a study at a time: the lock goes with the process, however it ends. Where a file system has no locks, that is said."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise StudyError(f"study {folder.name} is being run by another process: wait for it, or stop it") from None
+        except OSError as error:  # Lustre without flock, NFS without its lock daemon, some drives
+            say(f"{folder} cannot be locked ({error.strerror}): start no second run of study {folder.name} beside this one")
         yield
 
 

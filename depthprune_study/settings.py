@@ -12,15 +12,28 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from depthprune_study import places
 
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
+Tokens = Annotated[int, Field(ge=8, le=10**10)]  # a training sample lies in memory, 17 bytes a token
+CountOrZero = Annotated[int, Field(ge=0, le=10**10)]
+Count = Annotated[int, Field(ge=1, le=10**6)]  # of what is timed
+Layers = Annotated[int, Field(ge=1, le=1_000)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what NumPy takes
 Rate = Annotated[float, Field(gt=0, le=1)]
 Rule = Literal[
     "least_sensitive", "most_sensitive", "greedy", "pairwise", "exhaustive", "contiguous", "racing", "evenly_spaced", "last_k"
 ]
 
-_SHORT = reprlib.Repr()  # a few lines of YAML can hold a value whose full text would fill the memory
+
+class _Short(reprlib.Repr):
+    """A few lines of YAML can hold a value whose full text would fill the memory, or a number that Python refuses to write out."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() < 10_000 else f"a number of {x.bit_length():,} bits"
+
+
+_SHORT = _Short()
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring, _SHORT.maxlong = 3, 8, 4, 80, 80
+# What PyYAML lets through of a value that is not what its tag or form says: `!!bool maybe`, 2026-13-45, a number of 5,000 digits.
+_OF_A_VALUE = (ValueError, LookupError, TypeError, AttributeError, OverflowError)
 
 
 class Common(BaseModel):
@@ -36,26 +49,26 @@ class Work(Common):
 
     model: Annotated[str, Field(description="named model or local folder", min_length=1)]
     text: Annotated[str, Field(description="named text, file or folder", min_length=1)]
-    max_documents: Annotated[int, Field(ge=0, description="documents used of each split; 0 = all")]
+    max_documents: Annotated[CountOrZero, Field(description="documents used of each split; 0 = all")]
     seq_len: Annotated[int, Field(ge=8, le=8192, description="tokens a window")]
-    score_tokens: Annotated[int, Field(ge=8, description="tokens scored a document")]
+    score_tokens: Annotated[Tokens, Field(description="tokens scored a document")]
     device: Literal["auto", "cpu", "cuda"]
-    seed: CountOrZero
+    seed: Seed
 
 
 class Sensitivity(Work):
-    calibration_tokens: Annotated[int, Field(ge=8, description="tokens a calibration document")]
+    calibration_tokens: Annotated[Tokens, Field(description="tokens a calibration document")]
     pairs: Annotated[bool, Field(description="measure all pairs of layers")]
 
 
 class Prune(Work):
-    calibration_tokens: Annotated[int, Field(ge=8)]
-    drop_counts: Annotated[list[Count], Field(min_length=1, max_length=4, description="layers to drop, one set of plans each")]
+    calibration_tokens: Tokens
+    drop_counts: Annotated[list[Layers], Field(min_length=1, max_length=4, description="layers to drop, one set of plans each")]
     exhaustive_to: Annotated[int, Field(ge=2, le=4, description="largest sets of layers that are all measured")]
-    race_counts: Annotated[list[Count], Field(max_length=4, description="layers to drop by racing")]
-    race_tokens: Annotated[int, Field(ge=8, description="tokens a calibration document for the race")]
+    race_counts: Annotated[list[Layers], Field(max_length=4, description="layers to drop by racing")]
+    race_tokens: Annotated[Tokens, Field(description="tokens a calibration document for the race")]
     random_draws: Annotated[int, Field(ge=1, le=50)]
-    timed_context: Annotated[int, Field(ge=1, description="tokens of prompt")]
+    timed_context: Annotated[Count, Field(description="tokens of prompt")]
     timed_new_tokens: Count
     timed_rounds: Annotated[int, Field(ge=3, le=200)]
     timed_shapes: list[Literal["gpt2-shape", "tinyllama-1.1b-shape", "llama-tiny"]]
@@ -65,18 +78,18 @@ class Prune(Work):
 
 
 class Recovery(Work):
-    calibration_tokens: Annotated[int, Field(ge=8)]
+    calibration_tokens: Tokens
     rules: Annotated[
         list[Rule], Field(min_length=1, max_length=8, description="arms of notebook 02, one of which is recovered")
     ]
-    drop_count: Count
-    tokens: Annotated[int, Field(ge=8, description="recovery tokens a run")]
-    pilot_tokens: Annotated[int, Field(ge=8, description="tokens a trial of the sweep")]
-    rate_tokens: Annotated[int, Field(ge=8, description="tokens a trial of a learning rate")]
+    drop_count: Layers
+    tokens: Annotated[Tokens, Field(description="recovery tokens a run")]
+    pilot_tokens: Annotated[Tokens, Field(description="tokens a trial of the sweep")]
+    rate_tokens: Annotated[Tokens, Field(description="tokens a trial of a learning rate")]
     lr_grid: Annotated[list[Rate], Field(min_length=1, max_length=8)]
     optimisers: Annotated[list[Literal["adamw", "muon"]], Field(min_length=1, max_length=2)]
     train_seq_lens: Annotated[list[Annotated[int, Field(ge=8, le=8192)]], Field(min_length=1, max_length=8)]
-    batch_tokens: Annotated[list[Annotated[int, Field(ge=8)]], Field(min_length=1, max_length=8)]
+    batch_tokens: Annotated[list[Tokens], Field(min_length=1, max_length=8)]
     warmups: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=1, max_length=8)]
     temperatures: Annotated[list[Annotated[float, Field(gt=0, le=20)]], Field(min_length=1, max_length=8)]
     trained_parts: Annotated[list[Literal["all", "after_first_cut"]], Field(min_length=1, max_length=2)]
@@ -102,7 +115,7 @@ class Recovery(Work):
 
 class Controls(Work):
     elsewhere: Annotated[str, Field(description="named text that no run was trained on or chosen by", min_length=1)]
-    calibration_tokens: Annotated[int, Field(ge=8)]
+    calibration_tokens: Tokens
     lora_lr_grid: Annotated[list[Rate], Field(min_length=1, max_length=8)]
     paced_windows: Count
     bits: Annotated[list[Annotated[int, Field(ge=2, le=8)]], Field(max_length=7)]
@@ -111,20 +124,20 @@ class Controls(Work):
 
 
 class Choice(Work):
-    arm_tokens: Annotated[int, Field(ge=8, description="recovery tokens of each rule")]
-    set_tokens: Annotated[int, Field(ge=8, description="recovery tokens of each set")]
+    arm_tokens: Annotated[Tokens, Field(description="recovery tokens of each rule")]
+    set_tokens: Annotated[Tokens, Field(description="recovery tokens of each set")]
     n_sets: Annotated[int, Field(ge=2, le=100)]
-    set_seeds: Annotated[list[CountOrZero], Field(min_length=1, max_length=10)]
+    set_seeds: Annotated[list[Seed], Field(min_length=1, max_length=10)]
 
 
 class Transfer(Work):
-    first_model: Annotated[str, Field(description="the family whose recipe is taken over")]
-    calibration_tokens: Annotated[int, Field(ge=8)]
-    drop_count: Count
-    tokens: Annotated[int, Field(ge=8)]
-    pilot_tokens: Annotated[int, Field(ge=8, description="tokens a trial of the learning rate")]
+    first_model: Annotated[str, Field(description="the family whose recipe is taken over", min_length=1)]
+    calibration_tokens: Tokens
+    drop_count: Layers
+    tokens: Tokens
+    pilot_tokens: Annotated[Tokens, Field(description="tokens a trial of the learning rate")]
     second_choice_tokens: Annotated[
-        int, Field(ge=8, description="calibration tokens a document for the choice between two stages")
+        Tokens, Field(description="calibration tokens a document for the choice between two stages")
     ]
     trained: Annotated[
         Literal["recipe", "all", "after_first_cut", "lora"],
@@ -143,7 +156,7 @@ class Transfer(Work):
 
 
 class Seeds(Work):
-    seeds: Annotated[list[CountOrZero], Field(min_length=2, max_length=50)]
+    seeds: Annotated[list[Seed], Field(min_length=2, max_length=50)]
 
     @field_validator("seeds")
     @classmethod
@@ -158,12 +171,12 @@ class Report(Common):
 
 
 class Cell(Work):
-    calibration_tokens: Annotated[int, Field(ge=8)]
+    calibration_tokens: Tokens
     rule: Rule
-    drop_count: Count
-    tokens: Annotated[int, Field(ge=8, description="recovery tokens")]
+    drop_count: Layers
+    tokens: Annotated[Tokens, Field(description="recovery tokens")]
     lr: Rate
-    batch_tokens: Annotated[int, Field(ge=8, description="tokens a step")]
+    batch_tokens: Annotated[Tokens, Field(description="tokens a step")]
     refit_tokens: CountOrZero
     precision: Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -187,8 +200,8 @@ class Sweep(BaseModel):
     name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$", description="names its folders under runs/")]
     models: Annotated[list[str], Field(min_length=1, max_length=100)]
     rules: Annotated[list[Rule], Field(min_length=1, max_length=20)]
-    drop_counts: Annotated[list[Count], Field(min_length=1, max_length=100)]
-    seeds: Annotated[list[CountOrZero], Field(min_length=1, max_length=100)]
+    drop_counts: Annotated[list[Layers], Field(min_length=1, max_length=100)]
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=100)]
     same: Annotated[dict[str, Any], Field(description="parameters that all cells share")]
 
     @field_validator("models", "rules", "drop_counts", "seeds")
@@ -277,7 +290,7 @@ def _check_file(path: Path, schema: type[BaseModel]) -> tuple[list[str], Any]:
     try:
         written = path.read_text(encoding="utf-8")
         values, node = yaml.safe_load(written), yaml.compose(written, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, *_OF_A_VALUE) as error:
         return [f"not readable as YAML ({' '.join(str(error).split())[:200]})"], None
     if not isinstance(values, dict):
         return ["a list of `name: value` lines is wanted"], None

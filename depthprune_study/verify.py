@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import base64
-import json
+import re
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 from typing import Any
+
+import nbformat
 
 from depthprune_core import records
 from depthprune_core.records import Score
@@ -21,12 +23,13 @@ TOLERANCE_NATS = 1e-4
 
 
 def differences(folder: Path) -> list[str]:
-    """What in a report does not fit together, a sentence each: records, executed notebooks, figures, verdicts.
+    """What in a report does not fit together, a sentence each: records, executed notebooks, figures, pages, verdicts.
 
-    Later checks read what earlier ones found whole, so they come only where those found nothing.
+    Later checks read what earlier ones found whole, so they come only where those found nothing. Before the verdicts, all files must
+    be there; what there is of an unfinished report is looked at until then.
     """
     root = report.records_of(folder)
-    for check in (_damaged, _of_other_notebooks, _figures, _verdicts):
+    for check in (_damaged, _of_other_notebooks, _figures, _pages, _missing, _verdicts):
         if found := list(check(folder, root)):
             return found
     return []
@@ -75,23 +78,25 @@ def _distance(was: Score, now: Score) -> float:
 
 
 def _damaged(folder: Path, root: Path) -> Iterator[str]:
-    for path in sorted(root.rglob("*.json")):
+    for path in sorted([*root.rglob("*.json"), *(folder / "arms").rglob("*.json")]):
         try:
             records.read(path)
             records.read_stamp(path)
         except ValueError:
             yield f"{path.relative_to(folder)} is damaged: its content is not what its checksum says"
+    for path in sorted((folder / "notebooks").glob("*.ipynb")):
+        if _cells(path) is None:
+            yield f"notebooks/{path.name} is damaged"
+    for path in sorted(folder.glob("*.html")):
+        if not _text(path).endswith("</html>\n"):
+            yield f"{path.name} is damaged"
 
 
 def _of_other_notebooks(folder: Path, root: Path) -> Iterator[str]:
     """Records that another version of their notebook, or other parameters, have left."""
     for notebook in SCHEMAS:
-        executed = folder / "notebooks" / f"{notebook}.ipynb"
-        if not executed.exists():
-            continue
-        cells = _cells(executed)
+        cells = _cells(folder / "notebooks" / f"{notebook}.ipynb")
         if cells is None:
-            yield f"notebooks/{notebook}.ipynb is damaged"
             continue
         now, parameters = provenance.hash_of_cells(cells), _injected(cells)
         if parameters is None:
@@ -106,49 +111,106 @@ def _of_other_notebooks(folder: Path, root: Path) -> Iterator[str]:
 
 
 def _figures(folder: Path, root: Path) -> Iterator[str]:
-    """Figure files that no executed notebook shows."""
-    shown = set()
+    """Figure files that no executed notebook shows, and figures of notebooks that are no file."""
+    shown: dict[bytes, str] = {}
     for executed in sorted((folder / "notebooks").glob("*.ipynb")):
-        for cell in _cells(executed) or []:
-            for output in cell.get("outputs", []):
-                data = output.get("data", {}).get("image/png", "")
-                shown.add(base64.b64decode("".join(data)))
-    for path in sorted((folder / "figures").glob("*.png")):
-        if path.stem != "answer" and path.read_bytes() not in shown:
+        for image in _images(executed):
+            try:
+                shown.setdefault(base64.b64decode(image, validate=True), executed.name)
+            except ValueError:
+                yield f"notebooks/{executed.name} is damaged: it holds an image that cannot be decoded"
+    kept = {path: path.read_bytes() for path in sorted((folder / "figures").glob("*.png"))}
+    for path, content in kept.items():
+        notebook = report.REPORT if path.stem == "answer" else path.stem.partition("-")[0]
+        is_missing = notebook in SCHEMAS and not (folder / "notebooks" / f"{notebook}.ipynb").exists()
+        if content not in shown and not is_missing:
             yield f"figures/{path.name} is not the figure that its notebook shows"
+    for content, name in shown.items():
+        if content not in kept.values() and name != f"{report.REPORT}.ipynb":  # its own are drawn for the page alone
+            yield f"notebooks/{name} shows a figure that is not in figures/"
+
+
+def _pages(folder: Path, root: Path) -> Iterator[str]:
+    """Pages that do not show what their executed notebooks show; what the report's page says is compared with the records later."""
+    for executed in sorted((folder / "notebooks").glob("*.ipynb")):
+        page = folder / _page_of(executed.stem)
+        if not page.exists():
+            continue
+        written, texts = _text(page), []
+        if executed != _of_report(folder):
+            data = [output.get("data", {"text/plain": output.get("text", "")}) for output in _outputs(executed)]
+            texts = [shown["text/plain"].strip() for shown in data if set(shown) == {"text/plain"}]
+        page_text = unescape(written)
+        if not all(text in page_text for text in texts) or not all(image in written for image in _images(executed)):
+            yield f"{page.name} does not show what notebooks/{executed.name} shows"
+
+
+def _missing(folder: Path, root: Path) -> Iterator[str]:
+    """What every finished report has."""
+    names = [f"notebooks/{notebook}.ipynb" for notebook in SCHEMAS] + [_page_of(notebook) for notebook in SCHEMAS]
+    for name in [*names, "figures/answer.png", "costs.json", "made-from.json"]:
+        if not (folder / name).is_file():
+            yield f"{name} is missing"
+    for notebook in SCHEMAS:
+        if notebook != report.REPORT and not any((root / notebook).glob("*.json")):
+            yield f"records/{notebook} holds no records"
 
 
 def _verdicts(folder: Path, root: Path) -> Iterator[str]:
     """The answer and the verdicts, judged anew from the records, against what the report's notebook says."""
-    executed = folder / "notebooks" / "06_report.ipynb"
-    if not executed.exists():
-        return
     evidence = read_evidence(folder.name, root)
-    said = "".join(
-        "".join(output.get("data", {}).get("text/html", ""))
-        for cell in _cells(executed) or []
-        for output in cell.get("outputs", [])
-    )
+    said = "".join(output.get("data", {}).get("text/html", "") for output in _outputs(_of_report(folder)))
     if story.answer_html(evidence) not in said:
         yield "the answer in notebooks/06_report.ipynb is not what the records say"
     verdicts = claims.judge(evidence)
     for verdict in verdicts:
         if story.table_row(story.claim_cells(verdict)) not in said:
             yield f"what notebooks/06_report.ipynb says of {verdict.id} is not what records and params/claims.yaml say"
-    page = folder / "report.html"
-    if page.exists():
-        shown = unescape(page.read_text(encoding="utf-8"))
-        figures_of_claims = [item.figure for verdict in verdicts for item in verdict.stand_ins]
-        figures_of_claims += [verdict.figure for verdict in verdicts]
-        if not all(line in shown for line in [*evidence.answer_lines(), *figures_of_claims]):
-            yield "report.html does not say what the records say"
+    shown = unescape(_text(folder / "report.html"))
+    figures_of_claims = [item.figure for verdict in verdicts for item in verdict.stand_ins]
+    figures_of_claims += [verdict.figure for verdict in verdicts]
+    if not all(line in shown for line in [*evidence.answer_lines(), *figures_of_claims]):
+        yield "report.html does not say what the records say"
+
+
+def _of_report(folder: Path) -> Path:
+    return folder / "notebooks" / f"{report.REPORT}.ipynb"
+
+
+def _page_of(notebook: str) -> str:
+    return "report.html" if notebook == report.REPORT else f"{notebook}.html"
 
 
 def _cells(path: Path) -> list[dict[str, Any]] | None:
+    """The cells of a notebook; None where it is missing or no valid one."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError, TypeError):
+        notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
+        nbformat.validate(notebook)
+    except Exception:  # nbformat says many things of what is no notebook
         return None
+    return notebook.cells
+
+
+def _outputs(path: Path) -> list[dict[str, Any]]:
+    return [output for cell in _cells(path) or [] for output in cell.get("outputs", [])]
+
+
+def _images(path: Path) -> list[str]:
+    """The PNGs that a notebook shows, in base64: its own outputs and those inside its HTML."""
+    found = []
+    for output in _outputs(path):
+        data = output.get("data", {})
+        found += [data["image/png"].strip()] if "image/png" in data else []
+        found += re.findall(r"data:image/png;base64,([^'\"]*)", data.get("text/html", ""))
+    return found
+
+
+def _text(path: Path) -> str:
+    """A page; empty where it is no text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return ""
 
 
 def _injected(cells: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors import SafetensorError
 from typer.testing import CliRunner, Result
 
 from depthprune_study import cli, places, report, run
@@ -120,6 +121,22 @@ def test_bad_parameters_are_told_all_at_once_before_any_work(
         (RuntimeError("could not fetch gensim with pip"), "could not fetch gensim with pip"),
         (PermissionError(13, "Permission denied", "/x/runs"), "Permission denied: /x/runs"),
         (OSError("disk full"), "disk full"),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            "Error while serializing: I/O error: No space left on device (os error 28); free some space, then the same command "
+            "goes on from here",
+        ),
+        (SafetensorError("Error while deserializing header"), "Error while deserializing header"),
+        (MemoryError(), "memory ran out: give the machine more, or take a smaller model"),
+        (
+            MemoryError("Unable to allocate 8 GiB"),
+            "memory ran out (Unable to allocate 8 GiB): give the machine more, or take a smaller model",
+        ),
+        (
+            ImportError("\nLlamaTokenizer requires the SentencePiece library\nbut it was not found. "),
+            "a package is missing, or does not fit: LlamaTokenizer requires the SentencePiece library but it was not found.",
+        ),
+        (ModuleNotFoundError("No module named 'optimum'"), "a package is missing, or does not fit: No module named 'optimum'"),
     ],
 )
 def test_what_the_user_can_mend_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception, sentence: str) -> None:
@@ -197,6 +214,16 @@ def test_a_report_is_restored_to_where_the_study_runs(tmp_path: Path) -> None:
     (tmp_path / "reports" / "ci" / "records" / "01_sensitivity" / "profile.json").write_text("{}")
     assert depthprune("restore", "ci").stdout.startswith("1 files restored to ")
     assert (tmp_path / "runs" / "ci" / "records" / "01_sensitivity" / "profile.json").read_text() == "{}"
+
+
+def test_a_published_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "reports" / "ci" / "records" / "01_sensitivity" / "profile.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b'{"kind": "\xff"}')
+    assert_refused(
+        depthprune("restore", "ci"), f"{path} is damaged: it is no text; take a whole copy of the report, or remove it"
+    )
+    assert not list((tmp_path / "runs").rglob("*.json"))
 
 
 def test_the_program_itself_says_the_same_in_a_process_of_its_own() -> None:

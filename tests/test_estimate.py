@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import handmade
@@ -51,6 +52,27 @@ def test_a_published_rehearsal_tells_what_its_machine_reached(tmp_path: Path, mo
     handmade.evidence(tmp_path / "rehearsal" / "records", first="gpt2-shape", changes=PACE)
     found = estimate.published()
     assert found is not None and (found.device, found.tokens_per_second, found.peak_tflops) == ("cpu", 40.0, 0.3)
+
+
+def test_where_each_study_runs_says_of_each_cell_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEPTHPRUNE_REPORTS", str(tmp_path))
+    with pytest.raises(settings.StudyError, match="study rehearsal is not there"):
+        estimate.where()
+    for study, costs in {
+        "rehearsal": COSTS,
+        "smollm2": COSTS | {"05_seed_stability": {"seconds": 9.0, "peak_bytes": 0}},
+    }.items():
+        handmade.evidence(tmp_path / study / "records", first="gpt2-shape", changes=PACE)
+        (tmp_path / study / "costs.json").write_text(json.dumps(costs), encoding="utf-8")
+    head, _, rehearsed, resumed, full = estimate.where(("rehearsal", "smollm2", "full")).split("\n")
+    assert head == "| study | CPU, two cores | T4 | A100 | H100 | GPU memory of its largest recovery |"
+    assert rehearsed.startswith("| `rehearsal` | 8 min, 1.0 GiB, measured | ")
+    assert resumed.startswith("| `smollm2` | more than 7 min, 1.0 GiB, measured | ")
+    days = sum(cost.teraflops for cost in budget.costs("full")) / MACHINE.achieved_tflops / 86_400
+    found = estimate.published()
+    assert found is not None and found.achieved_tflops != MACHINE.achieved_tflops and days > 2
+    assert f"{days * MACHINE.achieved_tflops / found.achieved_tflops:.0f} days, scaled; " in full
+    assert full.count("(not its largest recovery)") == 1 and full.endswith(" GiB, arithmetic |")
 
 
 def test_a_rehearsal_has_the_shapes_windows_and_recipe_of_the_full_study() -> None:

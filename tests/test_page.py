@@ -25,7 +25,8 @@ from depthprune_study import page, places
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: .ci/run installs one")
 REPORTS = places.ROOT / "reports"
-PAGES = [REPORTS / "index.html", *sorted(REPORTS.glob("quick/*.html"))]
+KINDS = ("quick/*.html", "*/report.html", "*/estimate.html")
+PAGES = [REPORTS / "index.html", *sorted({path for kind in KINDS for path in REPORTS.glob(kind)})]
 PHONE, DESK = 390, 1280
 TLS = b"\x16\x03"  # how a record begins: kind, version (two bytes), length (two bytes)
 WHOLE = socket.MSG_PEEK | socket.MSG_WAITALL

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import io
 import json
 import os
@@ -14,7 +16,9 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from pydantic import create_model
 
+from depthprune_core import text
 from depthprune_study import places, provenance, run, settings
 from depthprune_study.settings import Common, StudyError
 
@@ -186,6 +190,33 @@ def test_damaged_costs_are_no_reason_to_stop(done: Path, content: str) -> None:
     assert run.read_costs(done) == {}
 
 
+DAMAGED_COSTS = (
+    {},
+    [],
+    None,
+    5,
+    {"seconds": 5},
+    {"seconds": "5", "peak_bytes": 1, "peak_gpu_bytes": 0},
+    {"seconds": True, "peak_bytes": 1, "peak_gpu_bytes": 0},
+    {"seconds": 5, "peak_bytes": None, "peak_gpu_bytes": 0},
+    {"seconds": float("nan"), "peak_bytes": 1, "peak_gpu_bytes": 0},
+    {"seconds": 5, "peak_bytes": float("inf"), "peak_gpu_bytes": 0},
+    {"seconds": -5, "peak_bytes": 1, "peak_gpu_bytes": 0},
+)
+
+
+@pytest.mark.parametrize("cost", DAMAGED_COSTS, ids=str)
+def test_a_damaged_entry_of_the_costs_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cost: object) -> None:
+    monkeypatch.setenv("DEPTHPRUNE_RUNS", str(tmp_path))
+    path, whole = places.runs("small") / "costs.json", {"seconds": 5.5, "peak_bytes": 7, "peak_gpu_bytes": 0}
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"01_one": cost, "06_report": whole}))
+    assert run.read_costs(path.parent) == {"06_report": whole}
+    run._remember_cost("small", "01_one", 3.0)
+    measured = {"seconds": 3.0, "peak_bytes": 0, "peak_gpu_bytes": 0}
+    assert run.read_costs(path.parent) == {"01_one": measured, "06_report": whole}
+
+
 # ---------------------------------------------------------------- what makes a notebook run again
 
 
@@ -267,6 +298,105 @@ def test_a_record_that_differs_from_run_to_run_makes_what_reads_it_run_again(don
     run.executed("small", "01_one").unlink()
     assert state() == {"01_one": False, "06_report": True}
     assert ran_by("small") == ["01_one", "06_report"]
+
+
+# ---------------------------------------------------------------- what the parameters name
+
+
+def names(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
+    """The first notebook takes these parameters too."""
+    monkeypatch.setitem(settings.SCHEMAS, "01_one", create_model("Named", __base__=One, **dict.fromkeys(values, (str, ...))))
+    (places.PARAMS / "small" / "01_one.yaml").write_text(yaml.safe_dump({"study": "small", "number": 21, **values}))
+
+
+def first() -> run.Step:
+    return run.plan("small")[0]
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    """A folder that stands for a model or a text, and where the user stands."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "model.safetensors").write_bytes(b"weights")
+    return tmp_path / "mine"
+
+
+@pytest.mark.parametrize("parameter", run.NAMED)
+def test_other_content_of_a_local_folder_makes_everything_run_again(
+    fresh: Path, local: Path, monkeypatch: pytest.MonkeyPatch, parameter: str
+) -> None:
+    names(monkeypatch, **{parameter: str(local)})
+    before = [step.key for step in run.plan("small")]
+    assert [step.key for step in run.plan("small")] == before
+    (local / "model.safetensors").write_bytes(b"others!")
+    assert all(step.key != was for step, was in zip(run.plan("small"), before, strict=True))
+
+
+def test_other_content_of_a_local_file_makes_it_run_again(fresh: Path, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (local / "text.txt").write_text("one")
+    names(monkeypatch, text=str(local / "text.txt"))
+    before = first().key
+    (local / "text.txt").write_text("two and more")
+    assert first().key != before
+
+
+def test_a_model_card_and_a_notebook_beside_a_model_are_not_its_content(
+    fresh: Path, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names(monkeypatch, model=str(local))
+    before = first().key
+    (local / "README.md").write_text("a card")
+    (local / "train.ipynb").write_text("{}")
+    assert first().key == before
+
+
+@pytest.mark.parametrize("name", ["gpt2-mini", "splits.json"])
+def test_what_is_bundled_is_known_by_its_content(fresh: Path, local: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (bundled,) = [path for path in run.BUNDLED if path.name == name]
+    before = first().key
+    monkeypatch.setattr(run, "BUNDLED", [local if path == bundled else path for path in run.BUNDLED])
+    assert first().key != before
+
+
+def test_a_large_file_is_hashed_once(fresh: Path, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr(run, "BUNDLED", ())
+    monkeypatch.setattr(run, "sha256_of", lambda path: hashed.append(path) or "hash")
+    names(monkeypatch, model=str(local), first_model=str(local))
+    assert first().key == first().key
+    assert hashed == [local / "model.safetensors"]
+
+
+def test_a_relative_path_counts_from_where_the_user_stands(fresh: Path, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(local.parent)
+    names(monkeypatch, model="mine", text=os.path.join("mine", "model.safetensors"), elsewhere="nowhere")
+    assert first().parameters["model"] == str(local)
+    assert first().parameters["text"] == str(local / "model.safetensors")
+    assert first().parameters["elsewhere"] == "nowhere"
+
+
+@pytest.mark.parametrize(("parameter", "name"), [("model", "gpt2"), ("text", "wikitext-2")])
+def test_a_name_stays_a_name_where_a_folder_is_called_the_same(
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parameter: str, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names(monkeypatch, **{parameter: name})
+    before = first().key
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "config.json").write_text("{}")
+    assert (first().parameters[parameter], first().key) == (name, before)
+
+
+def test_the_texts_that_have_a_name_are_those_that_can_be_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as error:
+        text.load("nosuch", cache=tmp_path)
+    assert str(error.value).endswith(f": name {', '.join(run.TEXTS)}, a text file or a folder of .txt files")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_a_name_that_can_be_no_path_stays_as_it_is(fresh: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    names(monkeypatch, model=name)
+    assert first().parameters["model"] == name
 
 
 # ---------------------------------------------------------------- a run that does not
@@ -355,6 +485,22 @@ def test_bad_parameters_stop_the_study_before_any_work(fresh: Path) -> None:
     assert not fresh.exists()
 
 
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ("mine", "model folder {folder} holds no config.json"),
+        ("other", "model 'other' is not known: name one of gpt2, "),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_stops_the_study_before_any_work(
+    fresh: Path, local: Path, monkeypatch: pytest.MonkeyPatch, model: str, sentence: str
+) -> None:
+    monkeypatch.chdir(local.parent)
+    names(monkeypatch, model=model)
+    assert stopped().startswith(sentence.format(folder=local))
+    assert not (fresh / "notebooks").exists()
+
+
 # ---------------------------------------------------------------- two at once
 
 
@@ -376,6 +522,26 @@ def test_a_second_run_at_once_is_refused_in_a_sentence(done: Path) -> None:
         finally:
             other.kill()
     run.run("small", say=lambda line: None, terminal=io.StringIO())  # the lock went with the process
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_folder_that_cannot_be_locked_is_run_in_without_a_lock(
+    done: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    said: list[str] = []
+    run.run("small", say=said.append, terminal=io.StringIO())
+    assert said == [
+        f"{done} cannot be locked ({os.strerror(number)}): start no second run of study small beside this one",
+        "01_one: done already",
+        "06_report: done already",
+    ]
+    terminal = io.StringIO()
+    assert run.run_single("small", first(), terminal=terminal) == 0
+    assert terminal.getvalue() == f"{said[0]}\n"
 
 
 def test_the_committed_notebooks_read_only_what_ran_before_them() -> None:

@@ -167,6 +167,23 @@ def test_an_unknown_study_is_refused_and_the_known_ones_named() -> None:
         ("01_sensitivity", {"seq_len": 7}, "seq_len=7: Input should be greater than or equal to 8"),
         ("01_sensitivity", {"seq_len": 10_000}, "seq_len=10000: Input should be less than or equal to 8192"),
         ("01_sensitivity", {"seq_len": None}, "seq_len=None: Input should be a valid integer"),
+        ("01_sensitivity", {"seed": 2**32}, "seed=4294967296: Input should be less than or equal to 4294967295"),
+        (
+            "01_sensitivity",
+            {"seed": 1 << 14_000},
+            "seed=a number of 14,001 bits: Input should be less than or equal to 4294967295",
+        ),
+        ("01_sensitivity", {"max_documents": 10**400}, "max_documents=1000"),
+        ("02_prune_gpt2", {"race_counts": [10**9]}, "race_counts.0=1000000000: Input should be less than or equal to 1000"),
+        ("02_prune_gpt2", {"timed_context": 10**7}, "timed_context=10000000: Input should be less than or equal to 1000000"),
+        ("03_recovery", {"tokens": 10**11}, "tokens=100000000000: Input should be less than or equal to 10000000000"),
+        (
+            "03_recovery",
+            {"refit_tokens": 10**11},
+            "refit_tokens=100000000000: Input should be less than or equal to 10000000000",
+        ),
+        ("05_seed_stability", {"seeds": [0, 2**64]}, "seeds.1=18446744073709551616: Input should be less than or equal to "),
+        ("04_transfer_tinyllama", {"first_model": ""}, "first_model='': String should have at least 1 character"),
         ("01_sensitivity", {"device": "tpu"}, "device='tpu': Input should be 'auto', 'cpu' or 'cuda'"),
         ("01_sensitivity", {"model": ""}, "model='': String should have at least 1 character"),
         ("03_recovery", {"temperatures": [float("nan")]}, "temperatures.0=nan: Input should be a finite number"),
@@ -221,17 +238,39 @@ def test_a_file_that_is_no_yaml_is_told_in_one_line(params: Path, content: bytes
     assert problem.startswith("ci/06_report.yaml: not readable as YAML (")
 
 
+UNREADABLE = [
+    "!!bool maybe", "!!timestamp x", '!!int ""', "2026-13-45", "9" * 5_000, "0x_", "!!float x", "1" + ":00" * 200 + ".5", "!!int",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", UNREADABLE)
+def test_a_value_that_yaml_cannot_read_is_told_in_one_line(params: Path, value: str) -> None:
+    (params / "06_report.yaml").write_text(f"study: {value}\n")
+    (problem,) = problems()
+    assert problem.startswith("ci/06_report.yaml: not readable as YAML (") and len(problem) < 300
+
+
 @pytest.mark.parametrize("content", ["", "- study\n", "text\n", "3\n"])
 def test_a_file_that_holds_no_parameters_is_told(params: Path, content: str) -> None:
     (params / "06_report.yaml").write_text(content)
     assert problems() == ["ci/06_report.yaml: a list of `name: value` lines is wanted"]
 
 
-@pytest.mark.parametrize("name", ["3: x", "null: x", "2020-01-01: x"])
+@pytest.mark.parametrize("name", ["3: x", "null: x", "2020-01-01: x", "? 0x" + "F" * 5_000 + "\n: x"])
 def test_a_key_that_is_no_name_is_told(params: Path, name: str) -> None:
     (params / "06_report.yaml").write_text(f"study: ci\n{name}\n")
     (problem,) = problems()
     assert "is not a parameter" in problem
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_no_whole_number_is_without_an_upper_bound(notebook: str) -> None:
+    values = values_of("ci", notebook)
+    for key, value in values.items():
+        huge = [10**400] if isinstance(value, list) else 10**400
+        if type(value) is int or "int" in str(SCHEMAS[notebook].model_fields[key].annotation):
+            with pytest.raises(StudyError, match=rf"^{notebook}: {key}"):
+                settings.check(notebook, {**values, key: huge})
 
 
 def test_a_missing_file_is_told(params: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Callable
@@ -23,7 +24,7 @@ def report(tmp_path: Path) -> Path:
 
 
 def test_the_committed_reports_fit_together() -> None:
-    for name in ("ci", "quick"):
+    for name in ("ci", "quick", "smollm2"):
         assert verify.differences(places.ROOT / "reports" / name) == []
 
 
@@ -37,6 +38,33 @@ def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+def renamed(key: str) -> Callable[[Path], object]:
+    """A flipped bit in a key of a notebook."""
+    return lambda path: edit(path, f'"{key}"', f'"{key[:-1]}{chr(ord(key[-1]) ^ 1)}"')
+
+
+def no_text(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] |= 0x80
+    path.write_bytes(content)
+
+
+def shorter_image(path: Path) -> None:
+    """One character fewer in the first image of an executed notebook: no base64 any more."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    data = next(o["data"] for c in notebook["cells"] for o in c.get("outputs", []) if "image/png" in o.get("data", {}))
+    data["image/png"] = "".join(data["image/png"]).strip()[:-3]
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+
+
+def another_image(path: Path) -> None:
+    """Another figure than the page had, in its place."""
+    content, other = path.read_text(encoding="utf-8"), CI / "figures" / "03c_choice-sets.png"
+    image = base64.b64encode((CI / "figures" / "03_recovery-curves.png").read_bytes()).decode()
+    assert image in content
+    path.write_text(content.replace(image, base64.b64encode(other.read_bytes()).decode()), encoding="utf-8")
 
 
 def another_value(path: Path) -> None:
@@ -82,6 +110,34 @@ TAMPERING: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "was made by another version of notebook 03_recovery",
     ),
     "a broken notebook": ("notebooks/03_recovery.ipynb", lambda p: p.write_text("{"), "notebooks/03_recovery.ipynb is damaged"),
+    **{
+        f"a flipped bit in {key}": ("notebooks/03_recovery.ipynb", renamed(key), "notebooks/03_recovery.ipynb is damaged")
+        for key in ("metadata", "cell_type", "source", "outputs", "output_type", "cells")
+    },
+    "a cut image": (
+        "notebooks/03_recovery.ipynb",
+        shorter_image,
+        "notebooks/03_recovery.ipynb is damaged: it holds an image that cannot be decoded",
+    ),
+    "a removed figure": (
+        "figures/03_recovery-curves.png",
+        Path.unlink,
+        "notebooks/03_recovery.ipynb shows a figure that is not in figures/",
+    ),
+    "a changed answer": ("figures/answer.png", flip, "figures/answer.png is not the figure that its notebook shows"),
+    "an arm's record": ("arms/rule", lambda p: flip(sorted(p.glob("*.json"))[0]), "is damaged: its content is not what its"),
+    "a page that is no text": ("report.html", no_text, "report.html is damaged"),
+    "half a page": ("02_prune_gpt2.html", lambda p: p.write_bytes(p.read_bytes()[:9000]), "02_prune_gpt2.html is damaged"),
+    "a page that says something else": (
+        "05_seed_stability.html",
+        lambda p: edit(p, "runs of 2,048 tokens", "runs of 9,048 tokens"),
+        "05_seed_stability.html does not show what notebooks/05_seed_stability.ipynb shows",
+    ),
+    "a page that shows something else": (
+        "03_recovery.html",
+        another_image,
+        "03_recovery.html does not show what notebooks/03_recovery.ipynb shows",
+    ),
     "a page of another run": (
         "report.html",
         lambda p: edit(p, "PPL ratio to the whole model", "PPL ratio to a model"),
@@ -95,6 +151,27 @@ def test_what_does_not_fit_is_named(report: Path, case: str) -> None:
     file, tamper, sentence = TAMPERING[case]
     tamper(report / file)
     assert any(sentence in found for found in verify.differences(report)), verify.differences(report)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "notebooks",
+        "figures",
+        "figures/answer.png",
+        "report.html",
+        "04_transfer_tinyllama.html",
+        "notebooks/06_report.ipynb",
+        "notebooks/02_prune_gpt2.ipynb",
+        "records/05_seed_stability",
+        "costs.json",
+        "made-from.json",
+    ],
+)
+def test_what_is_missing_is_named(report: Path, part: str) -> None:
+    shutil.rmtree(report / part) if (report / part).is_dir() else (report / part).unlink()
+    found = verify.differences(report)
+    assert any(part in sentence for sentence in found), found
 
 
 def test_a_folder_that_is_no_report_is_refused_in_a_sentence(tmp_path: Path) -> None:

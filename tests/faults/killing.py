@@ -1,10 +1,11 @@
-"""A study killed at random moments, again and again, and started again each time: for `make torture`, and a short form in the tests.
+"""A study, or one recovery, killed at random moments, again and again, and started again each time: for `make torture` and the tests.
 
 A series that is stopped goes on where it was; results.json in its folder says what was tried, lost and wrong.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -15,13 +16,30 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from depthprune_core import records
+from depthprune_study import places
 
 RUN = [sys.executable, "-m", "depthprune_study.cli", "run", "ci"]
+HERE = Path(__file__).resolve().parent
+PIECE = [sys.executable, str(HERE / "piece.py")]
+PIECE_ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(places.ROOT), str(HERE.parent)])}
 VICTIMS = ("kernel", "runner", "both")
 BY_THE_CLOCK = ("timing", "timed", "pace")  # measured times live in records of their own
+
+
+def code() -> str:
+    """A hash of all that a series depends on: results of other code are not gone on with."""
+    folders = ("depthprune_core", "depthprune_study", "notebooks", "params/ci", "tests/faults")
+    files = [
+        path for folder in folders for path in (places.ROOT / folder).rglob("*.*") if path.suffix in (".py", ".ipynb", ".yaml")
+    ]
+    digest = hashlib.sha256((places.ROOT / "constraints.txt").read_bytes())
+    for path in sorted(files):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -36,10 +54,11 @@ def undisturbed(folder: Path) -> dict[str, str]:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Content of every record but the measured times."""
-    root = folder / "reports" / "ci" / "records"
-    kept = [p for p in sorted(root.rglob("*.json")) if not any(word in p.name for word in BY_THE_CLOCK)]
-    return {str(p.relative_to(root)): records.data_hash(p) for p in kept}
+    """The bytes of every record, those of recovered students too, but for measured times and what is told by them."""
+    root = folder / "reports" / "ci"
+    found = [path for part in ("records", "arms") for path in sorted((root / part).rglob("*.json"))]
+    kept = [path for path in found if not any(word in path.name for word in BY_THE_CLOCK)]
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
 
 
 def killed(folder: Path, victim: str, after_seconds: float) -> bool:
@@ -56,25 +75,27 @@ def killed(folder: Path, victim: str, after_seconds: float) -> bool:
             return False
         except subprocess.TimeoutExpired:
             pass
-        if victim == "kernel" and (kernels := _children(process.pid)):
-            for kernel in kernels:
+        kernels = _children(process.pid)
+        while victim == "kernel" and not kernels and process.poll() is None:  # between two notebooks
+            time.sleep(0.1)
+            kernels = _children(process.pid)
+        if victim != "kernel":
+            os.kill(process.pid, signal.SIGKILL)
+        for kernel in kernels if victim != "runner" else ():  # a session of its own: no signal to the runner's group reaches it
+            with suppress(ProcessLookupError):
                 os.kill(kernel, signal.SIGKILL)
-            code = process.wait(120)
+        ended = process.wait(120)
+        for (
+            kernel
+        ) in kernels:  # an orphan notices in a second or so that its parent is gone; the next run must not need to wait
+            _wait_until_gone(kernel)
+        if victim == "kernel":
             stderr.seek(0)
             said = stderr.read()
-            if code != 1 or "Traceback" in said:
-                raise AssertionError(f"the runner ended with {code} when its kernel was killed, and said: {said[-500:]}")
-        elif victim == "runner":
-            orphans = _children(process.pid)
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            for (
-                orphan
-            ) in orphans:  # a kernel notices that its parent is gone, in a second or so; the next run must not need to wait
-                _wait_until_gone(orphan)
-        else:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            if not kernels:
+                return False
+            if ended != 1 or "Traceback" in said:
+                raise AssertionError(f"the runner ended with {ended} when its kernel was killed, and said: {said[-500:]}")
     return True
 
 
@@ -112,6 +133,49 @@ def harry(
     compare()
     records.write_atomically(path, json.dumps(state, indent=1))
     said(state)
+    return state
+
+
+def harry_recovery(folder: Path, *, kills: int, seed: int) -> dict:
+    """Kill one recovery, which keeps a checkpoint every step, until so many kills are done; each end is compared with a calm one's.
+
+    `resumed`: how many of the starts after a kill went on behind the first step. Goes on from `results.json`.
+    """
+    path, calm, work = folder / "results.json", folder / "calm", folder / "work"
+    state = json.loads(path.read_text()) if path.exists() else {"seed": seed, "kills": 0, "resumed": 0, "ends": 0, "wrong": 0}
+    if not (calm / "ended").exists():
+        subprocess.run([*PIECE, str(calm)], env=PIECE_ENVIRONMENT, check=True, capture_output=True)
+
+    def ended() -> None:
+        first, *later = [path.read_text(encoding="utf-8").split() for path in sorted((work / "told").iterdir())]
+        state["resumed"] += sum(int(told[0]) > int(first[0]) for told in later if told)
+        state["ends"] += 1
+        state["wrong"] += (work / "ended").read_text() != (calm / "ended").read_text()
+        shutil.rmtree(work)
+
+    while state["kills"] < kills:
+        draw = random.Random(f"{seed} {state['kills']} {state['ends']}")
+        starts = len(list((work / "told").glob("*")))
+        process = subprocess.Popen(
+            [*PIECE, str(work)], env=PIECE_ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        own = work / "told" / f"{starts:03d}"
+        while process.poll() is None and not (own.exists() and own.stat().st_size):
+            time.sleep(0.01)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(draw.uniform(0, 1.5))
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+            state["kills"] += 1
+        elif process.returncode == 0:
+            ended()
+        else:
+            raise AssertionError(f"a recovery that was begun again ended with {process.returncode}")
+        records.write_atomically(path, json.dumps(state, indent=1))
+    subprocess.run([*PIECE, str(work)], env=PIECE_ENVIRONMENT, check=True, capture_output=True)
+    ended()
+    records.write_atomically(path, json.dumps(state, indent=1))
     return state
 
 

@@ -1,7 +1,14 @@
-"""A small piece of a study, as notebooks do it: a student recovered, scored and heard; what the fault tests damage and disturb."""
+"""A small piece of a study, as notebooks do it: a student recovered, scored and heard; what the fault tests damage and disturb.
+
+As a script (`piece.py FOLDER`) it does a longer one there. FOLDER/told has a file a start: tokens after each step, a line each.
+FOLDER/ended has a hash of all that came of it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +18,7 @@ from depthprune_core.records import Plan
 from depthprune_study import live, settings
 from depthprune_study.bench import Bench
 
+TOKENS = 4_096  # of the script's recovery: 128 steps, each of them checkpointed
 RECIPE: dict[str, Any] = {
     "loss": {"kl": 1.0},
     "lr": 1e-3,
@@ -31,22 +39,42 @@ VALUES = {
 }
 
 
-def piece_of_a_study(folder: Path, *, seed: int = 0, stop_at: int | None = None) -> tuple[Any, ...]:
+def piece_of_a_study(
+    folder: Path,
+    *,
+    seed: int = 0,
+    tokens: int = 128,
+    stop_at: int | None = None,
+    told: Callable[[int], None] = lambda done: None,
+) -> tuple[Any, ...]:
     """Recover a student and score it, below `folder`; `stop_at`: killed after so many tokens."""
 
-    def stop(done: int, of: int, what: str) -> None:
-        if what == "tokens" and done == stop_at:
-            raise KeyboardInterrupt
+    def progress(done: int, of: int, what: str) -> None:
+        if what == "tokens":
+            told(done)
+            if done == stop_at:
+                raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(live, "display", lambda *shown, **options: None)
         patch.setenv("DEPTHPRUNE_RUNS", str(folder))
         bench = Bench("05_seed_stability", settings.check("05_seed_stability", VALUES))
-        bench.progress = stop
+        bench.progress = progress
         teacher, tokenizer = bench.model("llama-tiny")
-        windows = bench.recovery_windows(tokenizer, tokens=128, seed=seed)
+        windows = bench.recovery_windows(tokenizer, tokens=tokens, seed=seed)
         student, curve = bench.recover("arm", Plan(6, (2, 4), "by hand"), teacher, windows, seed=seed, **RECIPE)
         scores = bench.validation_scores({"teacher": teacher, "arm": student}, tokenizer)
         said = bench.continuations({"arm": student}, tokenizer, ["One"], new_tokens=2)
         weights = {name: tensor.numpy().tobytes() for name, tensor in student.model.state_dict().items()}
     return curve, scores, said, weights
+
+
+def main(folder: Path) -> None:
+    (folder / "told").mkdir(parents=True, exist_ok=True)
+    with (folder / "told" / f"{len(list((folder / 'told').iterdir())):03d}").open("w", encoding="utf-8", buffering=1) as told:
+        found = piece_of_a_study(folder, tokens=TOKENS, told=lambda done: told.write(f"{done}\n"))
+    (folder / "ended").write_text(hashlib.sha256(repr(found).encode()).hexdigest(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -195,6 +195,16 @@ def test_a_spoilt_folder_is_refused_in_a_sentence(name: str, folder: Path, tmp_p
     assert not (folder / MARKER).exists()
 
 
+@pytest.mark.parametrize("name", ["weights_cut_short", "no_tokenizer", "half_a_config", "pickled_weights_alone"])
+def test_a_spoilt_folder_is_refused_before_the_first_run(name: str, folder: Path, tmp_path: Path) -> None:
+    spoil, sentence = FAULTS[name]
+    models.fetch_only(str(folder), cache=tmp_path)
+    spoil(folder)
+    with pytest.raises(ValueError) as error:
+        models.fetch_only(str(folder), cache=tmp_path)
+    assert sentence in str(error.value)
+
+
 def test_code_that_lies_beside_a_known_model_is_not_run(folder: Path, tmp_path: Path) -> None:
     remote(folder)
     config(folder, auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"})

@@ -9,6 +9,12 @@ import killing
 import pytest
 
 
+def test_a_recovery_killed_at_random_moments_goes_on_and_ends_as_a_calm_one(tmp_path: Path) -> None:
+    state = killing.harry_recovery(tmp_path, kills=3, seed=0)
+    assert state["kills"] == 3 and state["wrong"] == 0 and state["ends"] >= 1
+    assert state["resumed"] >= 1
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kernels are found by /proc")
 def test_a_study_killed_at_random_moments_ends_in_the_records_of_an_undisturbed_one(tmp_path: Path) -> None:

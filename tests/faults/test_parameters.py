@@ -23,6 +23,8 @@ TRAPS = [
     "!!python/object/apply:os.system ['touch executed']", "*nobody", "&me [*me]", "|\n  text", ">-\n  text", "Ünïcödé", "東京",
     "\u202e", "\\u0000", "a: b", "- 1", "'", '"', "%", "@x", "`", "[1, 2", "{a: 1", "# nothing", "3 4", "true", "TRUE", "null",
     "../../etc/passwd", "<script>alert(1)</script>", "x" * 5000, "[" * 2000, "{" * 2000, "- " * 500 + "1",
+    "!!bool maybe", "!!timestamp x", '!!int ""', "2026-13-45", "9" * 5_000, "0x" + "F" * 5_000, "0x_", "!!float x",
+    "1" + ":00" * 200 + ".5", "18446744073709551616",
 ]  # fmt: skip
 
 

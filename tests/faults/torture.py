@@ -30,7 +30,11 @@ def main() -> int:
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--folder", type=Path, default=Path("runs") / "torture")
     asked = options.parse_args()
-    rows = {"SIGKILL to the kernel, the runner or both, at random moments": killed(asked.folder, asked.kills, asked.seed)}
+    folder = asked.folder / killing.code()
+    rows = {
+        "SIGKILL to a study's kernel, its runner or both, at random moments": killed(folder, asked.kills, asked.seed),
+        "SIGKILL to a recovery, which goes on from its checkpoint": recoveries_killed(folder, asked.kills, asked.seed),
+    }
     for words, (file, faults_a_test) in FAMILIES.items():
         rows[words] = tested(HERE / file, faults_a_test)
         print(f"{words}: {rows[words]}", flush=True)
@@ -51,6 +55,16 @@ def killed(folder: Path, kills: int, seed: int) -> dict[str, int]:
     expected = killing.undisturbed(folder / "calm")
     state = killing.harry(folder / f"seed-{seed}", expected, kills=kills, seed=seed, said=said)
     return {"tried": sum(state["kills"].values()), "lost_or_wrong": len(state["lost"]) + len(state["wrong"])}
+
+
+def recoveries_killed(folder: Path, kills: int, seed: int) -> dict[str, int]:
+    """How often a recovery was killed and begun again, and how many of them ended otherwise than a calm one."""
+    state = killing.harry_recovery(folder / f"recovery-{seed}", kills=kills, seed=seed)
+    print(
+        f"{state['kills']} recoveries killed, {state['resumed']} went on behind their first step, {state['wrong']} ended otherwise",
+        flush=True,
+    )
+    return {"tried": state["kills"], "lost_or_wrong": state["wrong"]}
 
 
 def tested(file: Path, faults_a_test: int) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from depthprune_core import models, speed
@@ -196,6 +197,7 @@ def _scored(own: dict[str, Any]) -> int:
     return sum(_tokens(own, split, own["score_tokens"]) for split in ("validation", "test"))
 
 
+@cache
 def _model(name: str) -> Any:
     try:
         return models.shape(name)

@@ -1,12 +1,13 @@
 """A small piece of a study, as notebooks do it: a student recovered, scored and heard; what the fault tests damage and disturb.
 
-As a script (`piece.py FOLDER`) it does a longer one there. FOLDER/told has a file a start: tokens after each step, a line each.
-FOLDER/ended has a hash of all that came of it.
+As a script (`piece.py FOLDER [TOKENS AFTER WHICH MEMORY ENDS]`) it does a longer one there. FOLDER/told has a file a start: tokens after
+each step, a line each. FOLDER/ended has a hash of all that came of it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -69,12 +70,19 @@ def piece_of_a_study(
     return curve, scores, said, weights
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *, memory_ends_at: int = 0) -> None:
+    """`memory_ends_at`: tokens after which the process is given no more memory than it has."""
+
+    def tell(done: int) -> None:
+        told.write(f"{done}\n")
+        if done == memory_ends_at:
+            resource.setrlimit(resource.RLIMIT_AS, (1, resource.RLIM_INFINITY))
+
     (folder / "told").mkdir(parents=True, exist_ok=True)
     with (folder / "told" / f"{len(list((folder / 'told').iterdir())):03d}").open("w", encoding="utf-8", buffering=1) as told:
-        found = piece_of_a_study(folder, tokens=TOKENS, told=lambda done: told.write(f"{done}\n"))
+        found = piece_of_a_study(folder, tokens=TOKENS, told=tell)
     (folder / "ended").write_text(hashlib.sha256(repr(found).encode()).hexdigest(), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), memory_ends_at=int("".join(sys.argv[2:]) or 0))

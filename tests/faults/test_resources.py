@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import killing
 import pytest
 from piece import piece_of_a_study
 from safetensors import SafetensorError
@@ -35,6 +36,22 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("needs the right to mount a small disk")
     yield disk
     subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.slow
+def test_memory_that_ends_stops_a_recovery_which_then_goes_on(tmp_path: Path) -> None:
+    def ended(folder: str, *options: str) -> tuple[int, str]:
+        command = [*killing.PIECE, str(tmp_path / folder), *options]
+        done = subprocess.run(command, env=killing.PIECE_ENVIRONMENT, capture_output=True, text=True)
+        return done.returncode, done.stderr
+
+    code, said = ended("work", "32")
+    assert code != 0 and ("memory" in said or "MemoryError" in said)
+    assert not (tmp_path / "work" / "ended").exists()
+    assert ended("work")[0] == ended("calm")[0] == 0
+    first, second = (int((tmp_path / "work" / "told" / f"00{start}").read_text().split()[0]) for start in (0, 1))
+    assert second > first
+    assert (tmp_path / "work" / "ended").read_text() == (tmp_path / "calm" / "ended").read_text()
 
 
 def made_larger(disk: Path, kib: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ import yaml
 from depthprune_core import intervals
 from depthprune_core.intervals import Interval
 from depthprune_study import places
-from depthprune_study.evidence import CONTROL, Evidence
+from depthprune_study.evidence import CONTROL, RANDOM_WEIGHTS, Evidence
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
+NOT_TESTABLE = "not testable in this study"
+OF_SPEED = ("C3", "C6")
 SHAPES = {"gpt2-shape": "GPT-2 124M's shape", "tinyllama-1.1b-shape": "TinyLlama 1.1B's shape"}
 SOURCE_MODELS = {"gpt2", "tinyllama-1.1b", *SHAPES.values()}  # sizes and speed follow from the shape alone
 
@@ -65,7 +67,7 @@ def judge_one(name: str, evidence: Evidence) -> Verdict:
     measure, notebook = _MEASURES[name]
     measured = measure(evidence, entry["rule"])
     own = [item for item in measured if item.model in SOURCE_MODELS]
-    stand_ins = tuple(item for item in measured if item not in own)
+    stand_ins = tuple(_of_a_stand_in(name, item) for item in measured if item not in own)
     if own:
         verdict, why, figure = (
             _together([item.verdict for item in own]),
@@ -73,7 +75,7 @@ def judge_one(name: str, evidence: Evidence) -> Verdict:
             "; ".join(f"{item.model}: {item.figure}" for item in own),
         )
     else:
-        verdict, figure = "not testable in this study", ""
+        verdict, figure = NOT_TESTABLE, ""
         why = "the source's model was not run; a stand-in decides nothing about it"
     if name in _EXPECTATIONS:
         figure = "; ".join(filter(None, [_EXPECTATIONS[name](evidence), figure]))
@@ -88,6 +90,11 @@ def judge_one(name: str, evidence: Evidence) -> Verdict:
         stand_ins,
         notebook,
     )
+
+
+def _of_a_stand_in(name: str, item: Measured) -> Measured:
+    """Of random weights, speed decides something and nothing else."""
+    return replace(item, verdict=NOT_TESTABLE) if item.model in RANDOM_WEIGHTS and name not in OF_SPEED else item
 
 
 def _entries() -> dict[str, dict[str, Any]]:

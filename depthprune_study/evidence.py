@@ -14,6 +14,7 @@ from depthprune_study import places
 from depthprune_study.settings import StudyError
 
 STAND_INS = {"gpt2-mini", "llama-tiny"}  # they show that the chain works; the headline is another model's, where there is one
+RANDOM_WEIGHTS = {"gpt2-shape", "tinyllama-1.1b-shape", "llama-tiny"}  # of these, size, speed and memory mean something alone
 CONTROL = "teacher + same text (ce)"
 
 
@@ -178,7 +179,8 @@ class Evidence:
     def _cut_in_words(self, notebook: str) -> str:
         first = notebook == "03_recovery"
         model, plan = self.first_model if first else self.second_model, self.cut(notebook)
-        known = f"{model} (a stand-in)" if model in STAND_INS else model
+        is_what = "random weights" if model in RANDOM_WEIGHTS else "a stand-in" if model in STAND_INS else ""
+        known = f"{model} ({is_what})" if is_what else model
         after = self.ratio(notebook, "recovered")
         faster = self.decode_gain("02_prune_gpt2" if first else notebook, len(plan.dropped))
         return (

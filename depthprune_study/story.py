@@ -10,18 +10,25 @@ from typing import Any
 from depthprune_core import figures, intervals
 from depthprune_core.records import Score, Timing
 from depthprune_study.claims import SHAPES, Verdict
-from depthprune_study.evidence import CONTROL, Evidence
+from depthprune_study.evidence import CONTROL, RANDOM_WEIGHTS, Evidence
 from depthprune_study.settings import SCHEMAS
 
 NOTEBOOKS = tuple(SCHEMAS)
 
 
 def answer_html(evidence: Evidence) -> str:
-    """The answer in a few sentences; before it, a warning where records do not belong together."""
-    mixed = evidence.mixed_notebooks()
-    warning = f"These figures mix records of different code, notebooks or parameters: {', '.join(mixed)}." if mixed else ""
-    return (f"<p class='warning'>{escape(warning)}</p>" if mixed else "") + "".join(
-        f"<p class='answer'>{escape(line)}</p>" for line in evidence.answer_lines()
+    """The answer in a few sentences; before it, warnings where records do not belong together or weights are random."""
+    warnings = []
+    if mixed := evidence.mixed_notebooks():
+        warnings.append(f"These figures mix records of different code, notebooks or parameters: {', '.join(mixed)}.")
+    if random := [model for model in (evidence.first_model, evidence.second_model) if model in RANDOM_WEIGHTS]:
+        warnings.append(
+            f"Random weights: of {' and '.join(random)}, sizes, times and memory mean something, and no other figure does."
+        )
+    return "".join(
+        f"<p class='{kind}'>{escape(line)}</p>"
+        for kind, said in (("warning", warnings), ("answer", evidence.answer_lines()))
+        for line in said
     )
 
 

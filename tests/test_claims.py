@@ -10,10 +10,12 @@ import pytest
 import yaml
 from handmade import evidence, profile, score, timing
 
+from depthprune_core import models
 from depthprune_core.intervals import Interval
 from depthprune_core.records import Facts
-from depthprune_study import claims, places, settings
+from depthprune_study import claims, places, settings, story
 from depthprune_study.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, at_least, at_most, judge, probability, within
+from depthprune_study.evidence import RANDOM_WEIGHTS
 from depthprune_study.settings import StudyError
 
 CLAIMS = tuple(f"C{i}" for i in range(1, 15))
@@ -320,3 +322,17 @@ def test_another_recipe_than_the_first_family_s_decides_nothing_of_c10(tmp_path:
     choice = Facts({"notes": {}, "changed": {"trained": "lora"}})
     found = claims.judge_one("C10", evidence(tmp_path, **SOURCE, changes={("04_transfer_tinyllama", "choice"): choice}))
     assert found.verdict == INCONCLUSIVE and "not the same recipe: trained" in found.figure
+
+
+def test_random_weights_decide_nothing_but_speed(tmp_path: Path) -> None:
+    found = evidence(tmp_path, first="gpt2-shape", second="llama-tiny")
+    for verdict in judge(found):
+        said = {item.verdict for item in verdict.stand_ins}
+        assert (said == {claims.NOT_TESTABLE}) == (verdict.id not in claims.OF_SPEED) or not said, verdict.id
+    assert any(verdict.stand_ins for verdict in judge(found))
+    assert "Random weights: of gpt2-shape and llama-tiny, sizes" in story.answer_html(found)
+    assert "gpt2-shape (random weights): layers" in "".join(found.answer_lines())
+
+
+def test_the_models_of_random_weights_are_those_that_a_config_alone_makes() -> None:
+    assert {name for name, source in models.SOURCES.items() if source.kind == "config"} == RANDOM_WEIGHTS

@@ -144,5 +144,5 @@ def _device(study: str) -> str:
 
 def _time(seconds: float) -> str:
     if seconds < 5_400:
-        return f"{max(1, seconds / 60):.0f} min"
+        return f"{seconds / 60:.0f} min" if seconds >= 60 else "under a minute"
     return f"{seconds / 3_600:.1f} h" if seconds < 48 * 3_600 else f"{seconds / 86_400:.0f} days"

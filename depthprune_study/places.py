@@ -16,23 +16,27 @@ PARAMS = ROOT / "params"
 
 def runs(study: str) -> Path:
     """Where a run of the study works (git-ignored). DEPTHPRUNE_RUNS moves it, to a mounted drive for example."""
-    return Path(os.environ.get("DEPTHPRUNE_RUNS") or ROOT / "runs") / study
+    return _moved("DEPTHPRUNE_RUNS", "runs") / study
 
 
 def reports(study: str) -> Path:
     """Where a finished study is put to be read. DEPTHPRUNE_REPORTS moves it."""
-    return Path(os.environ.get("DEPTHPRUNE_REPORTS") or ROOT / "reports") / study
+    return _moved("DEPTHPRUNE_REPORTS", "reports") / study
 
 
 def cache() -> Path:
     """Fetched and cleaned files, checked by hash whenever they are used. DEPTHPRUNE_CACHE moves it."""
-    return Path(os.environ.get("DEPTHPRUNE_CACHE") or ROOT / ".cache")
+    return _moved("DEPTHPRUNE_CACHE", ".cache")
 
 
 def assets() -> Path | None:
     """A folder of already fetched files that is looked in first, when DEPTHPRUNE_ASSETS names one."""
-    folder = os.environ.get("DEPTHPRUNE_ASSETS")
-    return Path(folder) if folder else None
+    return _moved("DEPTHPRUNE_ASSETS", "") if os.environ.get("DEPTHPRUNE_ASSETS") else None
+
+
+def _moved(variable: str, default: str) -> Path:
+    """A relative path counts from the repository: a notebook works in another folder than the command that runs it."""
+    return ROOT / (os.environ.get(variable) or default)
 
 
 def badge(notebook: str) -> str:

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
@@ -127,6 +127,19 @@ def state() -> dict[str, bool]:
 
 
 # ---------------------------------------------------------------- a run that ends well
+
+
+@pytest.mark.parametrize(("variable", "place"), [("DEPTHPRUNE_RUNS", places.runs), ("DEPTHPRUNE_REPORTS", places.reports)])
+def test_a_folder_is_the_same_for_a_command_and_its_notebooks(
+    variable: str, place: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for named in ("elsewhere", str(tmp_path)):
+        monkeypatch.setenv(variable, named)
+        for folder in (places.ROOT, places.NOTEBOOKS):
+            monkeypatch.chdir(folder)
+            found.append(place("ci").resolve())
+    assert found == [places.ROOT / "elsewhere" / "ci"] * 2 + [tmp_path / "ci"] * 2
 
 
 def test_a_finished_study_is_done(done: Path) -> None:

@@ -30,7 +30,7 @@ def main() -> int:
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--folder", type=Path, default=Path("runs") / "torture")
     asked = options.parse_args()
-    folder = asked.folder / killing.code()
+    folder = asked.folder.resolve() / killing.code()
     rows = {
         "SIGKILL to a study's kernel, its runner or both, at random moments": killed(folder, asked.kills, asked.seed),
         "SIGKILL to a recovery, which goes on from its checkpoint": recoveries_killed(folder, asked.kills, asked.seed),

@@ -57,7 +57,8 @@ def test_a_record_leads_to_parameters_code_versions_device_seed_inputs_and_piece
         assert part in text
     assert f"on {stamp.device} in float32, seed {stamp.seed}" in text
     teacher = records.read_stamp(CI / "records" / "02_prune_gpt2" / "test" / "teacher.json")
-    assert f"from test/teacher: inputs 0 {teacher.inputs['0']}, 1 {teacher.inputs['1']}" in text
+    model, windows = teacher.inputs["0 model"], teacher.inputs["1 windows"]
+    assert f"from test/teacher: inputs 0 model {model}, 1 windows {windows}" in text
 
 
 def test_a_thing_that_is_not_there_is_refused_with_what_is() -> None:

@@ -291,9 +291,8 @@ class _Run:
         device = self.student.device
         ids, targets, mask = part.inputs.to(device), part.targets.to(device).flatten(), part.mask.to(device).flatten()
         half = {"dtype": getattr(torch, precision), "enabled": precision != "float32"}
-        with torch.autocast(
-            device.type, cache_enabled=False, **half
-        ):  # a cast is used once: no need to keep both models' copies
+        # A cast is used once: no need to keep both models' copies.
+        with torch.autocast(device.type, cache_enabled=False, **half):
             teacher_inputs, teacher = {}, None
             if self.teacher_cache is not None:
                 teacher = self.teacher_cache.of(ids)

@@ -37,7 +37,7 @@ REFIT_TOKENS = 25_600
 DEVICES = ("auto", "cpu", "cuda")
 OPTIMISERS = {"adamw": "AdamW", "adamw_8bit": "AdamW with moments in 8 bits", "muon": "Muon"}  # in the card's words
 TRAINED = {"all": "", "after_first_cut": "the layers after the first cut alone, ", "lora": "low-rank adapters alone, "}
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]  # no code
+HUB_FILES = [*models.HUB_FILES, "README.md"]  # which tells the licence
 
 
 @dataclass(frozen=True)

@@ -85,4 +85,4 @@ def main(folder: Path, *, memory_ends_at: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), memory_ends_at=int("".join(sys.argv[2:]) or 0))
+    main(Path(sys.argv[1]), memory_ends_at=int(sys.argv[2]) if len(sys.argv) > 2 else 0)

@@ -242,7 +242,7 @@ def make_splits(documents: Sequence[Document], *, seed: int = 0) -> dict[str, li
         sizes = ", ".join(f"{len(part)} {split}" for split, part in held_out.items())
         raise ValueError(
             f"{len(documents)} documents of {total:,} characters give {sizes} documents, and recovery keeps {kept:,} characters: "
-            "none may be empty and at least 60% of the text is wanted for recovery, so name a text of about 100 documents"
+            "none may be empty and at least 60% of the text is wanted for recovery, so name a text of about 130 documents or more"
         )
     return {
         split: [{"title": d.name, "sha256": d.sha256} for d in sorted(part, key=lambda d: d.name)]

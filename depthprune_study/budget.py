@@ -12,22 +12,24 @@ from depthprune_core.decoders import text_config
 from depthprune_study import run
 from depthprune_study.settings import StudyError
 
-TAUGHT, TRAINED, SCORED = (
-    4.0,
-    3.0,
-    1.0,
-)  # forward passes a token: student forward and backward (as two), and the teacher's forward
+# Forward passes a token: student forward and backward (as two), and the teacher's forward.
+TAUGHT, TRAINED, SCORED = 4.0, 3.0, 1.0
 # Documents of each split; WikiText-2's are those of its published files (its training articles give the rest).
 DOCUMENTS = {
     "wikipedia-excerpt": {"calibration": 8, "validation": 12, "test": 30},
     "wikitext-2": {"calibration": 8, "validation": 60, "test": 62},
 }
 PEAK_TFLOPS = {"T4": 65, "A100": 312, "H100": 989}  # dense, in the 16-bit type that each has; NVIDIA's data sheets
+PEAK_TFLOPS_32 = {
+    "T4": 8.1,
+    "A100": 19.5,
+    "H100": 67,
+}  # in float32, in which everything but a recovery's steps is computed; the same sheets
+MEASURE_ONLY = ("01_sensitivity", "02_prune_gpt2")  # which train nothing
 GPU_GIB = {"T4": 14.5, "A100": 79, "H100": 79}  # what CUDA itself leaves of 15 and 80
 SHARE_OF_PEAK = 0.25  # what a plain training loop of this size is taken to reach: an assumption, not a measurement
-ACTIVATION_BYTES = (
-    34 * 1.5
-)  # a token, a layer and a hidden unit, attention computed in tiles (Korthikanti et al. 2022, arXiv:2205.05198)
+# A token, a layer and a hidden unit, attention computed in tiles (Korthikanti et al. 2022, arXiv:2205.05198).
+ACTIVATION_BYTES = 34 * 1.5
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,13 @@ class Cost:
     notebook: str
     items: tuple[Item, ...]
     teraflops: float  # floating-point operations, in 10^12
+    training_teraflops: float  # those of them that are a recovery's steps, in 16 bits
     training_bytes: int
 
-    def hours(self, gpu: str) -> float:
-        """On a GPU of PEAK_TFLOPS, at SHARE_OF_PEAK of its peak."""
-        return self.teraflops / (PEAK_TFLOPS[gpu] * SHARE_OF_PEAK) / 3600
+    def hours(self, gpu: str, share: float = SHARE_OF_PEAK) -> float:
+        """On a GPU of PEAK_TFLOPS, at this share of its peaks: in 16 bits for a recovery's steps, in float32 for the rest."""
+        seconds = self.training_teraflops / PEAK_TFLOPS[gpu] + (self.teraflops - self.training_teraflops) / PEAK_TFLOPS_32[gpu]
+        return seconds / share / 3_600
 
 
 def costs(study: str) -> list[Cost]:
@@ -68,8 +72,9 @@ def lines(study: str) -> Iterator[str]:
         for item in cost.items:
             yield f"    {item.what:<44} {item.tokens:>14,} tokens x {item.forwards:4.1f} forward passes, {item.model}"
     yield ""
-    yield f"  hours, by arithmetic at {SHARE_OF_PEAK:.0%} of each GPU's peak: " + ", ".join(
-        f"{gpu} {sum(cost.hours(gpu) for cost in found):.1f}" for gpu in PEAK_TFLOPS
+    yield (
+        f"  hours, by arithmetic at {SHARE_OF_PEAK:.0%} of each GPU's peaks (16 bits in recovery, 32 elsewhere): "
+        + ", ".join(f"{gpu} {sum(cost.hours(gpu) for cost in found):.1f}" for gpu in PEAK_TFLOPS)
     )
     largest = max(found, key=lambda cost: cost.training_bytes)
     yield (
@@ -81,9 +86,11 @@ def lines(study: str) -> Iterator[str]:
 def _cost(notebook: str, steps: Mapping[str, dict[str, Any]]) -> Cost:
     own = steps[notebook]
     items = tuple(ITEMS[notebook](own, steps))
-    flops = sum(2 * _read_parameters(item.model) * item.tokens * item.forwards for item in items)
-    trains = any(item.forwards >= TRAINED for item in items)
-    return Cost(notebook, items, flops / 1e12, _largest_recovery(own, steps["03_recovery"]) if trains else 0)
+    teraflops = {item: 2 * _read_parameters(item.model) * item.tokens * item.forwards / 1e12 for item in items}
+    trained = 0.0 if notebook in MEASURE_ONLY else sum(done for item, done in teraflops.items() if item.forwards >= TRAINED)
+    return Cost(
+        notebook, items, sum(teraflops.values()), trained, _largest_recovery(own, steps["03_recovery"]) if trained else 0
+    )
 
 
 def _sensitivity(own: dict[str, Any], steps: Mapping[str, Any]) -> Iterator[Item]:
@@ -151,10 +158,11 @@ def _transfer(own: dict[str, Any], steps: Mapping[str, Any]) -> Iterator[Item]:
     yield Item(
         "two profiles", model, tokens, _layers(model) / 2 * (1 + own["second_choice_tokens"] / own["calibration_tokens"])
     )
-    yield Item(f"{rates} rates", model, rates * own["pilot_tokens"], TAUGHT)
-    yield Item(f"{rates} rates of the control", model, rates * own["pilot_tokens"], TRAINED)
-    yield Item("two layers; three at once; three in stages", model, 3 * own["tokens"], TAUGHT)
-    yield Item("the control", model, own["tokens"], TRAINED)
+    again = 1.0 if own["checkpoint_activations"] else 0.0  # layers computed anew in the backward pass
+    yield Item(f"{rates} rates", model, rates * own["pilot_tokens"], TAUGHT + again)
+    yield Item(f"{rates} rates of the control", model, rates * own["pilot_tokens"], TRAINED + again)
+    yield Item("two layers; three at once; three in stages", model, 3 * own["tokens"], TAUGHT + again)
+    yield Item("the control", model, own["tokens"], TRAINED + again)
     yield Item("arms scored", model, 6 * _scored(own), SCORED)
 
 

@@ -110,7 +110,10 @@ _RULES = {
     "at_most": "the whole interval at or below {threshold}",
     "at_least": "the whole interval at or above {threshold}",
     "within": "the whole interval inside {low} to {high}",
-    "clean_then_mixed": "two fewer: the whole interval above {clean}; three fewer: not clear of two",
+    "clean_then_mixed": (
+        "two fewer: the whole interval above {clean}; three fewer: not clear of two, by intervals that would show the step that "
+        "layer counts promise"
+    ),
     "spread": "largest minus smallest, over the mean: at most {reproduced}; not if above {not_reproduced}",
     "probability": (
         "in at least {holds:.0%} of resampled calibration sets both ends are among the {critical_share:.0%} most sensitive "
@@ -217,17 +220,23 @@ def _second_arm(arm: str, first: str) -> Callable[[Evidence, dict[str, Any]], li
 
 
 def _second_speed(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
-    gains = {evidence.second_model: [evidence.decode_gain("04_transfer_tinyllama", fewer) for fewer in (2, 3)]}
-    if shape := evidence.shape_gains("tinyllama-1.1b-shape"):
-        gains[SHAPES["tinyllama-1.1b-shape"]] = [shape["20"], shape["19"]]
-    return [
-        Measured(model, f"decode {two}x / {three}x", _clean_then_mixed(two, three, clean=rule["clean"]))
-        for model, (two, three) in gains.items()
-    ]
+    timed = {evidence.second_model: [evidence.record("04_transfer_tinyllama", f"timing-{fewer}") for fewer in (2, 3)]}
+    if evidence.has("02_prune_gpt2", "timing-tinyllama-1.1b-shape"):
+        shape = evidence.record("02_prune_gpt2", "timing-tinyllama-1.1b-shape")
+        timed[SHAPES["tinyllama-1.1b-shape"]] = [shape["20"], shape["19"]]
+    measured = []
+    for model, timings in timed.items():
+        two, three = map(intervals.decode_gain, timings)
+        promised = timings[1].by_layer_count / timings[0].by_layer_count
+        verdict = _clean_then_mixed(two, three, clean=rule["clean"], promised=promised)
+        measured.append(Measured(model, f"decode {two}x / {three}x", verdict))
+    return measured
 
 
-def _clean_then_mixed(two: Interval, three: Interval, *, clean: float) -> str:
-    if two.low > clean and three.low <= two.high:
+def _clean_then_mixed(two: Interval, three: Interval, *, clean: float, promised: float) -> str:
+    """`promised`: how many times faster three fewer should be than two, by layer count."""
+    resolved = (two.high - two.low + three.high - three.low) / 2 < two.point * (promised - 1)
+    if two.low > clean and three.low <= two.high and resolved:
         return REPRODUCED
     if two.high < clean or (two.low > clean and three.low > two.high):
         return NOT_REPRODUCED
@@ -270,7 +279,10 @@ def _transfers(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
     scores = evidence.test("04_transfer_tinyllama")
     change = intervals.nll_rise(scores["recovered"], scores["unrecovered"])
     figure, verdict = f"NLL changes by {change} nats per token in recovery", at_most(change, rule["threshold"])
-    if changed := evidence.record("04_transfer_tinyllama", "choice").values.get("changed"):
+    choice = evidence.record("04_transfer_tinyllama", "choice").values
+    for name, (was, is_now) in choice.get("adapted", {}).items():
+        figure += f"; {name} {is_now:,} in place of {was:,}, as this model allows no more"
+    if changed := choice.get("changed"):
         verdict, figure = INCONCLUSIVE, f"{figure}; not the same recipe: {', '.join(changed)}"
     return [Measured(evidence.second_model, figure, verdict)]
 

@@ -25,7 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Which whole layers can a causal language model lose, and how much does distillation win back? Runs the study's notebooks.",
 )
-Study = Annotated[str, typer.Argument(help="A study: the name of a folder under params/ (quick, ci, full).")]
+Study = Annotated[
+    str, typer.Argument(help="A study: the name of a folder under params/ (quick, smollm2, full, rehearsal, ci).")
+]
 
 
 @app.command("run")
@@ -259,7 +261,10 @@ def _say_plan(study: str, steps: list) -> None:
 def _say_budget(study: str) -> None:
     from depthprune_study import budget, estimate
 
-    rehearsed = estimate.published() if study == estimate.REHEARSED else None
+    try:
+        rehearsed = estimate.published() if study == estimate.REHEARSED else None
+    except ValueError:  # a damaged report, which `depthprune verify` names
+        rehearsed = None
     try:
         found = [*budget.lines(study), *(estimate.lines(rehearsed) if rehearsed is not None else [])]
     except StudyError:  # sizes that only a look at the model or the text would tell

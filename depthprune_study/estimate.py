@@ -41,10 +41,7 @@ def machine(evidence: Evidence) -> Machine:
 def hours(share: float, study: str = REHEARSED) -> dict[str, dict[str, float]]:
     """GPU -> notebook of a study -> hours, where a recovery reaches this share of the peak there too."""
     costs = budget.costs(study)
-    return {
-        gpu: {cost.notebook: cost.teraflops / (peak * share) / 3_600 for cost in costs}
-        for gpu, peak in budget.PEAK_TFLOPS.items()
-    }
+    return {gpu: {cost.notebook: cost.hours(gpu, share) for cost in costs} for gpu in budget.PEAK_TFLOPS}
 
 
 def published() -> Machine | None:
@@ -74,21 +71,24 @@ def html(found: Machine, costs: Mapping[str, Mapping[str, float]]) -> str:
     seconds, peak = sum(cost["seconds"] for cost in costs.values()), max(cost["peak_bytes"] for cost in costs.values())
     in_all = [f"{sum(by_notebook.values()):.1f} h" for by_notebook in scaled.values()]
     rows.append(["in all", f"{seconds / 60:.1f} min", f"{peak / 2**30:.1f} GiB", *in_all, ""])
-    peaks = ", ".join(f"{gpu} {tflops}" for gpu, tflops in budget.PEAK_TFLOPS.items())
+    peaks = ", ".join(f"{gpu} {tflops} and {budget.PEAK_TFLOPS_32[gpu]}" for gpu, tflops in budget.PEAK_TFLOPS.items())
     return (
         "<h1>What the full study would take</h1>"
         f"<p>The study {REHEARSAL} runs every notebook of {REHEARSED} at its real shapes, with random weights and a few small steps a run, "
         "TinyLlama by adapters: it shows that the chain runs, and how fast. "
         f"Measured on {escape(found.device)}: training on the text reaches {found.tokens_per_second:,.0f} tokens a second, "
         f"{found.achieved_tflops:.2f} TFLOP/s, which is {found.share:.0%} of the {found.peak_tflops:.2f} that one large matrix product reaches "
-        f"there. Scaled: the arithmetic of {REHEARSED}, at the same share of each GPU's peak ({peaks} TFLOP/s, dense, 16 bits). A GPU may reach "
-        f"another share: these hours are an estimate.</p>{story.figure_html(figures.hours(scaled), _in_words(scaled), 'Scaled hours of the full study.')}"
+        f"there. Scaled: the arithmetic of {REHEARSED}, at the same share of each GPU's peaks ({peaks} TFLOP/s, dense, in 16 bits for a "
+        "recovery's steps and in 32 for the rest). A GPU may reach another share: these hours are an estimate.</p>"
+        f"{story.figure_html(figures.hours(scaled), _in_words(scaled), 'Scaled hours of the full study.')}"
         + story.table(head, rows)
         + _fits(memory)
     )
 
 
 def _held(cost: Mapping[str, float]) -> str:
+    if not cost["peak_bytes"]:
+        return ""  # a notebook that measures nothing
     gpu = f", GPU {cost['peak_gpu_bytes'] / 2**30:.1f} GiB" if cost.get("peak_gpu_bytes") else ""
     return f"{cost['peak_bytes'] / 2**30:.1f} GiB{gpu}"
 
@@ -120,7 +120,7 @@ def where(studies: Sequence[str] = ("ci", "quick", "smollm2", "rehearsal", "full
         needed = max(cost.training_bytes for cost in budget.costs(study)) / 2**30
         cells = []
         for gpu, by_notebook in hours(found.share, study).items():
-            fits = "" if needed <= budget.GPU_GIB[gpu] else " (not its largest recovery)"
+            fits = "" if needed <= budget.GPU_GIB[gpu] else " (its largest recovery by adapters)"
             cells.append(f"{_time(3_600 * sum(by_notebook.values()))}, scaled{fits}")
         rows.append([f"`{study}`", _on_a_cpu(study, found, needed), *cells, f"{needed:.1f} GiB, arithmetic"])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -130,7 +130,8 @@ def _on_a_cpu(study: str, found: Machine, needed: float) -> str:
     costs = run.read_costs(places.reports(study))
     trained = [costs[notebook]["peak_bytes"] for notebook in budget.ITEMS if notebook in costs]
     if len(trained) == len(budget.ITEMS) and _device(study) == "cpu":
-        resumed = "" if all(trained) else "more than "  # a notebook that found all its records there had nothing to measure
+        parts_alone = not all(trained) or any(cost.get("resumed") for cost in costs.values())
+        resumed = "more than " if parts_alone else ""  # a notebook that found records there, of a run that was cut
         return f"{resumed}{_time(sum(cost['seconds'] for cost in costs.values()))}, {max(trained) / 2**30:.1f} GiB, measured"
     if found.device != "cpu":
         return "not measured"

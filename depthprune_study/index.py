@@ -14,7 +14,7 @@ from depthprune_study.page import page
 
 ABOUT = {  # in this order
     "quick": "the main job on any machine: a stand-in, then SmolLM2 135M, on a small excerpt of Wikipedia",
-    "smollm2": "the whole protocol on real pretrained weights: SmolLM2 135M, every control and rival",
+    "smollm2": "the whole protocol on real pretrained weights: SmolLM2 135M, controls and rivals at full length",
     "full": "the source's own models: GPT-2 124M, then TinyLlama 1.1B",
     "rehearsal": "the shapes of `full` with random weights: shows that it fits, and how long it takes",
     "ci": "shows that the whole chain runs; its numbers mean nothing",

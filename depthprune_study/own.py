@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 import yaml
@@ -24,7 +24,7 @@ from depthprune_core.records import Plan
 from depthprune_study import export, places, rules
 from depthprune_study.arms import weights_hash
 from depthprune_study.bench import device_of, fast_precision
-from depthprune_study.settings import StudyError
+from depthprune_study.settings import Device, StudyError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,7 +34,6 @@ MIN_PASSAGES = 40
 MEASURED, CHOSEN_BY = 60, 16  # passages, at most
 HELD_OUT = {0: "test", 1: "test", 10: "calibration", 11: "calibration"}  # of each twenty
 REFIT_TOKENS = 25_600
-DEVICES = ("auto", "cpu", "cuda")
 OPTIMISERS = {"adamw": "AdamW", "adamw_8bit": "AdamW with moments in 8 bits", "muon": "Muon"}  # in the card's words
 TRAINED = {"all": "", "after_first_cut": "the layers after the first cut alone, ", "lora": "low-rank adapters alone, "}
 HUB_FILES = [*models.HUB_FILES, "README.md"]  # which tells the licence
@@ -85,7 +84,7 @@ def prune(
     for name, value, allowed in (
         ("rule", rule, rules.NAMES),
         ("trained", trained, distillation.TRAINED_PARTS),
-        ("device", device, DEVICES),
+        ("device", device, get_args(Device)),
     ):
         if value not in allowed:
             raise StudyError(f"{name}={value!r} is not known: name one of {', '.join(allowed)}")
@@ -323,7 +322,7 @@ def _at_hand(model: str) -> str:
     if Path(model).is_dir() or model.count("/") != 1:
         return model if Path(model).is_dir() else ""
     try:
-        return snapshot_download(model, allow_patterns=HUB_FILES)
+        return snapshot_download(model, allow_patterns=HUB_FILES, ignore_patterns=["*/*"])
     except (OSError, ValueError) as error:
         raise StudyError(
             f"model {model!r} is no local folder, and could not be fetched from the model hub ({type(error).__name__}): check the name "

@@ -37,14 +37,16 @@ def minutes(costs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         raise StudyError("no report has a costs.json: `make study` writes one")
     rows = [["notebook", *(f"`{study}`" for study in timed)], ["---", *("---:" for _ in timed)]]
     for notebook in run.READS:
-        rows.append(
-            [notebook, *(f"{times[notebook]['seconds']:.0f} s" if notebook in times else "" for times in timed.values())]
-        )
+        rows.append([notebook, *(_seconds(times[notebook]) if notebook in times else "" for times in timed.values())])
     rows.append(["in all", *(f"{sum(cost['seconds'] for cost in times.values()) / 60:.1f} min" for times in timed.values())])
     rows.append(
         ["peak memory", *(f"{max(cost['peak_bytes'] for cost in times.values()) / 2**30:.1f} GiB" for times in timed.values())]
     )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _seconds(cost: Mapping[str, float]) -> str:
+    return f"{'more than ' if cost.get('resumed') else ''}{cost['seconds']:.0f} s"
 
 
 def replace(page: str, name: str, content: str) -> str:

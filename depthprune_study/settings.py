@@ -18,6 +18,7 @@ Count = Annotated[int, Field(ge=1, le=10**6)]  # of what is timed
 Layers = Annotated[int, Field(ge=1, le=1_000)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what NumPy takes
 Rate = Annotated[float, Field(gt=0, le=1)]
+Device = Literal["auto", "cpu", "cuda"]
 Rule = Literal[
     "least_sensitive", "most_sensitive", "greedy", "pairwise", "exhaustive", "contiguous", "racing", "evenly_spaced", "last_k"
 ]
@@ -52,7 +53,7 @@ class Work(Common):
     max_documents: Annotated[CountOrZero, Field(description="documents used of each split; 0 = all")]
     seq_len: Annotated[int, Field(ge=8, le=8192, description="tokens a window")]
     score_tokens: Annotated[Tokens, Field(description="tokens scored a document")]
-    device: Literal["auto", "cpu", "cuda"]
+    device: Device
     seed: Seed
 
 
@@ -144,7 +145,9 @@ class Transfer(Work):
         Field(description="what is trained, where not what the recipe says"),
     ]
     lr_grid: Annotated[list[Rate], Field(max_length=8, description="learning rates tried; empty: those of notebook 03")]
-    control_lr_grid: Annotated[list[Rate], Field(max_length=8, description="tried for the control; empty: the same")]
+    control_lr_grid: Annotated[
+        list[Rate], Field(max_length=8, description="tried for the control; empty: notebook 03's, or for adapters lr_grid")
+    ]
     optimiser: Annotated[Literal["recipe", "adamw", "adamw_8bit", "muon"], Field(description="where not the recipe's")]
     windows_at_once: Annotated[CountOrZero, Field(description="windows of a step that are computed together; 0: all of them")]
     checkpoint_activations: Annotated[

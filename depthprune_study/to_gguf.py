@@ -166,7 +166,9 @@ def _splits(tokenizer: dict[str, Any]) -> tuple[str, ...]:
     steps = tokenizer["pre_tokenizer"]
     steps = steps["pretokenizers"] if steps["type"] == "Sequence" else [steps]
     usual = {"ByteLevel": {"add_prefix_space": False, "use_regex": True}, "Digits": {"individual_digits": True}}
-    as_usual = all(step.get(key) == value for step in steps for key, value in usual.get(step["type"], {}).items())
+    as_usual = all(
+        step.get(key, key == "use_regex") == value for step in steps for key, value in usual.get(step["type"], {}).items()
+    )
     return tuple(step["type"] for step in steps) if as_usual and tokenizer.get("normalizer") is None else ()
 
 

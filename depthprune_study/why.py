@@ -69,9 +69,8 @@ def _sources(evidence: Traced, folder: Path, thing: str) -> tuple[list[str], lis
         if stem == "answer":
             return _sources(evidence, folder, "answer")
         notebook = next((name for name in run.READS if stem.startswith(f"{name}-")), "")
-        names = sorted(
-            path.stem for path in (evidence.folder / notebook).glob("*.json")
-        )  # its pieces lie in folders of their own
+        # Its pieces lie in folders of their own.
+        names = sorted(path.stem for path in (evidence.folder / notebook).glob("*.json"))
         return [f"{stem}.png: drawn in notebooks/{notebook}.ipynb, whose records are"], [(notebook, name) for name in names]
     notebook, _, name = thing.removesuffix(".json").partition("/")
     if name and evidence.has(notebook, name):

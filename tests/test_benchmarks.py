@@ -57,9 +57,8 @@ def test_both_sides_give_the_same_numbers(model, windows):
 
 @pytest.mark.parametrize("checkpoint_activations", [False, True])
 def test_the_plain_recovery_is_the_same_training(model, checkpoint_activations):
-    windows = tiny_windows(seed=1, lengths=(60, 29, 31)).take(
-        slice(0, 4)
-    )  # two steps: warm-up and cosine leave the rate as it is
+    # Two steps: warm-up and cosine leave the rate as it is.
+    windows = tiny_windows(seed=1, lengths=(60, 29, 31)).take(slice(0, 4))
     plan = plan_of(model, 1, 3)
     ours, theirs = drop_layers(model, plan), drop_layers(model, plan)
     _, curve = distillation.recover(ours, model, windows, plan=plan, loss={"kl": 1.0}, lr=1e-3, seed=0, batch_size=2)

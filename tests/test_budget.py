@@ -41,8 +41,28 @@ def test_a_recovery_s_work_by_hand() -> None:
     assert scored.tokens == (n_others + 3) * (60 + 62) * own["05_seed_stability"].score_tokens
     read = 124_439_808 - 1_024 * 768  # all but the positions: the embedding is the head
     assert cost.teraflops == pytest.approx(2 * read * (4 * seeds.tokens + scored.tokens) / 1e12)
-    assert cost.hours("T4") == pytest.approx(cost.teraflops / (65 * 0.25) / 3_600)
+    trained, rest = (2 * read * done / 1e12 for done in (4 * seeds.tokens, scored.tokens))
+    assert cost.training_teraflops == pytest.approx(trained)
+    assert cost.hours("T4") == pytest.approx((trained / 65 + rest / 8.1) / 0.25 / 3_600)  # what is scored is scored in float32
     assert 4 * 124_439_808 + 16 * 110_264_064 < cost.training_bytes < 4 * 124_439_808 + 16 * 110_264_064 + 8e9
+
+
+def test_a_notebook_that_trains_nothing_needs_no_memory_of_a_recovery_and_computes_in_float32() -> None:
+    profile = next(cost for cost in budget.costs("full") if cost.notebook == "01_sensitivity")
+    assert (profile.training_teraflops, profile.training_bytes) == (0, 0)
+    assert profile.hours("A100", 1.0) == pytest.approx(profile.teraflops / 19.5 / 3_600)
+
+
+def test_layers_that_are_computed_anew_cost_a_forward_pass_more() -> None:
+    own = {name: parameters.model_dump() for name, parameters in settings.read_study("full").items()}
+    kept, anew = (
+        budget._cost(
+            "04_transfer_tinyllama",
+            own | {"04_transfer_tinyllama": own["04_transfer_tinyllama"] | {"checkpoint_activations": on}},
+        )
+        for on in (False, True)
+    )
+    assert [b.forwards - a.forwards for a, b in zip(kept.items, anew.items, strict=True)] == [0, 1, 1, 1, 1, 0]
 
 
 def test_tinyllama_with_all_weights_trained_needs_more_than_a_t4_has() -> None:
@@ -117,7 +137,7 @@ def test_every_notebook_that_computes_has_a_cost() -> None:
 
 def test_the_lines_tell_hours_and_memory_and_say_that_they_are_no_measurement() -> None:
     told = "\n".join(budget.lines("full"))
-    assert "by arithmetic at 25% of each GPU's peak: T4 " in told and "H100" in told
+    assert "by arithmetic at 25% of each GPU's peaks (16 bits in recovery, 32 elsewhere): T4 " in told and "H100" in told
     assert "GPU memory, by arithmetic:" in told
     assert "5,000,000 tokens" in told
 

@@ -162,11 +162,26 @@ def test_the_expected_speed_follows_from_the_shape(tmp_path: Path, claim: str, e
 def test_a_claim_of_speed_is_decided_on_the_sources_shape(
     tmp_path: Path, claim: str, name: str, gains: dict[str, float], decided: str
 ) -> None:
-    timed = {("02_prune_gpt2", f"timing-{name}"): {depth: timing(gain) for depth, gain in gains.items()}}
+    promised = {"10": 1.2, "9": 1.33, "20": 1.1, "19": 1.16}
+    timings = {depth: timing(gain, by_layer_count=promised[depth]) for depth, gain in gains.items()}
+    timed = {("02_prune_gpt2", f"timing-{name}"): timings}
     (verdict,) = (v for v in judge(evidence(tmp_path, changes=timed)) if v.id == claim)
     assert (verdict.verdict, verdict.why) == (decided, "")
     assert "shape: decode " in verdict.figure
     assert len(verdict.stand_ins) == 1  # the model that ran keeps its own column
+
+
+@pytest.mark.parametrize(
+    ("two", "three", "verdict"),
+    [
+        (between(1.09, 1.11), between(1.08, 1.12), REPRODUCED),
+        (between(1.09, 1.11), between(1.13, 1.15), NOT_REPRODUCED),
+        (between(1.01, 1.11), between(1.10, 1.15), INCONCLUSIVE),  # not clean
+        (between(1.04, 1.17), between(1.04, 1.17), INCONCLUSIVE),  # a step from 1.10 to 1.16 would not show
+    ],
+)
+def test_three_layers_are_mixed_only_where_a_step_would_show(two: Interval, three: Interval, verdict: str) -> None:
+    assert claims._clean_then_mixed(two, three, clean=1.03, promised=1.16 / 1.10) == verdict
 
 
 @pytest.mark.parametrize("claim", ["C4", "C5"])

@@ -183,9 +183,8 @@ def test_training_on_the_text_alone_equals_a_loop_written_out(name):
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.95))
     expected = []
-    for step, rate in enumerate(
-        [0.5, 1, 1, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4]
-    ):  # warm-up of 2 steps, then a cosine
+    # Warm-up of 2 steps, then a cosine.
+    for step, rate in enumerate([0.5, 1, 1, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4]):
         batch = TRAINING.take(slice(2 * step, 2 * step + 2))
         loss = functional.cross_entropy(
             reference(input_ids=batch.inputs, use_cache=False).logits[batch.mask], batch.targets[batch.mask]

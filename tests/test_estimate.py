@@ -25,8 +25,8 @@ def test_what_a_machine_reaches_by_hand(tmp_path: Path) -> None:
 
 
 def test_hours_are_the_arithmetic_at_that_share() -> None:
-    whole = sum(cost.teraflops for cost in budget.costs("full"))
-    assert sum(estimate.hours(0.1)["T4"].values()) == pytest.approx(whole / (65 * 0.1) / 3_600)
+    seconds = [cost.training_teraflops / 65 + (cost.teraflops - cost.training_teraflops) / 8.1 for cost in budget.costs("full")]
+    assert sum(estimate.hours(0.1)["T4"].values()) == pytest.approx(sum(seconds) / 0.1 / 3_600)
     assert set(estimate.hours(0.1)["H100"]) == set(budget.ITEMS)
     assert estimate.lines(MACHINE)[0].startswith("  hours, scaled from the rehearsal (cpu, 10% of its peak): T4 ")
 
@@ -44,6 +44,11 @@ def test_the_page_says_of_each_figure_what_it_is() -> None:
     ):
         assert said in page
     assert "<script" not in page and "alt='T4: " in page
+
+
+def test_memory_that_was_not_measured_is_an_empty_cell() -> None:
+    page = estimate.html(MACHINE, COSTS | {"06_report": {"seconds": 6.0, "peak_bytes": 0}})
+    assert "6 s</td><td></td>" in page and "0.0 GiB" not in page
 
 
 def test_a_published_rehearsal_tells_what_its_machine_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +77,7 @@ def test_where_each_study_runs_says_of_each_cell_what_it_is(tmp_path: Path, monk
     found = estimate.published()
     assert found is not None and found.achieved_tflops != MACHINE.achieved_tflops and days > 2
     assert f"{days * MACHINE.achieved_tflops / found.achieved_tflops:.0f} days, scaled; " in full
-    assert full.count("(not its largest recovery)") == 1 and full.endswith(" GiB, arithmetic |")
+    assert full.count("(its largest recovery by adapters)") == 1 and full.endswith(" GiB, arithmetic |")
 
 
 def test_a_rehearsal_has_the_shapes_windows_and_recipe_of_the_full_study() -> None:

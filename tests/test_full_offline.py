@@ -143,9 +143,8 @@ def test_without_the_hub_the_reason_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, get: Any
 ) -> None:
     source = models.SOURCES[name]
-    monkeypatch.setitem(
-        models.SOURCES, name, Source("hub", "nobody/" + source.where.split("/")[1], source.revision)
-    )  # in no cache
+    in_no_cache = Source("hub", "nobody/" + source.where.split("/")[1], source.revision)
+    monkeypatch.setitem(models.SOURCES, name, in_no_cache)
     with pytest.raises(RuntimeError) as error:
         get(name, cache=tmp_path)
     told = str(error.value)

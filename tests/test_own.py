@@ -53,9 +53,8 @@ def opened(folder: Path) -> Any:
 def test_any_decoder_comes_out_smaller_and_opens_plainly(
     name: str, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(
-        models.BUNDLED / "gpt2-mini"
-    )  # in bytes: transformers knows some as another class
+    # In bytes: transformers knows some as another class.
+    tokenizer = AutoTokenizer.from_pretrained(models.BUNDLED / "gpt2-mini")
     base = saved(tmp_path / "base", tiny(name, vocab_size=len(tokenizer)), tokenizer=tokenizer)
     starts, honest = [], distillation.recover
 

@@ -330,8 +330,7 @@ def test_size_counts_a_tied_tensor_once_and_weighs_the_file(name, tie, tmp_path)
     student = drop_layers(tiny(name, tie_word_embeddings=tie), Plan(5, (1, 2), "by hand"))
     student.save_pretrained(tmp_path)
     measured = size(student)
-    n_parameters = sum(
-        tensor.numel() for tensor in load_file(tmp_path / "model.safetensors").values()
-    )  # a tied one is saved once
+    # A tied one is saved once.
+    n_parameters = sum(tensor.numel() for tensor in load_file(tmp_path / "model.safetensors").values())
     assert (measured.n_layers, measured.n_parameters) == (3, n_parameters)
     assert measured.n_bytes_on_disk == (tmp_path / "model.safetensors").stat().st_size

@@ -38,9 +38,8 @@ def test_it_has_the_shape_it_is_known_for(loaded: tuple[LlamaForCausalLM, Any]) 
 
 
 def test_it_knows_its_language(loaded: tuple[LlamaForCausalLM, Any], windows: text.Windows) -> None:
-    assert (
-        evaluation.score(loaded[0], windows).bits_per_byte < 1.5
-    )  # the stand-in, trained on this kind of text alone, needs more than 2
+    # The stand-in, trained on this kind of text alone, needs more than 2.
+    assert evaluation.score(loaded[0], windows).bits_per_byte < 1.5
     assert evaluation.continuations(*loaded, ["The capital of France is"], new_tokens=2)[0].strip().startswith("Paris")
 
 

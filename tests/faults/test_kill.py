@@ -8,11 +8,22 @@ from pathlib import Path
 import killing
 import pytest
 
+from depthprune_core import records
+from depthprune_study import places
+
 
 def test_a_recovery_killed_at_random_moments_goes_on_and_ends_as_a_calm_one(tmp_path: Path) -> None:
     state = killing.harry_recovery(tmp_path, kills=2, seed=0)
     assert state["kills"] == 2 and state["wrong"] == 0 and state["ends"] >= 1
     assert state["resumed"] >= 1
+
+
+def test_what_depends_on_the_pace_of_the_machine_is_not_compared() -> None:
+    scores = places.reports("ci") / "records" / "03b_controls" / "test"
+    by_tokens, by_time = (records.read_stamp(scores / f"{name}.json").inputs["0 model"] for name in ("ce", "ce (timed)"))
+    compared = "".join((places.reports("ci") / name).read_text() for name in killing.hashes(places.ROOT) if "arms/ce/" in name)
+    assert by_tokens != by_time  # training without a teacher is the faster
+    assert by_tokens in compared and by_time not in compared
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def restore(study: str, source: Path) -> int:
 
 
 def read_costs(folder: Path) -> dict[str, dict[str, float]]:
-    """Notebook -> {"seconds", "peak_bytes", "peak_gpu_bytes"} that it took, as far as they are known; damaged entries are not."""
+    """Notebook -> {"seconds", "peak_bytes", "peak_gpu_bytes"} that it took, and whether it was `resumed`; none where they are damaged."""
     return {notebook: cost for notebook, cost in read_named(folder / "costs.json").items() if _is_cost(cost)}
 
 
@@ -253,6 +253,7 @@ def _execute(study: str, step: Step, terminal: TextIO) -> float:
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     began = time.monotonic()
+    goes_on = any((places.runs(study) / "records" / step.notebook).rglob("*.json"))
     target = executed(study, step.notebook)
     partial = target.with_name(f".{target.name}.partial.ipynb")
     log = places.runs(study) / "logs" / f"{step.notebook}.log"
@@ -295,7 +296,7 @@ def _execute(study: str, step: Step, terminal: TextIO) -> float:
         _mark(study, step.notebook), json.dumps({"key": step.key, "files": _files(study, step.notebook)}, indent=1)
     )
     seconds = time.monotonic() - began
-    _remember_cost(study, step.notebook, seconds)
+    _remember_cost(study, step.notebook, seconds, goes_on=goes_on)
     return seconds
 
 
@@ -353,13 +354,18 @@ def _is_empty(output: dict[str, Any]) -> bool:
     return output["output_type"] == "display_data" and not "".join(output["data"].get("text/plain", "-"))
 
 
-def _remember_cost(study: str, notebook: str, seconds: float) -> None:
-    """The most that a notebook has taken here: one that finds pieces done already takes less."""
+def _remember_cost(study: str, notebook: str, seconds: float, *, goes_on: bool = False) -> None:
+    """The most that a notebook has taken here: one that `goes_on` finds pieces done already, and takes less.
+
+    `resumed` says that no run of it has been timed from its beginning to its end.
+    """
     folder = places.runs(study)
     told, before = read_named(folder / "progress.json"), read_costs(folder).get(notebook, {})
     cost = {"seconds": max(before.get("seconds", 0), round(seconds, 1))}
     # 0: a notebook that reads records alone tells nothing
     cost |= {peak: max(before.get(peak, 0), told.get(peak, 0)) for peak in ("peak_bytes", "peak_gpu_bytes")}
+    if goes_on and (not before or before.get("resumed")):
+        cost["resumed"] = True
     write_atomically(folder / "costs.json", json.dumps({**read_costs(folder), notebook: cost}, indent=1))
 
 

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -160,6 +161,23 @@ def test_held_out_passages_are_never_trained_on(words: Path) -> None:
     assert not lines & {line for document in parts["recovery"] for line in document.text.splitlines()}
 
 
+@pytest.mark.parametrize("kind", ["one line", "short documents"])
+def test_a_text_of_one_line_or_of_short_documents_gives_passages_too(words: Path, tmp_path: Path, kind: str) -> None:
+    told = words.read_text(encoding="utf-8").split()
+    if kind == "one line":
+        name = tmp_path / "line.txt"
+        name.write_text(" ".join(told), encoding="utf-8")
+    else:  # each of them shorter than a passage
+        name = tmp_path / "stories"
+        name.mkdir()
+        for i, first in enumerate(range(0, len(told), 100)):
+            (name / f"{i:04d}.txt").write_text(" ".join(told[first : first + 100]), encoding="utf-8")
+    parts = own._split(str(name))
+    assert len(parts["test"]) >= 2 and len(parts["calibration"]) >= 2
+    kept = [word for documents in parts.values() for document in documents for word in document.text.split()]
+    assert len(kept) > 0.9 * len(told) and set(kept) == set(told)  # no word is cut in two
+
+
 def test_hardly_a_token_that_is_not_held_out_is_lost_to_the_ends_of_windows(words: Path) -> None:
     parts = own._split(str(words))
     n_tokens = sum(len(document.text.split()) for document in parts["recovery"])
@@ -282,6 +300,20 @@ def test_a_bad_option_is_refused_before_any_work(
     monkeypatch.setattr(own, "_split", lambda name: pytest.fail("the text was read"))
     monkeypatch.setattr(models, "load", lambda *arguments, **rest: pytest.fail("the model was loaded"))
     assert f"{next(iter(options))}=" in refused("gpt2-mini", tmp_path, words, **options)
+
+
+def test_a_model_of_the_hub_is_taken_by_its_id(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository, revision = tmp_path / "hub" / "models--org--base", "0123456789abcdef0123456789abcdef01234567"
+    snapshot = saved(repository / "snapshots" / revision, tiny("llama"))  # as the hub's client lays it out
+    (snapshot / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision, encoding="utf-8")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    own.prune("org/base", text_name=str(words), out=tmp_path / "out", drop=0, layers=(1,), **OPTIONS)
+    assert opened(tmp_path / "out").config.num_hidden_layers == tiny("llama").config.num_hidden_layers - 1
+    card = yaml.safe_load((tmp_path / "out" / "README.md").read_text(encoding="utf-8").split("---")[1])
+    assert (card["base_model"], card["license"]) == ("org/base", "mit")
+    assert f"org/base@{revision}" in (tmp_path / "out" / "mergekit.yaml").read_text(encoding="utf-8")
 
 
 def test_a_short_text_is_refused(tmp_path: Path) -> None:

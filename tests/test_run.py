@@ -230,6 +230,29 @@ def test_a_damaged_entry_of_the_costs_is_passed_over(tmp_path: Path, monkeypatch
     assert run.read_costs(path.parent) == {"01_one": measured, "06_report": whole}
 
 
+def test_a_notebook_that_only_went_on_is_known_to_have_taken_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEPTHPRUNE_RUNS", str(tmp_path))
+    places.runs("small").mkdir(parents=True)
+
+    def told(seconds: float, goes_on: bool) -> tuple[float, bool]:
+        run._remember_cost("small", "01_one", seconds, goes_on=goes_on)
+        cost = run.read_costs(places.runs("small"))["01_one"]
+        return cost["seconds"], cost.get("resumed", False)
+
+    assert told(3.0, goes_on=True) == (3.0, True)  # after a kill: nobody knows how long the first part took
+    assert told(2.0, goes_on=True) == (3.0, True)
+    assert told(9.0, goes_on=False) == (9.0, False)
+    assert told(1.0, goes_on=True) == (9.0, False)  # the whole run was timed before
+
+
+def test_a_run_that_was_killed_in_a_notebook_and_goes_on_says_so_in_its_costs(done: Path) -> None:
+    assert not any(cost.get("resumed") for cost in run.read_costs(done).values())
+    (done / "costs.json").unlink()
+    run._mark("small", "01_one").unlink()
+    run.run("small", say=print)
+    assert run.read_costs(done)["01_one"]["resumed"]
+
+
 # ---------------------------------------------------------------- what makes a notebook run again
 
 

@@ -136,7 +136,7 @@ def harry(
     while sum(state["kills"].values()) < kills:
         draw = random.Random(f"{seed} {sum(state['kills'].values())} {state['studies']}")
         victim = draw.choice(VICTIMS)
-        if killed(folder, victim, draw.uniform(3, 25)):
+        if killed(folder, victim, draw.uniform(3, 45)):
             state["kills"] = dict(Counter(state["kills"]) + Counter([victim]))
         else:
             compare()

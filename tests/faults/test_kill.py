@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,6 +25,14 @@ def test_what_depends_on_the_pace_of_the_machine_is_not_compared() -> None:
     compared = "".join((places.reports("ci") / name).read_text() for name in killing.hashes(places.ROOT) if "arms/ce/" in name)
     assert by_tokens != by_time  # training without a teacher is the faster
     assert by_tokens in compared and by_time not in compared
+
+
+def test_a_recovery_that_is_read_back_counts_as_the_one_that_was_written(tmp_path: Path) -> None:
+    for _ in range(2):
+        subprocess.run([*killing.PIECE, str(tmp_path)], env=killing.PIECE_ENVIRONMENT, check=True, capture_output=True)
+        ended = (tmp_path / "ended").read_text()
+        (tmp_path / "ended").rename(tmp_path / f"ended-{ended}")
+    assert len(list(tmp_path.glob("ended-*"))) == 1
 
 
 @pytest.mark.slow

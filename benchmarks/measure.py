@@ -18,6 +18,9 @@ from depthprune_core.intervals import Interval
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
+MEMORY_TARGET = 0.4  # of the plain side's peak, at most
+ABOUT_MEMORY = f"about memory: the target is at most {MEMORY_TARGET}x of the plain side's"
+
 
 @dataclass
 class Row:

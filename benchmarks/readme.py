@@ -96,7 +96,7 @@ def beyond_lines(found: dict[str, Any]) -> list[str]:
     lines = [
         f"Beyond triples ({found['model']}, {found['tokens']:,} calibration tokens; PPL ratio on validation articles before any recovery):",
         "",
-        "| dropped | rule | layers | rise in NLL on calibration | PPL ratio on validation | seconds to choose |",
+        "| dropped | rule | layers | rise in NLL on calibration, nats per token | PPL ratio on validation | seconds to choose |",
         "| ---: | --- | --- | ---: | ---: | ---: |",
     ]
     for k, rules in found["by_depth"].items():
@@ -134,7 +134,7 @@ def llama_cpp_line(found: dict[str, Any]) -> str:
     )
     return (
         f"In llama.cpp (llama-cpp-python {found['version']}, {found['machine']}), {found['model']} as the GGUF file that it comes in decodes at "
-        f"{whole['ms_per_token']:.1f} ms a token behind {found['context']} tokens; {cuts} (`python -m benchmarks.llama_cpp`)."
+        f"{whole['ms_per_token']:.1f} ms a token behind {found['context']} tokens; {cuts} (`python -m benchmarks.llama_cpp`, with the extra `gguf`)."
     )
 
 

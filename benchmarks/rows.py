@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from benchmarks import plain
-from benchmarks.measure import Row, in_turn
+from benchmarks.measure import ABOUT_MEMORY, Row, in_turn
 from depthprune_core import distillation, models, pruning, sensitivity, subsets, text
 from depthprune_core.decoders import decoder, hidden_states
 from depthprune_core.products import fast_products, linear, onednn_is_better
@@ -223,7 +223,7 @@ def recovery_memory(checkpoint_activations: bool) -> Row:
         return list(distillation.recover(students[1], teacher, windows, loss={"kl": 1.0}, seed=0, **same)[1].losses["kl"])
 
     row.largest_difference = _largest(in_turn(row, run_plain, run_ours, repetitions=1), 1)
-    row.note = "about memory: the target is at most 0.4x of the plain side's"
+    row.note = ABOUT_MEMORY
     if not checkpoint_activations:
         kept = kept_for_backward(students[1].requires_grad_(), windows)
         row.note += f". Of both sides' peaks, {kept / 1e6:,.0f} MB are what transformers' layers keep for their backward pass: with nothing else, "

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from benchmarks.decode import Depth
-from benchmarks.measure import Row
+from benchmarks.measure import ABOUT_MEMORY, MEMORY_TARGET, Row
 
 HEADER = (
-    "| work | model | size | plain | ours | plain / ours | by operation counts | target | memory, plain / ours | largest difference |",
+    "| work | model | size | plain | ours | plain / ours | by operation counts | target | memory: plain / ours (ours as a share) | largest difference |",
     "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
 )
 
@@ -26,13 +26,22 @@ def line(row: Row) -> str:
 
 def notes(rows: list[Row]) -> list[str]:
     """What a row's figures need to be read rightly, a line each."""
-    return [f"- {row.work}{'' if row.model == '-' else f', {row.model}'}: {row.note}." for row in rows if row.note]
+    return [
+        f"- {row.work}{'' if row.model == '-' else f', {row.model}'}: {row.note}.{_reached(row)}" for row in rows if row.note
+    ]
+
+
+def _reached(row: Row) -> str:
+    """Whether a target of memory is met."""
+    if not row.note.startswith(ABOUT_MEMORY):
+        return ""
+    return " Met." if row.our_peak_bytes <= MEMORY_TARGET * row.plain_peak_bytes else " Missed."
 
 
 def decode_lines(depths: list[Depth]) -> str:
     """The decode table in Markdown."""
     compiled = any(d.compiled_ms_per_token for d in depths)
-    heads = ["model", "layers", "ms a token", "floor", "measured / floor", "gain", "by layers", "by bytes"]
+    heads = ["model", "layers", "ms a token", "floor, ms a token", "measured / floor", "gain", "by layers", "by bytes"]
     heads += ["ms a token, compiled"] if compiled else []
     lines = [f"| {' | '.join(heads)} |", "| --- " + "| ---: " * (len(heads) - 1) + "|"]
     for d in depths:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 
 from depthprune_core import figures
-from depthprune_core.records import write_atomically
+from depthprune_core.records import read_stamp, write_atomically
 from depthprune_study import run, story
 from depthprune_study.evidence import read_evidence
 from depthprune_study.page import page
@@ -35,7 +36,10 @@ def index(reports: Path) -> str:
         folder.parent.name: folder.parent for folder in reports.glob("*/records") if not folder.parent.name.startswith(".")
     }
     named = [*(name for name in ABOUT if name in found), *sorted(set(found) - set(ABOUT))]
-    body = "".join(_study(name, found[name]) for name in named) or "<p>No study has been published yet.</p>"
+    body = (
+        "".join(_study(name, found[name], _code(found[named[0]])) for name in named)
+        or "<p>No study has been published yet.</p>"
+    )
     links = " ".join(f"<a href='#{escape(name)}'>{escape(name)}</a>" for name in named)
     intro = (
         "<h1>Depth pruning of causal language models</h1><p>Which whole layers can a pretrained model lose, and how much of the loss does "
@@ -44,14 +48,24 @@ def index(reports: Path) -> str:
     return page("depthprune: the studies", navigation=f"<b>depthprune</b> {links}", main=intro + body)
 
 
-def _study(name: str, folder: Path) -> str:
+def _study(name: str, folder: Path, code_of_first: str) -> str:
+    """`code_of_first`: what made the study that stands first."""
     about = f"<p>{escape(ABOUT[name])}</p>" if name in ABOUT else ""
+    if _code(folder) not in ("", code_of_first):
+        about += f"<p>Made by other code than the study at the top of this page: <code>depthprune status {escape(name)}</code> says more.</p>"
     finished = (folder / REPORT).exists()
     try:
         body = (_answer if finished else _so_far)(name, folder)
     except (ValueError, KeyError) as error:  # one damaged study keeps no other from being shown
         body = f"<p class='warning'>The records of this study cannot be read: {escape(str(error))}</p>"
     return f"<section id='{escape(name)}'><h2>{escape(name)}</h2>{about}{body}</section>"
+
+
+def _code(folder: Path) -> str:
+    """The hash of the code that made a study's test scores; empty where there are none."""
+    with suppress(OSError, ValueError):
+        return read_stamp(folder / "records" / "03_recovery" / "test_scores.json").code_hash
+    return ""
 
 
 def _answer(name: str, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""The three marked blocks of README.md, filled from the published reports: `python -m depthprune_study.readme`."""
+"""The four marked blocks of README.md, filled from the published reports: `python -m depthprune_study.readme`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ def fill() -> str:
         raise StudyError("the report of study quick is not there: `make study` writes it")
     page = README.read_text(encoding="utf-8")
     page = replace(page, "answer", answer(read_evidence("quick", folder / "records")))
+    night = places.reports("smollm2")
+    if (night / "report.html").exists():
+        page = replace(page, "night", answer(read_evidence("smollm2", night / "records")))
     page = replace(page, "minutes", minutes({study: run.read_costs(places.reports(study)) for study in TIMED}))
     return replace(page, "where", estimate.where())
 

@@ -105,6 +105,7 @@ def recovery_figures(evidence: Evidence) -> list[str]:
     in_order = choices["trials"]
     trials = {name: intervals.ppl_ratio(tried[name], whole) for name in in_order}
     return [
+        scored_table(evidence),
         figure_html(
             figures.curves(curves, teacher_nll_nats=validation["teacher"].mean_nll_nats),
             "Validation perplexity ratio against recovery tokens: "
@@ -130,8 +131,28 @@ def recovery_figures(evidence: Evidence) -> list[str]:
             _as_text(ratios),
             f"{evidence.first_model}: every rule, {evidence.fewer} layers fewer, before recovery, on the test articles. {_articles(evidence, '02_prune_gpt2')}",
         ),
-        rules_table({name.removesuffix(size): s for name, s in scores.items() if name.endswith(size)}, "before recovery"),
+        rules_table(
+            {name.removesuffix(size): s for name, s in scores.items() if name.endswith(size)},
+            _cuts(evidence),
+            "before recovery",
+        ),
     ]
+
+
+def scored_table(evidence: Evidence) -> str:
+    """The whole models on the test articles: what every ratio is a ratio to."""
+    rows = []
+    for model, notebook in ((evidence.first_model, "03_recovery"), (evidence.second_model, "04_transfer_tinyllama")):
+        whole, windows = evidence.test(notebook)["teacher"], evidence.parameter(notebook, "seq_len")
+        n, tokens = len(whole.documents), evidence.parameter(notebook, "score_tokens")
+        cells = [str(n), f"{tokens:,}", f"{windows:,}", f"{whole.ppl:.2f}", f"{whole.bits_per_byte:.3f}"]
+        rows.append([escape(model), *cells])
+    caption = (
+        "<p>The whole models on the test articles, to which every ratio below is one. An article is scored by itself, on its first tokens, in "
+        "windows that do not overlap; each begins with BOS, or EOS where a tokenizer has no BOS:</p>"
+    )
+    head = ["model", "articles", "tokens of each, at most", "tokens a window", "perplexity per token", "bits per byte"]
+    return caption + table(head, rows)
 
 
 def control_figures(evidence: Evidence) -> list[str]:
@@ -176,7 +197,11 @@ def tasks_table(evidence: Evidence) -> str:
         p = intervals.mcnemar(answers, told[f"teacher: {answers.task}"])
         cells = [name.split(": ")[0], answers.task, str(intervals.proportion(answers)), str(len(answers.right)), f"{p:.3f}"]
         rows.append([escape(cell) for cell in cells])
-    caption = f"<p>{escape(evidence.first_model)}: share of items that are right (Wilson's interval; p against the teacher by McNemar's test):</p>"
+    caption = (
+        f"<p>{escape(evidence.first_model)}: share of items that are right (Wilson's interval; p against the teacher by McNemar's test). "
+        "Two tasks are made of the test articles: depthprune_cloze asks for the last word of a passage, depthprune_choice which of four "
+        "continuations is the true one:</p>"
+    )
     return caption + table(["arm", "task", "right", "n", "p"], rows)
 
 
@@ -198,7 +223,7 @@ def choice_figures(evidence: Evidence) -> list[str]:
             _as_text(filled),
             f"{evidence.first_model}: every rule before and after the same short recovery. {_articles(evidence, '03c_choice')}",
         ),
-        rules_table({name: after[name] for name in rules}, "after the same short recovery"),
+        rules_table({name: after[name] for name in rules}, _cuts(evidence), "after the same short recovery"),
         figure_html(
             figures.before_after_scatter(costs, old=facts["old"], new=facts["new"]),
             "; ".join(f"{name}: {x:.3f} before, {y:.3f} after" for name, (x, y) in costs.items()),
@@ -207,8 +232,8 @@ def choice_figures(evidence: Evidence) -> list[str]:
     ]
 
 
-def rules_table(scores: Mapping[str, Score], when: str) -> str:
-    """Each rule against the least sensitive one, with Holm's correction over the rules."""
+def rules_table(scores: Mapping[str, Score], cuts: Mapping[str, str], when: str) -> str:
+    """Each rule against the least sensitive one, with Holm's correction over the rules. cuts: the layers that each one drops."""
     reference = scores["least_sensitive"]
     others = {name: s for name, s in scores.items() if s.nll_nats != reference.nll_nats}
     p = {
@@ -216,12 +241,18 @@ def rules_table(scores: Mapping[str, Score], when: str) -> str:
         for name, s in others.items()
     }
     adjusted = intervals.holm(p)
-    rows = [
-        [escape(name), str(intervals.nll_rise(s, reference)), f"{adjusted[name]:.4f}"]
-        for name, s in sorted(others.items(), key=lambda item: item[1].mean_nll_nats)
-    ]
+    rows = []
+    for name, s in sorted(scores.items(), key=lambda item: item[1].mean_nll_nats):
+        difference = str(intervals.nll_rise(s, reference)) if name in others else "the same" if s is not reference else "-"
+        rows.append([escape(name), cuts.get(name, ""), difference, f"{adjusted[name]:.4f}" if name in others else ""])
     caption = f"<p>Each rule minus least_sensitive, nats per token, {when} ({len(reference.documents)} articles; p by bootstrap, Holm-corrected):</p>"
-    return caption + table(["rule", "difference", "p"], rows)
+    return caption + table(["rule", "drops", "difference", "p"], rows)
+
+
+def _cuts(evidence: Evidence) -> dict[str, str]:
+    """Rule -> the layers that it drops, in words."""
+    size, plans = f"-{evidence.fewer}", evidence.record("02_prune_gpt2", "plans")
+    return {name.removesuffix(size): " + ".join(map(str, plan.dropped)) for name, plan in plans.items() if name.endswith(size)}
 
 
 def speed_figures(evidence: Evidence) -> list[str]:
@@ -294,7 +325,8 @@ def failures_html(evidence: Evidence, verdicts: Sequence[Verdict]) -> str:
     lines.append(
         f"Recovery is short on purpose ({recipe['tokens']:,} tokens on {evidence.first_model}, "
         f"{evidence.parameter('04_transfer_tinyllama', 'tokens'):,} on {evidence.second_model}); "
-        f"documents are scored on their first {evidence.parameter('03_recovery', 'score_tokens')} tokens."
+        f"articles are scored on their first {evidence.parameter('03_recovery', 'score_tokens'):,} and "
+        f"{evidence.parameter('04_transfer_tinyllama', 'score_tokens'):,} tokens."
     )
     lines += [f"{name}: {note}." for name, note in _notes(evidence)]
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"

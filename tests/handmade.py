@@ -174,7 +174,7 @@ def evidence(
     for notebook, named in contents().items():
         named |= {name: record for (where, name), record in (changes or {}).items() if where == notebook}
         model = second if notebook.startswith("04") else first
-        sizes = {"score_tokens": 256, "tokens": 2048, "arm_tokens": 512, "set_tokens": 256}
+        sizes = {"seq_len": 128, "score_tokens": 256, "tokens": 2048, "arm_tokens": 512, "set_tokens": 256}
         parameters = {"model": model, "elsewhere": "news-excerpt", **sizes}
         for name, record in named.items():
             record = (changes or {}).get((notebook, name), record)

@@ -339,6 +339,12 @@ def test_another_recipe_than_the_first_family_s_decides_nothing_of_c10(tmp_path:
     assert found.verdict == INCONCLUSIVE and "not the same recipe: trained" in found.figure
 
 
+def test_what_the_second_family_s_limits_change_is_told_beside_the_verdict(tmp_path: Path) -> None:
+    choice = Facts({"notes": {}, "changed": {}, "adapted": {"seq_len": [512, 256]}})
+    found = claims.judge_one("C10", evidence(tmp_path, **SOURCE, changes={("04_transfer_tinyllama", "choice"): choice}))
+    assert found.verdict == REPRODUCED and "seq_len 256 in place of 512, as this model allows no more" in found.figure
+
+
 def test_random_weights_decide_nothing_but_speed(tmp_path: Path) -> None:
     found = evidence(tmp_path, first="gpt2-shape", second="llama-tiny")
     for verdict in judge(found):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import handmade
 from test_report import Elements, assert_every_image_has_a_text, assert_self_contained
 
+from depthprune_core import records
 from depthprune_study import index, places
 
 REPORTS = places.ROOT / "reports"
@@ -34,6 +36,17 @@ def test_a_finished_study_is_there_with_its_answer_and_its_pages(tmp_path: Path)
     links = [link["href"] for link in Elements(page).of("a")]
     assert links == ["#quick", "quick/report.html", "quick/01_sensitivity.html", "quick/03_recovery.html"]
     assert page.count("<p class='answer'>") >= 2
+
+
+def test_a_study_of_other_code_than_the_first_one_says_so(tmp_path: Path) -> None:
+    for study in ("quick", "smollm2"):
+        published(tmp_path, study, pages=("report",))
+    assert "Made by other code" not in index.index(tmp_path)
+    path = tmp_path / "smollm2" / "records" / "03_recovery" / "test_scores.json"
+    stamp = dataclasses.replace(records.read_stamp(path), code_hash="0ther")
+    records.write(path, records.read(path), stamp)
+    page = index.index(tmp_path)
+    assert page.count("Made by other code") == 1 and "depthprune status smollm2" in page
 
 
 def test_an_unfinished_study_says_so_and_shows_no_figure(tmp_path: Path) -> None:

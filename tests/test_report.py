@@ -3,6 +3,7 @@ from __future__ import annotations
 import html.parser
 import io
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -393,3 +394,21 @@ def test_a_page_is_the_same_each_time(executed: Path) -> None:
     pages = {report.page(executed, "quick", with_code=True) for _ in range(2)}
     assert len(pages) == 1
     assert io.StringIO(pages.pop()).readline() == "<!DOCTYPE html>\n"
+
+
+def test_the_page_tells_what_the_ratios_are_ratios_to(tmp_path: Path) -> None:
+    shown = story.scored_table(handmade.evidence(tmp_path))
+    whole = handmade.score(3.0)
+    for model in ("gpt2-mini", "smollm2-135m"):
+        cells = [model, str(len(whole.documents)), "256", "128", f"{math.exp(3):.2f}", f"{whole.bits_per_byte:.3f}"]
+        assert f"<tr>{story.table_row(cells)}</tr>" in shown
+
+
+def test_a_rule_that_drops_the_same_layers_is_there_with_them(tmp_path: Path) -> None:
+    evidence = handmade.evidence(tmp_path)
+    scores = {"least_sensitive": handmade.score(3.1), "pairwise": handmade.score(3.1), "last_k": handmade.score(3.4)}
+    shown = story.rules_table(scores, {"least_sensitive": "2 + 3", "pairwise": "2 + 3", "last_k": "10 + 11"}, "before recovery")
+    assert "<td>least_sensitive</td><td>2 + 3</td><td>-</td><td></td>" in shown
+    assert "<td>pairwise</td><td>2 + 3</td><td>the same</td><td></td>" in shown
+    assert "<td>last_k</td><td>10 + 11</td><td>0.3" in shown
+    assert story._cuts(evidence) == {"least_sensitive": "2 + 3"}

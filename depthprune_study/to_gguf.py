@@ -1,8 +1,7 @@
-"""A model folder as a GGUF file that llama.cpp loads: the Llama and the GPT-2 family, byte-level BPE tokenizers."""
+"""A model folder as a GGUF file that llama.cpp loads: the Llama and the GPT-2 family."""
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from depthprune_core import folders, models
-from depthprune_study import places
+from depthprune_study import gguf_tokenizer, places
 from depthprune_study.settings import StudyError
 
 TYPES = {"f32": (np.float32, gguf.LlamaFileType.ALL_F32), "f16": (np.float16, gguf.LlamaFileType.MOSTLY_F16)}
@@ -50,8 +49,7 @@ def convert(folder: Path, target: Path, *, kind: str = "f16") -> PreTrainedModel
             writer.add_name(folder.name)
             writer.add_file_type(TYPES[kind][1])
             family(writer, model.config)
-            _add_tokenizer(writer, folder)
-            _add_what_it_adds(writer, tokenizer)
+            gguf_tokenizer.add(writer, folder, tokenizer)
             for name, data in _tensors(model):
                 writer.add_tensor(name, _as(kind, name, data))
             writer.write_header_to_file()
@@ -103,81 +101,6 @@ def _add_shape(writer: gguf.GGUFWriter, config: Any, *, width: int) -> None:
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(width)
     writer.add_head_count(config.num_attention_heads)
-
-
-def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path) -> None:
-    """Tokens, merges and special tokens of a byte-level BPE; the way that it splits words, by the name that llama.cpp has for it."""
-    try:
-        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        splits = _splits(tokenizer)
-        vocabulary, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
-        is_byte_level = (
-            tokenizer["model"]["type"] == "BPE" and not tokenizer["model"].get("byte_fallback") and merges is not None
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        is_byte_level, splits = False, ()
-    pre = {("ByteLevel",): "gpt-2", ("Digits", "ByteLevel"): "smollm"}.get(splits)
-    if not is_byte_level or pre is None:
-        raise StudyError(
-            f"the tokenizer of {folder} is no byte-level BPE that splits words as GPT-2 or SmolLM do: take llama.cpp's own converter"
-        )
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    added = {token["id"]: token for token in tokenizer["added_tokens"]}
-    names = {index: token for token, index in vocabulary.items()} | {index: token["content"] for index, token in added.items()}
-    tokens = [names.get(index, f"[unused{index}]") for index in range(config["vocab_size"])]
-    kinds = gguf.TokenType
-    types = [
-        (kinds.CONTROL if added[i]["special"] else kinds.USER_DEFINED)
-        if i in added
-        else kinds.NORMAL
-        if i in names
-        else kinds.UNUSED
-        for i in range(len(tokens))
-    ]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
-    ids = {names[i]: i for i in names}
-    for name, add in (("bos_token", writer.add_bos_token_id), ("eos_token", writer.add_eos_token_id)):
-        token = _special(folder, name)
-        if token in ids:
-            add(ids[token])
-
-
-def _add_what_it_adds(writer: gguf.GGUFWriter, tokenizer: Any) -> None:
-    """Whether it puts its own tokens around a text, and its template of a chat."""
-    plain, whole = (tokenizer("a", add_special_tokens=adds).input_ids for adds in (False, True))
-    begin, end = [tokenizer.bos_token_id], [tokenizer.eos_token_id]
-    around = [(bos, eos) for bos in (False, True) for eos in (False, True) if begin * bos + plain + end * eos == whole]
-    if not around:
-        raise StudyError(
-            f"the tokenizer makes {whole} of {plain}: a GGUF file can say of its first and last token alone that they are added"
-        )
-    writer.add_add_bos_token(around[0][0])
-    writer.add_add_eos_token(around[0][1])
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
-
-
-def _splits(tokenizer: dict[str, Any]) -> tuple[str, ...]:
-    """The names of its steps that split words, where each is set as GPT-2 or SmolLM set it and nothing else changes the text."""
-    steps = tokenizer["pre_tokenizer"]
-    steps = steps["pretokenizers"] if steps["type"] == "Sequence" else [steps]
-    usual = {"ByteLevel": {"add_prefix_space": False, "use_regex": True}, "Digits": {"individual_digits": True}}
-    as_usual = all(
-        step.get(key, key == "use_regex") == value for step in steps for key, value in usual.get(step["type"], {}).items()
-    )
-    return tuple(step["type"] for step in steps) if as_usual and tokenizer.get("normalizer") is None else ()
-
-
-def _special(folder: Path, name: str) -> str | None:
-    try:
-        token = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get(name)
-    except (OSError, ValueError):
-        return None
-    return token.get("content") if isinstance(token, dict) else token
 
 
 def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, np.ndarray]]:

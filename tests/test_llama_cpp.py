@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_to_gguf import of_pieces, saved
+from tiny import tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from depthprune_core import gguf_files, models, pruning
@@ -71,9 +73,14 @@ def test_a_written_file_loads_and_computes_what_the_folder_does(name: str, tmp_p
     assert_alike(by_llama_cpp(tmp_path / "cut.gguf", ids), by_transformers(cut, ids), nats=1e-3)
 
 
-def test_llama_cpp_reads_the_same_tokens_out_of_a_written_file(tmp_path: Path) -> None:
-    to_gguf.convert(models.BUNDLED / "gpt2-mini", tmp_path / "mini.gguf")
-    tokenizer = AutoTokenizer.from_pretrained(models.BUNDLED / "gpt2-mini")
-    read = llama_cpp.Llama(str(tmp_path / "mini.gguf"), vocab_only=True, verbose=False)
-    for words in (TEXT, "née · 12\n\n34", "don't  stop"):
+@pytest.mark.parametrize("kind", ["bytes", "normalizer", "first", "never"])
+def test_llama_cpp_reads_the_same_tokens_out_of_a_written_file(kind: str, tmp_path: Path) -> None:
+    folder = models.BUNDLED / "gpt2-mini"
+    if kind != "bytes":
+        pieces = of_pieces(kind)
+        folder = saved(tmp_path / "model", tiny("llama", vocab_size=len(pieces)), pieces)
+    to_gguf.convert(folder, tmp_path / "model.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    read = llama_cpp.Llama(str(tmp_path / "model.gguf"), vocab_only=True, verbose=False)
+    for words in (TEXT, "née · 12\n\n34", "don't  stop", "the layers of a model are dropped"):
         assert read.tokenize(words.encode(), add_bos=False) == tokenizer(words, add_special_tokens=False).input_ids

@@ -11,8 +11,10 @@ import pytest
 import torch
 from gguf import GGUFReader
 from tiny import FAMILIES, plan_of, tiny, tiny_tokenizer
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, trainers
+from tokenizers import models as models_of_tokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from depthprune_core import gguf_files, models, pruning
 from depthprune_study import to_gguf
@@ -23,6 +25,70 @@ MINI = models.BUNDLED / "gpt2-mini"
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(MINI)
+
+
+def of_pieces(prefix: str = "normalizer") -> PreTrainedTokenizerFast:
+    """A tokenizer as Llama 2 has it, of a few hundred pieces: bytes for what it does not know, every way to make a piece is a merge."""
+    trained = Tokenizer(models_of_tokenizers.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    trained.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    first = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=first, show_progress=False)
+    trained.train_from_iterator(
+        ["the layers of a model are dropped, one by one, and the rest learns again  " * 3, __doc__ or ""], trainer
+    )
+    vocabulary = trained.get_vocab()
+    ways = [
+        (token[:cut], token[cut:], index)
+        for token, index in vocabulary.items()
+        for cut in range(1, len(token))
+        if token not in first and token[:cut] in vocabulary and token[cut:] in vocabulary
+    ]
+    merges = [(left, right) for left, right, _ in sorted(ways, key=lambda way: way[2])]
+    made = Tokenizer(models_of_tokenizers.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    if prefix == "normalizer":
+        made.normalizer = trained.normalizer
+    else:
+        made.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme=prefix, split=False)
+    made.add_special_tokens(first[:3])
+    made.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+WORDS = ("the layers of a model", "In 1984, don't", "n\u00e9e \u00b7 12\n\n34", "and again")
+
+
+@pytest.mark.parametrize("prefix", ["normalizer", "first", "never"])
+def test_a_tokenizer_of_pieces_is_written_with_scores_and_bytes(prefix: str, tmp_path: Path) -> None:
+    tokenizer = of_pieces(prefix)
+    to_gguf.convert(saved(tmp_path / "model", tiny("llama", vocab_size=len(tokenizer)), tokenizer), tmp_path / "model.gguf")
+    fields = {name: field.contents() for name, field in GGUFReader(tmp_path / "model.gguf").fields.items()}
+    assert (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.add_space_prefix"]) == ("llama", prefix != "never")
+    assert [fields[f"tokenizer.ggml.{name}_token_id"] for name in ("unknown", "bos", "eos")] == [0, 1, 2]
+    kinds = fields["tokenizer.ggml.token_type"]
+    assert kinds[:3] == [2, 3, 3] and set(kinds[3:259]) == {6} and set(kinds[259:]) == {1}
+    scores = dict(zip(fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.scores"], strict=True))
+    for words in WORDS:  # by hand: of all neighbours that make a piece, the one with the highest score, the first of these
+        pieces = list(("" if prefix == "never" else "\u2581") + words.replace(" ", "\u2581"))
+        while ways := [i for i in range(len(pieces) - 1) if pieces[i] + pieces[i + 1] in scores]:
+            best = max(ways, key=lambda i: (scores[pieces[i] + pieces[i + 1]], -i))
+            pieces[best : best + 2] = [pieces[best] + pieces[best + 1]]
+        in_bytes = [[piece] if piece in scores else [f"<0x{byte:02X}>" for byte in piece.encode()] for piece in pieces]
+        assert [token for piece in in_bytes for token in piece] == tokenizer.tokenize(words)
+
+
+@pytest.mark.parametrize("spoilt", ["a way is missing", "two pieces in turn", "a piece that nothing makes"])
+def test_pieces_whose_merges_are_no_scores_are_refused(spoilt: str, tmp_path: Path) -> None:
+    tokenizer = of_pieces()
+    folder = saved(tmp_path / "model", tiny("llama", vocab_size=len(tokenizer)), tokenizer)
+    told = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    merges = told["model"]["merges"]
+    if spoilt == "a piece that nothing makes":
+        told["model"]["merges"] = merges[:-1]
+    else:
+        several = next(i for i in range(len(merges) - 1) if "".join(merges[i]) == "".join(merges[i + 1]))
+        told["model"]["merges"] = merges[:several] + merges[several + 1 :] + ([] if "missing" in spoilt else [merges[several]])
+    (folder / "tokenizer.json").write_text(json.dumps(told), encoding="utf-8")
+    assert "nor one of pieces as Llama 2 has it" in refused(folder, tmp_path / "model.gguf")
 
 
 def saved(folder: Path, model: Any, tokenizer: Any) -> Path:

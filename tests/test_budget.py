@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny, tiny_tokenizer
 
 from benchmarks import rows
 from depthprune_core import distillation, models, pruning, text
 from depthprune_core.records import Plan
-from depthprune_study import budget, run, settings
+from depthprune_study import budget, places, run, settings
 from depthprune_study.settings import StudyError
 
 ADAPTED = {"trained": "lora"}
@@ -106,6 +110,35 @@ def test_memory_of_a_recovery_by_hand() -> None:
     adapted = budget.training_bytes(shape, drop=2, tokens_at_once=4_096, trained="lora")
     by_step = 16 * 20 * per_layer + 20 * (4 * step + 2 * layer) + heads
     assert adapted == pytest.approx(4 * whole + max(by_step, 4 * cut), rel=1e-4)
+
+
+READS = """
+import resource, sys
+from pathlib import Path
+import transformers
+from depthprune_core import models
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+model, _ = models.load(sys.argv[1], cache=Path("none"))
+print((peak() - before) / sum(4 * p.numel() for p in model.parameters()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells peaks in kilobytes")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_reading_weights_takes_of_main_memory_fits_colab(dtype: torch.dtype, tmp_path: Path) -> None:
+    shape = {"hidden_size": 512, "intermediate_size": 2_048, "num_hidden_layers": 14, "vocab_size": 32_000}
+    tiny("llama", **shape).to(dtype).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(places.ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", READS, str(tmp_path)], env=environment, check=True, capture_output=True, text=True
+    )
+    copies = float(done.stdout.split()[-1])  # of the weights in float32; a file in 16 bits is half of one
+    assert copies < 1.7
+    assert copies * 4 * models.shape("tinyllama-1.1b").num_parameters() < 0.6 * 12.7e9
 
 
 @pytest.mark.slow

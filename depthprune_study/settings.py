@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -55,6 +56,13 @@ class Work(Common):
     score_tokens: Annotated[Tokens, Field(description="tokens scored a document")]
     device: Device
     seed: Seed
+
+    @field_validator("max_documents")
+    @classmethod
+    def _more_than_one(cls, max_documents: int) -> int:
+        if max_documents == 1:
+            raise ValueError("0 (all) or at least 2 is wanted: a single document gives no interval")
+        return max_documents
 
 
 class Sensitivity(Work):
@@ -227,6 +235,9 @@ SCHEMAS: dict[str, type[Common]] = {
 }
 
 
+# Which work on the first model, read each other's records and so have one model and one text.
+FIRST_FAMILY = ("01_sensitivity", "02_prune_gpt2", "03_recovery", "03b_controls", "03c_choice", "05_seed_stability")
+
 SWEEP_SCHEMAS: dict[str, type[Common]] = {"sweeps/cell": Cell, "sweeps/table": Table}
 
 
@@ -260,9 +271,39 @@ def read_study(study: str) -> dict[str, Common]:
             checked[name] = parameters
             if parameters.study != study:
                 problems.append(f"{study}/{path.name}: study={parameters.study!r} should be {study!r}, as its folder says")
+    problems = problems or [f"{study}/{problem}" for problem in _disagreements(checked)]
     if problems:
         raise StudyError("\n".join(problems))
     return checked
+
+
+def _disagreements(checked: dict[str, Common]) -> Iterator[str]:
+    """What one notebook says otherwise than another whose records it reads."""
+    first = checked.get("01_sensitivity")
+    for name in FIRST_FAMILY:
+        for key in ("model", "text", "max_documents"):
+            if name in checked and getattr(checked[name], key) != getattr(first, key):
+                told, wanted = (_SHORT.repr(getattr(of, key)) for of in (checked[name], first))
+                yield f"{name}.yaml: {key}={told} should be {wanted}, as in 01_sensitivity.yaml"
+    transfer, prune, recovery = (checked.get(name) for name in ("04_transfer_tinyllama", "02_prune_gpt2", "03_recovery"))
+    if transfer and transfer.first_model != first.model:
+        told, wanted = _SHORT.repr(transfer.first_model), _SHORT.repr(first.model)
+        yield f"04_transfer_tinyllama.yaml: first_model={told} should be {wanted}, the model of 01_sensitivity.yaml"
+    if not (prune and recovery):
+        return
+    if (k := recovery.drop_count) not in prune.drop_counts:
+        yield f"03_recovery.yaml: drop_count={k} should be one of 02_prune_gpt2.yaml's drop_counts {prune.drop_counts}"
+    for rule in recovery.rules:
+        if rule == "exhaustive" and k > prune.exhaustive_to:
+            yield (
+                f"03_recovery.yaml: rules names exhaustive, but for drop_count={k} 02_prune_gpt2.yaml's exhaustive_to="
+                f"{prune.exhaustive_to} should be at least {k}"
+            )
+        if rule == "racing" and k not in prune.race_counts:
+            yield (
+                f"03_recovery.yaml: rules names racing, but 02_prune_gpt2.yaml's race_counts={prune.race_counts} should hold "
+                f"drop_count={k}"
+            )
 
 
 def check(notebook: str, values: dict[str, Any]) -> Common:

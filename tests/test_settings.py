@@ -86,6 +86,7 @@ def test_every_line_of_a_committed_file_says_what_it_means(study: str, notebook:
 @pytest.mark.parametrize("study", STUDIES)
 def test_the_notebooks_of_a_study_agree_on_what_they_share(study: str) -> None:
     first_family = [notebook for notebook in NOTEBOOKS[:-1] if notebook != "04_transfer_tinyllama"]
+    assert tuple(first_family) == settings.FIRST_FAMILY
     models = {values_of(study, notebook)["model"] for notebook in first_family}
     assert models == {values_of(study, "04_transfer_tinyllama")["first_model"]}
     for key in ("text", "max_documents"):
@@ -174,6 +175,11 @@ def test_an_unknown_study_is_refused_and_the_known_ones_named() -> None:
             "seed=a number of 14,001 bits: Input should be less than or equal to 4294967295",
         ),
         ("01_sensitivity", {"max_documents": 10**400}, "max_documents=1000"),
+        (
+            "05_seed_stability",
+            {"max_documents": 1},
+            "max_documents=1: 0 (all) or at least 2 is wanted: a single document gives no interval",
+        ),
         ("02_prune_gpt2", {"race_counts": [10**9]}, "race_counts.0=1000000000: Input should be less than or equal to 1000"),
         ("02_prune_gpt2", {"timed_context": 10**7}, "timed_context=10000000: Input should be less than or equal to 1000000"),
         ("03_recovery", {"tokens": 10**11}, "tokens=100000000000: Input should be less than or equal to 10000000000"),
@@ -209,6 +215,61 @@ def test_a_bad_value_is_told_with_file_key_value_and_what_is_allowed(
     changed(params, notebook, **values)
     (problem,) = problems()
     assert problem.startswith(f"ci/{notebook}.yaml: {sentence}")
+
+
+@pytest.mark.parametrize("notebook", settings.FIRST_FAMILY[1:])
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [("model", "gpt2", "'gpt2-mini'"), ("text", "a.txt", "'wikipedia-excerpt'"), ("max_documents", 3, "4")],
+)
+def test_notebooks_that_read_each_others_records_have_one_model_and_one_text(
+    params: Path, notebook: str, key: str, value: Any, wanted: str
+) -> None:
+    changed(params, notebook, **{key: value})
+    assert problems() == [f"ci/{notebook}.yaml: {key}={value!r} should be {wanted}, as in 01_sensitivity.yaml"]
+
+
+def test_a_profile_of_another_model_is_no_profile(params: Path) -> None:
+    changed(params, "01_sensitivity", model="smollm2-135m")
+    told = problems()
+    assert [line.split(".")[0] for line in told] == [
+        f"ci/{name}" for name in (*settings.FIRST_FAMILY[1:], "04_transfer_tinyllama")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("notebook", "values", "sentence"),
+    [
+        (
+            "04_transfer_tinyllama",
+            {"first_model": "llama-tiny"},
+            "first_model='llama-tiny' should be 'gpt2-mini', the model of 01_sensitivity.yaml",
+        ),
+        ("03_recovery", {"drop_count": 4}, "drop_count=4 should be one of 02_prune_gpt2.yaml's drop_counts [2, 3]"),
+        (
+            "03_recovery",
+            {"drop_count": 3, "rules": ["racing"]},
+            "rules names racing, but 02_prune_gpt2.yaml's race_counts=[2] should hold drop_count=3",
+        ),
+    ],
+)
+def test_what_an_earlier_notebook_does_not_make_is_refused(params: Path, notebook: str, values: dict, sentence: str) -> None:
+    changed(params, notebook, **values)
+    assert problems() == [f"ci/{notebook}.yaml: {sentence}"]
+
+
+def test_all_sets_are_not_searched_where_they_are_too_large(params: Path) -> None:
+    changed(params, "02_prune_gpt2", exhaustive_to=2)
+    changed(params, "03_recovery", drop_count=3, rules=["exhaustive", "last_k"])
+    assert problems() == [
+        "ci/03_recovery.yaml: rules names exhaustive, but for drop_count=3 02_prune_gpt2.yaml's exhaustive_to=2 should be at least 3"
+    ]
+
+
+@pytest.mark.parametrize("rule", get_args(settings.Rule))
+def test_every_rule_that_notebook_02_applies_can_be_recovered(params: Path, rule: str) -> None:
+    changed(params, "03_recovery", rules=[rule])
+    assert settings.read_study("ci")["03_recovery"].rules == [rule]
 
 
 def test_every_problem_of_a_study_is_told_at_once(params: Path) -> None:

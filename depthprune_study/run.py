@@ -54,8 +54,9 @@ class Step:
 
 
 def plan(study: str) -> list[Step]:
-    """The steps of a study, in order. Raises StudyError for bad parameters."""
+    """The steps of a study, in order. Raises StudyError for bad parameters, claims or notebooks."""
     checked = settings.read_study(study)
+    settings.read_claims()  # which the last notebook reads: told before the first
     expected = {notebook: cost["seconds"] for notebook, cost in read_costs(places.ROOT / "reports" / study).items()}
     keys: dict[str, str] = {}
     steps = []

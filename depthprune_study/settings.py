@@ -6,7 +6,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -223,6 +223,84 @@ class Sweep(BaseModel):
         return values
 
 
+RuleOf = TypeVar("RuleOf")
+
+
+class _OfClaims(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _Equal(_OfClaims):
+    kind: Literal["equal"]
+    values: Annotated[list[float], Field(min_length=2, max_length=2)]
+    tolerance: Annotated[float, Field(ge=0, description="points")]
+
+
+class _AtMost(_OfClaims):
+    kind: Literal["at_most"]
+    threshold: float
+
+
+class _AtLeast(_OfClaims):
+    kind: Literal["at_least"]
+    threshold: float
+
+
+class _Within(_OfClaims):
+    kind: Literal["within"]
+    low: float
+    high: float
+
+
+class _CleanThenMixed(_OfClaims):
+    kind: Literal["clean_then_mixed"]
+    clean: float
+
+
+class _Spread(_OfClaims):
+    kind: Literal["spread"]
+    reproduced: Annotated[float, Field(ge=0)]
+    not_reproduced: Annotated[float, Field(ge=0)]
+
+
+class _Probability(_OfClaims):
+    kind: Literal["probability"]
+    holds: Annotated[float, Field(ge=0, le=1)]
+    fails: Annotated[float, Field(ge=0, le=1)]
+    critical_share: Annotated[float, Field(gt=0, le=1)]
+
+
+class _WinnerChanges(_OfClaims):
+    kind: Literal["winner_changes"]
+    pairs: Annotated[int, Field(ge=2)]
+    seeds: Annotated[int, Field(ge=1)]
+
+
+class _Claim(_OfClaims, Generic[RuleOf]):
+    claim: str
+    source: str
+    rule: RuleOf
+
+
+class Claims(_OfClaims):
+    """params/claims.yaml: every claim that claims.py measures, with the numbers of the rule that it applies."""
+
+    C1: _Claim[_Equal]
+    C2: _Claim[_AtMost]
+    C3: _Claim[_Within]
+    C4: _Claim[_AtMost]
+    C5: _Claim[_AtMost]
+    C6: _Claim[_CleanThenMixed]
+    C7: _Claim[_Spread]
+    C8: _Claim[_Probability]
+    C9: _Claim[_WinnerChanges]
+    C10: _Claim[_AtMost]
+    C11: _Claim[_AtMost]
+    C12: _Claim[_AtLeast]
+    C13: _Claim[_AtMost]
+    C14: _Claim[_AtLeast]
+
+
 SCHEMAS: dict[str, type[Common]] = {
     "01_sensitivity": Sensitivity,
     "02_prune_gpt2": Prune,
@@ -330,6 +408,14 @@ def read_sweep(path: Path) -> Sweep:
     return sweep
 
 
+def read_claims() -> Claims:
+    """The claims and their rules. Raises StudyError with every problem found."""
+    found, claims = _check_file(places.PARAMS / "claims.yaml", Claims)
+    if found:
+        raise StudyError("\n".join(f"params/claims.yaml: {problem}" for problem in found))
+    return claims
+
+
 def _check_file(path: Path, schema: type[BaseModel]) -> tuple[list[str], Any]:
     try:
         written = path.read_text(encoding="utf-8")
@@ -361,7 +447,8 @@ def _sentences(error: ValidationError, schema: type[BaseModel]) -> list[str]:
         key = ".".join(str(part) for part in item["loc"]) or "parameters"
         value = _SHORT.repr(item.get("input"))[:80]
         if item["type"] in {"extra_forbidden", "invalid_key"}:
-            sentences.append(f"{key} is not a parameter; known are {', '.join(schema.model_fields)}")
+            known = f"; known are {', '.join(schema.model_fields)}" if len(item["loc"]) == 1 else ""
+            sentences.append(f"{key} is not a parameter{known}")
         elif item["type"] == "missing":
             sentences.append(f"{key} is missing")
         else:

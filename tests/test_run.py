@@ -26,6 +26,7 @@ from depthprune_study import places, provenance, run, settings
 from depthprune_study.settings import Common, StudyError
 
 ROOT = places.ROOT
+CLAIMS = ROOT / "params" / "claims.yaml"
 
 
 class One(Common):
@@ -79,7 +80,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / "params" / "small").mkdir(parents=True)
         (folder / "notebooks").mkdir()
         write_study()
-        (folder / "params" / "claims.yaml").write_text("C1: {}\n")
+        shutil.copy(CLAIMS, folder / "params")
         yield folder
 
 
@@ -107,7 +108,7 @@ def done(workplace: Path, finished: Path) -> Iterator[Path]:
     shutil.copytree(finished, workplace / "runs")
     yield workplace / "runs" / "small"
     write_study()
-    (places.PARAMS / "claims.yaml").write_text("C1: {}\n")
+    shutil.copy(CLAIMS, places.PARAMS)
 
 
 @pytest.fixture
@@ -265,7 +266,7 @@ def test_another_library_makes_everything_run_again(done: Path, monkeypatch: pyt
 
 
 def test_other_rules_make_the_report_run_again(done: Path) -> None:
-    (places.PARAMS / "claims.yaml").write_text("C1: {rule: another}\n")
+    (places.PARAMS / "claims.yaml").write_text(CLAIMS.read_text().replace("threshold: 1.13", "threshold: 1.14"))
     assert state() == {"01_one": True, "06_report": False}
 
 

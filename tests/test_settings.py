@@ -344,6 +344,66 @@ def test_a_notebook_that_is_run_by_hand_is_checked_in_the_same_words() -> None:
         settings.check("06_report", {"study": "Ünknown"})
 
 
+# ---------------------------------------------------------------- the claims
+
+
+@pytest.fixture
+def claims_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of params/claims.yaml that a test may spoil."""
+    path = Path(shutil.copy(places.PARAMS / "claims.yaml", tmp_path))
+    monkeypatch.setattr(places, "PARAMS", tmp_path)
+    return path
+
+
+def problems_of_claims() -> list[str]:
+    with pytest.raises(StudyError) as error:
+        settings.read_claims()
+    return str(error.value).split("\n")
+
+
+def test_the_committed_claims_are_valid_and_read_as_they_are_written() -> None:
+    read = yaml.safe_load((places.PARAMS / "claims.yaml").read_text(encoding="utf-8"))
+    assert settings.read_claims().model_dump() == read
+
+
+@pytest.mark.parametrize(
+    ("written", "spoilt", "sentence"),
+    [
+        ("threshold: 1.13}", 'threshold: "1.13"}', "C2.rule.threshold='1.13': Input should be a valid number"),
+        ("threshold: 1.13}", "treshold: 1.13}", "C2.rule.threshold is missing|C2.rule.treshold is not a parameter"),
+        (
+            "kind: at_most, threshold: 1.13",
+            "kind: at_least, threshold: 1.13",
+            "C2.rule.kind='at_least': Input should be 'at_most'",
+        ),
+        ("values: [11.0, 17.0]", "values: [11.0]", "C1.rule.values=[11.0]: List should have at least 2 items"),
+        ("threshold: 1.13}", "threshold: .nan}", "C2.rule.threshold=nan: Input should be a finite number"),
+        ("pairs: 12", "pairs: 12.5", "C9.rule.pairs=12.5: Input should be a valid integer"),
+        ("  source: 11 % / 17 %\n", "", "C1.source is missing"),
+        ("C14:", "C15:", "C14 is missing|C15 is not a parameter; known are C1, C2, "),
+        ("C2:", "C1:", "C1 is given more than once"),
+        ("rule: {kind: at_most, threshold: 1.13}", "rule: {kind: at_most", "not readable as YAML ("),
+    ],
+)
+def test_a_spoilt_claim_is_told_with_its_key_its_value_and_what_is_wanted(
+    claims_file: Path, written: str, spoilt: str, sentence: str
+) -> None:
+    content = claims_file.read_text(encoding="utf-8")
+    assert written in content
+    claims_file.write_text(content.replace(written, spoilt, 1), encoding="utf-8")
+    wanted = sentence.split("|")
+    assert [line[: len(f"params/claims.yaml: {want}")] for line, want in zip(problems_of_claims(), wanted, strict=True)] == [
+        f"params/claims.yaml: {want}" for want in wanted
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"- C1\n", b"\xff\xfe", b"C1", b"\x00"])
+def test_a_file_that_holds_no_claims_is_told_in_one_line(claims_file: Path, content: bytes) -> None:
+    claims_file.write_bytes(content)
+    (problem,) = problems_of_claims()
+    assert problem.startswith("params/claims.yaml: ")
+
+
 # ---------------------------------------------------------------- whatever comes
 
 

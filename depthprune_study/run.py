@@ -228,6 +228,10 @@ def _hash(path: Path, size: int, mtime_ns: int) -> str:
 
 def _key(notebook: str, parameters: dict[str, Any], earlier: list[str]) -> str:
     path = places.NOTEBOOKS / f"{notebook}.ipynb"
+    if (n := sum("parameters" in cell["metadata"].get("tags", []) for cell in provenance.read_cells(path))) != 1:
+        raise StudyError(
+            f"notebook {path} has {n} cells tagged `parameters`; one is wanted, or it would not take what it is given"
+        )
     modules = provenance.imports(provenance.notebook_code(path))
     content = {
         "notebook": provenance.notebook_hash(path, prose=True),

@@ -518,6 +518,13 @@ def test_a_model_that_cannot_be_loaded_stops_the_study_before_any_work(
     assert not (fresh / "notebooks").exists()
 
 
+def test_a_notebook_that_would_not_take_its_parameters_stops_the_study_before_any_work(fresh: Path) -> None:
+    path = places.NOTEBOOKS / "01_one.ipynb"
+    path.write_text(path.read_text(encoding="utf-8").replace('"parameters"', '"paramaters"'), encoding="utf-8")
+    assert stopped().startswith(f"notebook {path} has 0 cells tagged `parameters`; one is wanted")
+    assert not fresh.exists()
+
+
 @pytest.mark.parametrize("spoilt", ["a missing tensor", "a tokenizer that does not fit"])
 def test_a_local_model_that_is_not_whole_stops_the_study_before_any_work(
     fresh: Path, local: Path, monkeypatch: pytest.MonkeyPatch, spoilt: str

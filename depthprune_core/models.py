@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 import tempfile
@@ -19,9 +20,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from depthprune_core import folders
 from depthprune_core.assets import WheelFile, fetch, sha256_of
-from depthprune_core.decoders import decoder
+from depthprune_core.decoders import decoder, text_config
 
 BUNDLED = Path(__file__).resolve().parent.parent / "models"
+# Files of gpt2-mini, by name. Where models/gpt2-mini/train.ipynb has made another one on purpose, its hashes go here.
+BUNDLED_SHA256 = {
+    "model.safetensors": "1e9196b3a131654b848b140c07715c90cf8453a24d876cf997ec86111aa413ea",
+    "config.json": "d9fa2c6dc7519c0b9ea97b19c441b113bc2cf34ea4ccf2eaa31a11a1be643933",
+    "generation_config.json": "0e9fc928cc1adc89473fa93346d8c251e5ccbfa6280fd24cc446caabb281c85c",
+    "tokenizer.json": "3d366f408015cc38101bd3bdb1ee6a2416524e225edbdfc5c786adb77333e651",
+    "tokenizer_config.json": "de357d33f201bfb0b988b869bc8ba0c2cd932c68371cf4af47c4d839776d75ce",
+}
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]  # no code, and weights in no other format
 
 
@@ -116,14 +125,15 @@ def load(
     `seed` matters for `config` models only (their weights are drawn; they borrow gpt2-mini's tokenizer). Weights are
     read from safetensors files alone, remote code is never run.
 
-    Raises ValueError for an unknown name, weights that miss or add a tensor, or a model that is no decoder;
-    RuntimeError where wheel or hub cannot be reached.
+    Raises ValueError for an unknown name, weights that miss or add a tensor, a bundled file that is not the committed one, or a
+    model that is no decoder; RuntimeError where wheel or hub cannot be reached.
     """
     source = _source(name)
     if source is None:
         model, tokenizer = _from_folder(Path(name), dtype), _tokenizer(name)
     elif source.kind == "bundled":
-        model, tokenizer = _from_folder(BUNDLED / source.where, dtype), _tokenizer(BUNDLED / source.where)
+        folder = _bundled(source)
+        model, tokenizer = _from_folder(folder, dtype), _tokenizer(folder)
     elif source.kind == "wheel":
         folder = _from_gguf(source.wheel, Path(cache) / source.where, cache=Path(cache), assets=assets)
         model, tokenizer = _from_folder(folder, dtype), _tokenizer(folder)
@@ -135,17 +145,23 @@ def load(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**source.shape), dtype=dtype)
-        tokenizer = _tokenizer(BUNDLED / "gpt2-mini")
+        tokenizer = _tokenizer(_bundled(SOURCES["gpt2-mini"]))
     model = model.to(device).eval()
     decoder(model)
     return model, tokenizer
 
 
 def fetch_only(name: str, *, cache: Path, assets: Path | None = None) -> None:
-    """Make sure that a named model or local folder can be loaded, without loading it; weights and all. Errors as in `load`."""
+    """Make sure that a named model or local folder can be loaded, without loading it; weights and all. Errors as in `load`, and
+    ValueError for a local folder whose tokenizer does not fit.
+    """
     source = _source(name)
     if source is None:
         folders.check(Path(name))
+        outline = _checked(name, torch.float32, device_map="meta")  # every tensor's name and shape, none of its numbers
+        folders.check_fit(outline, _tokenizer(name), name)
+    elif source.kind in ("bundled", "config"):
+        _bundled(SOURCES["gpt2-mini"])
     elif source.kind == "wheel":
         _from_gguf(source.wheel, Path(cache) / source.where, cache=Path(cache), assets=assets)
     elif source.kind == "hub":
@@ -189,6 +205,19 @@ def _source(name: str) -> Source | None:
     return source
 
 
+def _bundled(source: Source) -> Path:
+    """The folder of a bundled model, whose files are the committed ones: a flipped bit would only change every number."""
+    folder = BUNDLED / source.where
+    for name, wanted in BUNDLED_SHA256.items():
+        if not (folder / name).is_file():
+            raise ValueError(f"model {source.where}: {folder / name} is missing: restore it, with `git checkout` for example")
+        if (actual := sha256_of(folder / name)) != wanted:
+            raise ValueError(
+                f"model {source.where}: {folder / name} has sha256 {actual}, expected {wanted}: restore it, with `git checkout` for example"
+            )
+    return folder
+
+
 def _from_folder(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     if not list(folder.glob("*.safetensors")):
         raise ValueError(f"model folder {folder} holds no .safetensors file: other weight formats are not read")
@@ -196,12 +225,24 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _tokenizer(where: str | Path, **options: Any) -> Any:
-    return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
+    try:
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
+    except (OSError, ImportError):  # of the hub's client; of a package that is missing
+        raise
+    except Exception as error:  # a damaged file gives whatever its reader stumbles over
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"the tokenizer of {where} cannot be read ({type(error).__name__}: {reason})") from None
 
 
 def _checked(where: str, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
     model, info = AutoModelForCausalLM.from_pretrained(
-        where, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
+        where,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # to be told below, by name
+        **options,
     )
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         # GPT-2 files of the first days hold masks (h.N.attn.bias) that no release reads any more.
@@ -241,6 +282,17 @@ def _hashes(wheel: WheelFile, folder: Path) -> str:
     return "".join(f"{sha}  {name}\n" for sha, name in [(wheel.sha256, wheel.member), *((sha256_of(f), f.name) for f in files)])
 
 
+def depth(name: str) -> int:
+    """How many layers a named model or local folder has, as its config says; 0 where there is none to read before it is fetched."""
+    source = _source(name)
+    if source is None or source.kind == "bundled":
+        folder = Path(name) if source is None else _bundled(source)
+        return text_config(
+            AutoConfig.for_model(**json.loads((folder / folders.CONFIG).read_text(encoding="utf-8")))
+        ).num_hidden_layers
+    return AutoConfig.for_model(**source.shape).num_hidden_layers if source.shape else 0
+
+
 def shape(name: str, *, n_layers: int | None = None) -> PreTrainedModel:
     """A named model of some depth without its weights (torch's meta device): to be counted, not run.
 
@@ -251,7 +303,7 @@ def shape(name: str, *, n_layers: int | None = None) -> PreTrainedModel:
         raise ValueError(f"model {name!r} has no shape to count: name one of {', '.join(countable)}")
     source = SOURCES[name]
     bundled = source.kind == "bundled"
-    config = AutoConfig.from_pretrained(BUNDLED / source.where) if bundled else AutoConfig.for_model(**source.shape)
+    config = AutoConfig.from_pretrained(_bundled(source)) if bundled else AutoConfig.for_model(**source.shape)
     if n_layers is not None:
         config.num_hidden_layers = n_layers
     with torch.device("meta"):

@@ -254,17 +254,31 @@ def split(documents: Sequence[Document], splits_file: Path = SPLITS_FILE) -> dic
     """The committed splits applied to these documents; a document whose text is not the committed one is an error."""
     by_name = {document.name: document for document in documents}
     parts: dict[str, list[Document]] = {}
-    for name, entries in json.loads(Path(splits_file).read_text(encoding="utf-8")).items():
+    for name, entries in _read_splits(Path(splits_file)).items():
         parts[name] = []
-        for entry in entries:
-            document = by_name.get(entry["title"])
-            if document is None or document.sha256 != entry["sha256"]:
+        for title, sha256 in entries:
+            document = by_name.get(title)
+            if document is None or document.sha256 != sha256:
                 state = "is missing" if document is None else "has another text"
                 raise ValueError(
-                    f"document {entry['title']!r} of split {name} {state}: the text is not the one that the splits were made for"
+                    f"document {title!r} of split {name} in {splits_file} {state}: the text is not the one that the splits were made for"
                 )
             parts[name].append(document)
     return parts
+
+
+def _read_splits(path: Path) -> dict[str, list[tuple[str, str]]]:
+    """Split -> (title, sha256) of its documents."""
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+        splits = {name: [(str(entry["title"]), str(entry["sha256"])) for entry in read[name]] for name in read}
+        empty = [name for name in SPLITS if not splits[name]]
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"splits {path} are damaged ({type(error).__name__}: {reason}): restore the file") from None
+    if empty or set(splits) != set(SPLITS):
+        raise ValueError(f"splits {path} are damaged: documents are wanted in {', '.join(SPLITS)}, and no other split")
+    return splits
 
 
 def split_named(name: str, *, cache: Path, assets: Path | None = None) -> dict[str, list[Document]]:

@@ -77,6 +77,15 @@ def answers(
     return found
 
 
+def unknown(tasks: Sequence[str]) -> list[str]:
+    """Those of these names that are no single task of lm-eval's: a group has no items of its own."""
+    from lm_eval.tasks import TaskManager
+
+    with _quietly():
+        known = set(TaskManager().all_subtasks)
+    return [task for task in tasks if task not in known]
+
+
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Within the block, a library's bars and warnings go nowhere; afterwards the global random states are what they were."""

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import yaml
 
 from depthprune_core import intervals
 from depthprune_core.intervals import Interval
-from depthprune_study import places
+from depthprune_study import settings
 from depthprune_study.evidence import CONTROL, RANDOM_WEIGHTS, Evidence
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
@@ -57,7 +56,7 @@ def judge(evidence: Evidence) -> list[Verdict]:
 
 
 def names() -> list[str]:
-    """The claims, in the order of params/claims.yaml."""
+    """The claims, in order."""
     return list(_entries())
 
 
@@ -98,7 +97,7 @@ def _of_a_stand_in(name: str, item: Measured) -> Measured:
 
 
 def _entries() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load((places.PARAMS / "claims.yaml").read_text(encoding="utf-8"))
+    return settings.read_claims().model_dump()
 
 
 def _together(verdicts: list[str]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from depthprune_core.records import Stamp
 from depthprune_study import places
+from depthprune_study.settings import StudyError
 
 PACKAGES = ("depthprune_core", "depthprune_study")
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "mwparserfromhell", "matplotlib")
@@ -52,15 +53,41 @@ def imports(source: str) -> list[str]:
 
 def notebook_code(path: Path) -> str:
     """The Python of a notebook's code cells, without shell and magic lines."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    sources = ["".join(cell["source"]) for cell in read_cells(path) if cell["cell_type"] == "code"]
     lines = "\n".join(sources).split("\n")
-    return "\n".join("    pass" if line.lstrip().startswith(("!", "%")) else line for line in lines)
+    code = "\n".join("    pass" if line.lstrip().startswith(("!", "%")) else line for line in lines)
+    try:
+        ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", None)
+        where = f" (in {lines[line - 1].strip()[:60]!r})" if line and line <= len(lines) else ""
+        raise StudyError(f"notebook {path}: its code is no Python: {getattr(error, 'msg', error)}{where}") from None
+    return code
 
 
 def notebook_hash(path: Path, *, prose: bool = False) -> str:
     """Hash of a notebook's code cells, with `prose` of its text too; outputs and execution counts apart."""
-    return hash_of_cells(json.loads(path.read_text(encoding="utf-8"))["cells"], prose=prose)
+    return hash_of_cells(read_cells(path), prose=prose)
+
+
+def read_cells(path: Path) -> list[dict[str, Any]]:
+    """A notebook's cells. Raises StudyError for a file that is damaged, or no notebook."""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        whole = all(_is_cell(cell) for cell in cells)
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise StudyError(f"notebook {path} is damaged, or is no notebook ({type(error).__name__}: {reason})") from None
+    if not whole:
+        raise StudyError(f"notebook {path} is damaged: a cell of it has no kind, no metadata or no source")
+    return cells
+
+
+def _is_cell(cell: Any) -> bool:
+    source = cell["source"]
+    lines = source if isinstance(source, list) else [source]
+    tags = cell["metadata"].get("tags", []) if isinstance(cell["metadata"], dict) else None
+    return isinstance(cell["cell_type"], str) and isinstance(tags, list) and all(isinstance(line, str) for line in lines)
 
 
 def hash_of_cells(cells: list[dict[str, Any]], *, prose: bool = False) -> str:

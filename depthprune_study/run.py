@@ -54,8 +54,9 @@ class Step:
 
 
 def plan(study: str) -> list[Step]:
-    """The steps of a study, in order. Raises StudyError for bad parameters."""
+    """The steps of a study, in order. Raises StudyError for bad parameters, claims or notebooks."""
     checked = settings.read_study(study)
+    settings.read_claims()  # which the last notebook reads: told before the first
     expected = {notebook: cost["seconds"] for notebook, cost in read_costs(places.ROOT / "reports" / study).items()}
     keys: dict[str, str] = {}
     steps = []
@@ -147,9 +148,10 @@ def fetch(steps: Sequence[Step], say: Callable[[str], None]) -> None:
     """Get and check every model and text that the steps name before the first of them runs: what is missing is told at once."""
     from transformers.utils import logging
 
-    from depthprune_core import models, text
+    from depthprune_core import models, text, zero_shot
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # a table of what is wrong with a folder, which is told in a sentence
     asks_tasks = [
         step.notebook for step in steps if step.parameters.get("zero_shot_items") or step.parameters.get("zero_shot_tasks")
     ]
@@ -157,6 +159,11 @@ def fetch(steps: Sequence[Step], say: Callable[[str], None]) -> None:
         raise StudyError(
             f"{asks_tasks[0]} asks for zero-shot tasks, which need lm-eval: pip install 'depthprune[eval]', or ask for none"
         )
+    for step in steps:
+        if (tasks := step.parameters.get("zero_shot_tasks")) and (unknown := zero_shot.unknown(tasks)):
+            raise StudyError(
+                f"{step.notebook}: zero_shot_tasks names {unknown[0]!r}, which is no single task that lm-eval knows"
+            )
     wanted_texts = {step.parameters[key] for step in steps for key in ("text", "elsewhere") if key in step.parameters}
     wanted_models = {step.parameters["model"] for step in steps if "model" in step.parameters}
     try:
@@ -166,8 +173,20 @@ def fetch(steps: Sequence[Step], say: Callable[[str], None]) -> None:
         for name in sorted(wanted_models):
             say(f"model {name}: fetching, or checking what is cached")
             models.fetch_only(name, cache=places.cache(), assets=places.assets())
+        for step in steps:
+            _check_depth(step, models.depth(step.parameters["model"]) if "model" in step.parameters else 0)
     except (ValueError, RuntimeError) as error:
         raise StudyError(str(error)) from None
+
+
+def _check_depth(step: Step, n_layers: int) -> None:
+    """Raises StudyError where a notebook would leave no layer; 0 layers: not known. After a single count, one more goes in stages."""
+    for name, most in (("drop_counts", n_layers - 1), ("race_counts", n_layers - 1), ("drop_count", n_layers - 2)):
+        asked = step.parameters.get(name, [])
+        if n_layers and max(asked if isinstance(asked, list) else [asked], default=0) > most:
+            raise StudyError(
+                f"{step.notebook}: {name}={asked} should be at most {most}: {step.parameters['model']} has {n_layers} layers"
+            )
 
 
 def executed(study: str, notebook: str) -> Path:
@@ -209,6 +228,10 @@ def _hash(path: Path, size: int, mtime_ns: int) -> str:
 
 def _key(notebook: str, parameters: dict[str, Any], earlier: list[str]) -> str:
     path = places.NOTEBOOKS / f"{notebook}.ipynb"
+    if (n := sum("parameters" in cell["metadata"].get("tags", []) for cell in provenance.read_cells(path))) != 1:
+        raise StudyError(
+            f"notebook {path} has {n} cells tagged `parameters`; one is wanted, or it would not take what it is given"
+        )
     modules = provenance.imports(provenance.notebook_code(path))
     content = {
         "notebook": provenance.notebook_hash(path, prose=True),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import reprlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -55,6 +56,13 @@ class Work(Common):
     score_tokens: Annotated[Tokens, Field(description="tokens scored a document")]
     device: Device
     seed: Seed
+
+    @field_validator("max_documents")
+    @classmethod
+    def _more_than_one(cls, max_documents: int) -> int:
+        if max_documents == 1:
+            raise ValueError("0 (all) or at least 2 is wanted: a single document gives no interval")
+        return max_documents
 
 
 class Sensitivity(Work):
@@ -215,6 +223,84 @@ class Sweep(BaseModel):
         return values
 
 
+RuleOf = TypeVar("RuleOf")
+
+
+class _OfClaims(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _Equal(_OfClaims):
+    kind: Literal["equal"]
+    values: Annotated[list[float], Field(min_length=2, max_length=2)]
+    tolerance: Annotated[float, Field(ge=0, description="points")]
+
+
+class _AtMost(_OfClaims):
+    kind: Literal["at_most"]
+    threshold: float
+
+
+class _AtLeast(_OfClaims):
+    kind: Literal["at_least"]
+    threshold: float
+
+
+class _Within(_OfClaims):
+    kind: Literal["within"]
+    low: float
+    high: float
+
+
+class _CleanThenMixed(_OfClaims):
+    kind: Literal["clean_then_mixed"]
+    clean: float
+
+
+class _Spread(_OfClaims):
+    kind: Literal["spread"]
+    reproduced: Annotated[float, Field(ge=0)]
+    not_reproduced: Annotated[float, Field(ge=0)]
+
+
+class _Probability(_OfClaims):
+    kind: Literal["probability"]
+    holds: Annotated[float, Field(ge=0, le=1)]
+    fails: Annotated[float, Field(ge=0, le=1)]
+    critical_share: Annotated[float, Field(gt=0, le=1)]
+
+
+class _WinnerChanges(_OfClaims):
+    kind: Literal["winner_changes"]
+    pairs: Annotated[int, Field(ge=2)]
+    seeds: Annotated[int, Field(ge=1)]
+
+
+class _Claim(_OfClaims, Generic[RuleOf]):
+    claim: str
+    source: str
+    rule: RuleOf
+
+
+class Claims(_OfClaims):
+    """params/claims.yaml: every claim that claims.py measures, with the numbers of the rule that it applies."""
+
+    C1: _Claim[_Equal]
+    C2: _Claim[_AtMost]
+    C3: _Claim[_Within]
+    C4: _Claim[_AtMost]
+    C5: _Claim[_AtMost]
+    C6: _Claim[_CleanThenMixed]
+    C7: _Claim[_Spread]
+    C8: _Claim[_Probability]
+    C9: _Claim[_WinnerChanges]
+    C10: _Claim[_AtMost]
+    C11: _Claim[_AtMost]
+    C12: _Claim[_AtLeast]
+    C13: _Claim[_AtMost]
+    C14: _Claim[_AtLeast]
+
+
 SCHEMAS: dict[str, type[Common]] = {
     "01_sensitivity": Sensitivity,
     "02_prune_gpt2": Prune,
@@ -226,6 +312,9 @@ SCHEMAS: dict[str, type[Common]] = {
     "06_report": Report,
 }
 
+
+# Which work on the first model, read each other's records and so have one model and one text.
+FIRST_FAMILY = ("01_sensitivity", "02_prune_gpt2", "03_recovery", "03b_controls", "03c_choice", "05_seed_stability")
 
 SWEEP_SCHEMAS: dict[str, type[Common]] = {"sweeps/cell": Cell, "sweeps/table": Table}
 
@@ -260,9 +349,39 @@ def read_study(study: str) -> dict[str, Common]:
             checked[name] = parameters
             if parameters.study != study:
                 problems.append(f"{study}/{path.name}: study={parameters.study!r} should be {study!r}, as its folder says")
+    problems = problems or [f"{study}/{problem}" for problem in _disagreements(checked)]
     if problems:
         raise StudyError("\n".join(problems))
     return checked
+
+
+def _disagreements(checked: dict[str, Common]) -> Iterator[str]:
+    """What one notebook says otherwise than another whose records it reads."""
+    first = checked.get("01_sensitivity")
+    for name in FIRST_FAMILY:
+        for key in ("model", "text", "max_documents"):
+            if name in checked and getattr(checked[name], key) != getattr(first, key):
+                told, wanted = (_SHORT.repr(getattr(of, key)) for of in (checked[name], first))
+                yield f"{name}.yaml: {key}={told} should be {wanted}, as in 01_sensitivity.yaml"
+    transfer, prune, recovery = (checked.get(name) for name in ("04_transfer_tinyllama", "02_prune_gpt2", "03_recovery"))
+    if transfer and transfer.first_model != first.model:
+        told, wanted = _SHORT.repr(transfer.first_model), _SHORT.repr(first.model)
+        yield f"04_transfer_tinyllama.yaml: first_model={told} should be {wanted}, the model of 01_sensitivity.yaml"
+    if not (prune and recovery):
+        return
+    if (k := recovery.drop_count) not in prune.drop_counts:
+        yield f"03_recovery.yaml: drop_count={k} should be one of 02_prune_gpt2.yaml's drop_counts {prune.drop_counts}"
+    for rule in recovery.rules:
+        if rule == "exhaustive" and k > prune.exhaustive_to:
+            yield (
+                f"03_recovery.yaml: rules names exhaustive, but for drop_count={k} 02_prune_gpt2.yaml's exhaustive_to="
+                f"{prune.exhaustive_to} should be at least {k}"
+            )
+        if rule == "racing" and k not in prune.race_counts:
+            yield (
+                f"03_recovery.yaml: rules names racing, but 02_prune_gpt2.yaml's race_counts={prune.race_counts} should hold "
+                f"drop_count={k}"
+            )
 
 
 def check(notebook: str, values: dict[str, Any]) -> Common:
@@ -287,6 +406,14 @@ def read_sweep(path: Path) -> Sweep:
     if found:
         raise StudyError("\n".join(f"{path.name}: {problem}" for problem in found))
     return sweep
+
+
+def read_claims() -> Claims:
+    """The claims and their rules. Raises StudyError with every problem found."""
+    found, claims = _check_file(places.PARAMS / "claims.yaml", Claims)
+    if found:
+        raise StudyError("\n".join(f"params/claims.yaml: {problem}" for problem in found))
+    return claims
 
 
 def _check_file(path: Path, schema: type[BaseModel]) -> tuple[list[str], Any]:
@@ -320,7 +447,8 @@ def _sentences(error: ValidationError, schema: type[BaseModel]) -> list[str]:
         key = ".".join(str(part) for part in item["loc"]) or "parameters"
         value = _SHORT.repr(item.get("input"))[:80]
         if item["type"] in {"extra_forbidden", "invalid_key"}:
-            sentences.append(f"{key} is not a parameter; known are {', '.join(schema.model_fields)}")
+            known = f"; known are {', '.join(schema.model_fields)}" if len(item["loc"]) == 1 else ""
+            sentences.append(f"{key} is not a parameter{known}")
         elif item["type"] == "missing":
             sentences.append(f"{key} is missing")
         else:

@@ -113,6 +113,23 @@ def test_bad_parameters_are_told_all_at_once_before_any_work(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b'{"cells"', b"{}", b"\xff\xfe"])
+@pytest.mark.parametrize("file", ["notebooks/02_prune_gpt2.ipynb", "params/claims.yaml"])
+@pytest.mark.parametrize("command", [["run"], ["status"], ["report"]])
+def test_a_damaged_source_is_told_by_name_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], file: str, content: bytes
+) -> None:
+    for name, folder in (("PARAMS", places.PARAMS), ("NOTEBOOKS", places.NOTEBOOKS)):
+        shutil.copytree(folder, tmp_path / folder.name)
+        monkeypatch.setattr(places, name, tmp_path / folder.name)
+    (tmp_path / file).write_bytes(content)
+    result = depthprune(*command, "ci")
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
+    lines = result.stderr.strip().split("\n")
+    assert all(file in line for line in lines) and (len(lines) == 1 or "claims" in file)
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [

@@ -49,6 +49,10 @@ def test_it_is_small_enough_for_a_repository() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 13_000_000
 
 
+def test_every_file_that_is_read_of_it_is_pinned() -> None:
+    assert set(models.BUNDLED_SHA256) == {path.name for path in FOLDER.iterdir() if path.suffix in {".safetensors", ".json"}}
+
+
 def test_its_weights_are_safetensors_alone() -> None:
     assert {path.suffix for path in FOLDER.iterdir()} <= {".safetensors", ".json", ".md", ".ipynb"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -396,6 +397,47 @@ def test_a_shape_is_a_model_of_that_depth_without_weights(name, layer_parameters
     assert whole.num_parameters() - shallow.num_parameters() == layer_parameters * (whole.config.num_hidden_layers - 3)
     tied = whole.get_output_embeddings().weight is whole.get_input_embeddings().weight
     assert tied is whole.config.tie_word_embeddings
+
+
+def test_the_depth_of_a_model_is_known_before_its_weights_are_there(folder):
+    depths = {
+        name: models.depth(name) for name in ("gpt2", "gpt2-mini", "smollm2-135m", "llama-tiny", "distilgpt2", str(folder))
+    }
+    assert list(depths.values()) == [12, 12, 30, 6, 0, 5]
+
+
+@pytest.fixture
+def bundled(tmp_path, monkeypatch) -> Path:
+    """A copy of the bundled model that a test may spoil."""
+    shutil.copytree(models.BUNDLED / "gpt2-mini", tmp_path / "gpt2-mini")
+    monkeypatch.setattr(models, "BUNDLED", tmp_path)
+    return tmp_path / "gpt2-mini"
+
+
+@pytest.mark.parametrize("get", [models.load, models.fetch_only])
+@pytest.mark.parametrize("file", models.BUNDLED_SHA256)
+def test_a_bundled_file_with_one_bit_flipped_is_refused_by_name(bundled, tmp_path, file, get):
+    content = bytearray((bundled / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundled / file).write_bytes(content)
+    with pytest.raises(ValueError) as refusal:
+        get("gpt2-mini", cache=tmp_path)
+    told = str(refusal.value)
+    assert told.startswith(f"model gpt2-mini: {bundled / file} has sha256 ")
+    assert told.endswith(f", expected {models.BUNDLED_SHA256[file]}: restore it, with `git checkout` for example")
+
+
+@pytest.mark.parametrize("name", ["gpt2-mini", "llama-tiny"])
+def test_a_bundled_file_that_is_missing_is_named(bundled, tmp_path, name):
+    (bundled / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"^model gpt2-mini: .*tokenizer\.json is missing: restore it"):
+        models.fetch_only(name, cache=tmp_path)
+
+
+def test_a_size_is_not_counted_on_a_config_that_was_changed(bundled):
+    (bundled / "config.json").write_text((bundled / "config.json").read_text().replace("12", "13"))
+    with pytest.raises(ValueError, match=r"config\.json has sha256"):
+        models.shape("gpt2-mini")
 
 
 @pytest.mark.parametrize("name", ["distilgpt2", "gpt-7"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from depthprune_study import places, provenance
+from depthprune_study.settings import StudyError
 
 CORE = {
     "alpha": '"""What alpha is."""\n\n\ndef double(x: int) -> int:\n    """Twice x."""\n    return 2 * x  # why\n',
@@ -137,6 +138,46 @@ def test_a_notebook_hash_knows_code_and_where_asked_prose(tmp_path: Path) -> Non
 def test_shell_and_magic_lines_are_no_python(tmp_path: Path) -> None:
     path = a_notebook(tmp_path / "a.ipynb", code="import sys\nif sys:\n    !pip install x\n%matplotlib inline")
     assert "pip" not in provenance.notebook_code(path)
+
+
+WHOLE = json.dumps({"cells": [{"cell_type": "code", "metadata": {}, "source": ["x = 1\n", "y = 2"]}]})
+DAMAGED = {
+    "empty": "",
+    "cut": WHOLE[:40],
+    "no text": b"\xff\xfe\x00",
+    "no object": "[1]",
+    "no cells": "{}",
+    "cells of nothing": '{"cells": null}',
+    "cells of text": '{"cells": ["x = 1"]}',
+    "no source": WHOLE.replace("source", "sauce"),
+    "a source of numbers": WHOLE.replace('"x = 1\\n"', "1"),
+    "no kind": WHOLE.replace("cell_type", "type"),
+    "no metadata": WHOLE.replace('"metadata": {}', '"metadata": []'),
+    "deep": "[" * 200_000,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+@pytest.mark.parametrize("read", [provenance.notebook_code, provenance.notebook_hash])
+def test_a_damaged_notebook_is_told_in_a_sentence_that_names_it(tmp_path: Path, name: str, read: Callable) -> None:
+    path, content = tmp_path / "a.ipynb", DAMAGED[name]
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(StudyError) as error:
+        read(path)
+    told = str(error.value)
+    assert told.startswith(f"notebook {path} is damaged") and "\n" not in told and len(told) < 400
+
+
+def test_a_whole_notebook_of_such_cells_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.ipynb").write_text(WHOLE)
+    assert provenance.notebook_code(tmp_path / "a.ipynb") == "x = 1\ny = 2"
+
+
+def test_code_that_is_no_python_is_told_with_its_line(tmp_path: Path) -> None:
+    path = a_notebook(tmp_path / "a.ipynb", code="x = 1\nif x\n    y = 2")
+    with pytest.raises(StudyError) as error:
+        provenance.notebook_code(path)
+    assert str(error.value) == f"notebook {path}: its code is no Python: expected ':' (in 'if x')"
 
 
 # ---------------------------------------------------------------- where it ran

@@ -12,17 +12,21 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 import yaml
 from pydantic import create_model
+from safetensors.torch import load_file, save_file
+from tiny import tiny, tiny_tokenizer
 
 from depthprune_core import text
 from depthprune_study import places, provenance, run, settings
 from depthprune_study.settings import Common, StudyError
 
 ROOT = places.ROOT
+CLAIMS = ROOT / "params" / "claims.yaml"
 
 
 class One(Common):
@@ -76,7 +80,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / "params" / "small").mkdir(parents=True)
         (folder / "notebooks").mkdir()
         write_study()
-        (folder / "params" / "claims.yaml").write_text("C1: {}\n")
+        shutil.copy(CLAIMS, folder / "params")
         yield folder
 
 
@@ -104,7 +108,7 @@ def done(workplace: Path, finished: Path) -> Iterator[Path]:
     shutil.copytree(finished, workplace / "runs")
     yield workplace / "runs" / "small"
     write_study()
-    (places.PARAMS / "claims.yaml").write_text("C1: {}\n")
+    shutil.copy(CLAIMS, places.PARAMS)
 
 
 @pytest.fixture
@@ -285,7 +289,7 @@ def test_another_library_makes_everything_run_again(done: Path, monkeypatch: pyt
 
 
 def test_other_rules_make_the_report_run_again(done: Path) -> None:
-    (places.PARAMS / "claims.yaml").write_text("C1: {rule: another}\n")
+    (places.PARAMS / "claims.yaml").write_text(CLAIMS.read_text().replace("threshold: 1.13", "threshold: 1.14"))
     assert state() == {"01_one": True, "06_report": False}
 
 
@@ -339,9 +343,9 @@ def test_a_record_that_differs_from_run_to_run_makes_what_reads_it_run_again(don
 # ---------------------------------------------------------------- what the parameters name
 
 
-def names(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
+def names(monkeypatch: pytest.MonkeyPatch, **values: Any) -> None:
     """The first notebook takes these parameters too."""
-    monkeypatch.setitem(settings.SCHEMAS, "01_one", create_model("Named", __base__=One, **dict.fromkeys(values, (str, ...))))
+    monkeypatch.setitem(settings.SCHEMAS, "01_one", create_model("Named", __base__=One, **dict.fromkeys(values, (Any, ...))))
     (places.PARAMS / "small" / "01_one.yaml").write_text(yaml.safe_dump({"study": "small", "number": 21, **values}))
 
 
@@ -534,6 +538,48 @@ def test_a_model_that_cannot_be_loaded_stops_the_study_before_any_work(
     monkeypatch.chdir(local.parent)
     names(monkeypatch, model=model)
     assert stopped().startswith(sentence.format(folder=local))
+    assert not (fresh / "notebooks").exists()
+
+
+def test_a_notebook_that_would_not_take_its_parameters_stops_the_study_before_any_work(fresh: Path) -> None:
+    path = places.NOTEBOOKS / "01_one.ipynb"
+    path.write_text(path.read_text(encoding="utf-8").replace('"parameters"', '"paramaters"'), encoding="utf-8")
+    assert stopped().startswith(f"notebook {path} has 0 cells tagged `parameters`; one is wanted")
+    assert not fresh.exists()
+
+
+@pytest.mark.parametrize("spoilt", ["a missing tensor", "a tokenizer that does not fit"])
+def test_a_local_model_that_is_not_whole_stops_the_study_before_any_work(
+    fresh: Path, local: Path, monkeypatch: pytest.MonkeyPatch, spoilt: str
+) -> None:
+    tiny("llama", **({"vocab_size": 64} if spoilt == "a tokenizer that does not fit" else {})).save_pretrained(local)
+    tiny_tokenizer().save_pretrained(local)
+    sentence = f"model {local}: its tokenizer has 128 tokens, but the model embeds 64: they do not fit"
+    if spoilt == "a missing tensor":
+        weights = load_file(local / "model.safetensors")
+        weights.pop("model.norm.weight")
+        save_file(weights, local / "model.safetensors", metadata={"format": "pt"})
+        sentence = f"weights of {local}: missing keys ['model.norm.weight'], so this is another model"
+    names(monkeypatch, model=str(local))
+    assert stopped() == sentence
+    assert not (fresh / "notebooks").exists()
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "most"), [("drop_counts", [2, 12], 11), ("race_counts", [12], 11), ("drop_count", 11, 10)]
+)
+def test_more_layers_to_drop_than_there_are_stop_the_study_before_any_work(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, parameter: str, value: Any, most: int
+) -> None:
+    names(monkeypatch, model="gpt2-mini", **{parameter: value})
+    assert stopped() == f"01_one: {parameter}={value} should be at most {most}: gpt2-mini has 12 layers"
+    assert not (fresh / "notebooks").exists()
+
+
+def test_a_task_that_is_not_known_stops_the_study_before_any_work(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval")
+    names(monkeypatch, zero_shot_tasks=["hellaswag", "hellaswagg"])
+    assert stopped() == "01_one: zero_shot_tasks names 'hellaswagg', which is no single task that lm-eval knows"
     assert not (fresh / "notebooks").exists()
 
 

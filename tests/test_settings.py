@@ -86,6 +86,7 @@ def test_every_line_of_a_committed_file_says_what_it_means(study: str, notebook:
 @pytest.mark.parametrize("study", STUDIES)
 def test_the_notebooks_of_a_study_agree_on_what_they_share(study: str) -> None:
     first_family = [notebook for notebook in NOTEBOOKS[:-1] if notebook != "04_transfer_tinyllama"]
+    assert tuple(first_family) == settings.FIRST_FAMILY
     models = {values_of(study, notebook)["model"] for notebook in first_family}
     assert models == {values_of(study, "04_transfer_tinyllama")["first_model"]}
     for key in ("text", "max_documents"):
@@ -174,6 +175,11 @@ def test_an_unknown_study_is_refused_and_the_known_ones_named() -> None:
             "seed=a number of 14,001 bits: Input should be less than or equal to 4294967295",
         ),
         ("01_sensitivity", {"max_documents": 10**400}, "max_documents=1000"),
+        (
+            "05_seed_stability",
+            {"max_documents": 1},
+            "max_documents=1: 0 (all) or at least 2 is wanted: a single document gives no interval",
+        ),
         ("02_prune_gpt2", {"race_counts": [10**9]}, "race_counts.0=1000000000: Input should be less than or equal to 1000"),
         ("02_prune_gpt2", {"timed_context": 10**7}, "timed_context=10000000: Input should be less than or equal to 1000000"),
         ("03_recovery", {"tokens": 10**11}, "tokens=100000000000: Input should be less than or equal to 10000000000"),
@@ -209,6 +215,61 @@ def test_a_bad_value_is_told_with_file_key_value_and_what_is_allowed(
     changed(params, notebook, **values)
     (problem,) = problems()
     assert problem.startswith(f"ci/{notebook}.yaml: {sentence}")
+
+
+@pytest.mark.parametrize("notebook", settings.FIRST_FAMILY[1:])
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [("model", "gpt2", "'gpt2-mini'"), ("text", "a.txt", "'wikipedia-excerpt'"), ("max_documents", 3, "4")],
+)
+def test_notebooks_that_read_each_others_records_have_one_model_and_one_text(
+    params: Path, notebook: str, key: str, value: Any, wanted: str
+) -> None:
+    changed(params, notebook, **{key: value})
+    assert problems() == [f"ci/{notebook}.yaml: {key}={value!r} should be {wanted}, as in 01_sensitivity.yaml"]
+
+
+def test_a_profile_of_another_model_is_no_profile(params: Path) -> None:
+    changed(params, "01_sensitivity", model="smollm2-135m")
+    told = problems()
+    assert [line.split(".")[0] for line in told] == [
+        f"ci/{name}" for name in (*settings.FIRST_FAMILY[1:], "04_transfer_tinyllama")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("notebook", "values", "sentence"),
+    [
+        (
+            "04_transfer_tinyllama",
+            {"first_model": "llama-tiny"},
+            "first_model='llama-tiny' should be 'gpt2-mini', the model of 01_sensitivity.yaml",
+        ),
+        ("03_recovery", {"drop_count": 4}, "drop_count=4 should be one of 02_prune_gpt2.yaml's drop_counts [2, 3]"),
+        (
+            "03_recovery",
+            {"drop_count": 3, "rules": ["racing"]},
+            "rules names racing, but 02_prune_gpt2.yaml's race_counts=[2] should hold drop_count=3",
+        ),
+    ],
+)
+def test_what_an_earlier_notebook_does_not_make_is_refused(params: Path, notebook: str, values: dict, sentence: str) -> None:
+    changed(params, notebook, **values)
+    assert problems() == [f"ci/{notebook}.yaml: {sentence}"]
+
+
+def test_all_sets_are_not_searched_where_they_are_too_large(params: Path) -> None:
+    changed(params, "02_prune_gpt2", exhaustive_to=2)
+    changed(params, "03_recovery", drop_count=3, rules=["exhaustive", "last_k"])
+    assert problems() == [
+        "ci/03_recovery.yaml: rules names exhaustive, but for drop_count=3 02_prune_gpt2.yaml's exhaustive_to=2 should be at least 3"
+    ]
+
+
+@pytest.mark.parametrize("rule", get_args(settings.Rule))
+def test_every_rule_that_notebook_02_applies_can_be_recovered(params: Path, rule: str) -> None:
+    changed(params, "03_recovery", rules=[rule])
+    assert settings.read_study("ci")["03_recovery"].rules == [rule]
 
 
 def test_every_problem_of_a_study_is_told_at_once(params: Path) -> None:
@@ -281,6 +342,66 @@ def test_a_missing_file_is_told(params: Path) -> None:
 def test_a_notebook_that_is_run_by_hand_is_checked_in_the_same_words() -> None:
     with pytest.raises(StudyError, match=r"^06_report: study='Ünknown': String should match pattern"):
         settings.check("06_report", {"study": "Ünknown"})
+
+
+# ---------------------------------------------------------------- the claims
+
+
+@pytest.fixture
+def claims_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of params/claims.yaml that a test may spoil."""
+    path = Path(shutil.copy(places.PARAMS / "claims.yaml", tmp_path))
+    monkeypatch.setattr(places, "PARAMS", tmp_path)
+    return path
+
+
+def problems_of_claims() -> list[str]:
+    with pytest.raises(StudyError) as error:
+        settings.read_claims()
+    return str(error.value).split("\n")
+
+
+def test_the_committed_claims_are_valid_and_read_as_they_are_written() -> None:
+    read = yaml.safe_load((places.PARAMS / "claims.yaml").read_text(encoding="utf-8"))
+    assert settings.read_claims().model_dump() == read
+
+
+@pytest.mark.parametrize(
+    ("written", "spoilt", "sentence"),
+    [
+        ("threshold: 1.13}", 'threshold: "1.13"}', "C2.rule.threshold='1.13': Input should be a valid number"),
+        ("threshold: 1.13}", "treshold: 1.13}", "C2.rule.threshold is missing|C2.rule.treshold is not a parameter"),
+        (
+            "kind: at_most, threshold: 1.13",
+            "kind: at_least, threshold: 1.13",
+            "C2.rule.kind='at_least': Input should be 'at_most'",
+        ),
+        ("values: [11.0, 17.0]", "values: [11.0]", "C1.rule.values=[11.0]: List should have at least 2 items"),
+        ("threshold: 1.13}", "threshold: .nan}", "C2.rule.threshold=nan: Input should be a finite number"),
+        ("pairs: 12", "pairs: 12.5", "C9.rule.pairs=12.5: Input should be a valid integer"),
+        ("  source: 11 % / 17 %\n", "", "C1.source is missing"),
+        ("C14:", "C15:", "C14 is missing|C15 is not a parameter; known are C1, C2, "),
+        ("C2:", "C1:", "C1 is given more than once"),
+        ("rule: {kind: at_most, threshold: 1.13}", "rule: {kind: at_most", "not readable as YAML ("),
+    ],
+)
+def test_a_spoilt_claim_is_told_with_its_key_its_value_and_what_is_wanted(
+    claims_file: Path, written: str, spoilt: str, sentence: str
+) -> None:
+    content = claims_file.read_text(encoding="utf-8")
+    assert written in content
+    claims_file.write_text(content.replace(written, spoilt, 1), encoding="utf-8")
+    wanted = sentence.split("|")
+    assert [line[: len(f"params/claims.yaml: {want}")] for line, want in zip(problems_of_claims(), wanted, strict=True)] == [
+        f"params/claims.yaml: {want}" for want in wanted
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"- C1\n", b"\xff\xfe", b"C1", b"\x00"])
+def test_a_file_that_holds_no_claims_is_told_in_one_line(claims_file: Path, content: bytes) -> None:
+    claims_file.write_bytes(content)
+    (problem,) = problems_of_claims()
+    assert problem.startswith("params/claims.yaml: ")
 
 
 # ---------------------------------------------------------------- whatever comes

@@ -71,13 +71,30 @@ def test_the_committed_splits_are_those_that_the_code_makes(articles: list[Docum
 def test_a_changed_text_is_refused_and_named(articles: list[Document]) -> None:
     first = articles[0]
     changed = [replace(first, text=first.text + " "), *articles[1:]]
-    with pytest.raises(ValueError, match=rf"document {first.name!r} of split \w+ has another text"):
+    with pytest.raises(ValueError, match=rf"document {first.name!r} of split \w+ in .*splits\.json has another text"):
         text.split(changed)
 
 
 def test_a_missing_document_is_refused_and_named(articles: list[Document]) -> None:
-    with pytest.raises(ValueError, match=rf"document {articles[0].name!r} of split \w+ is missing"):
+    with pytest.raises(ValueError, match=rf"document {articles[0].name!r} of split \w+ in .*splits\.json is missing"):
         text.split(articles[1:])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"{", b"\xff\xfe", b"[]", b"{}", b'{"recovery": []}', b'{"recovery": 3}', b'{"test": [{"title": "Anarchism"}]}',
+        json.dumps({**SPLITS, "calibration": []}).encode(), json.dumps({**SPLITS, "more": SPLITS["test"]}).encode(),
+    ],
+)  # fmt: skip
+def test_damaged_splits_are_told_in_a_sentence_that_names_the_file(
+    tmp_path: Path, articles: list[Document], content: bytes
+) -> None:
+    path = tmp_path / "splits.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        text.split(articles, path)
+    assert str(error.value).startswith(f"splits {path} are damaged") and "\n" not in str(error.value)
 
 
 def test_a_damaged_cleaned_text_is_cleaned_again(

@@ -97,6 +97,28 @@ def a_tokenizer_of_another_model(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="<s>").save_pretrained(folder)
 
 
+@fault("cannot be read")
+def half_a_tokenizer(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@fault("cannot be read")
+def a_tokenizer_of_another_kind(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"more": 1}')
+
+
+@fault("mismatched keys")
+def a_misshapen_tensor_under_its_short_name(folder: Path) -> None:
+    weights(
+        folder,
+        lambda tensors: tensors.update(
+            {name.removeprefix("model."): tensors.pop(name) for name in list(tensors) if name.startswith("model.")}
+            | {UP.removeprefix("model."): torch.zeros(3, 3)}
+        ),
+    )
+
+
 @fault("holds no tokenizer")
 def no_tokenizer(folder: Path) -> None:
     for file in folder.glob("*token*"):
@@ -195,14 +217,29 @@ def test_a_spoilt_folder_is_refused_in_a_sentence(name: str, folder: Path, tmp_p
     assert not (folder / MARKER).exists()
 
 
-@pytest.mark.parametrize("name", ["weights_cut_short", "no_tokenizer", "half_a_config", "pickled_weights_alone"])
+@pytest.mark.parametrize("name", FAULTS)
 def test_a_spoilt_folder_is_refused_before_the_first_run(name: str, folder: Path, tmp_path: Path) -> None:
     spoil, sentence = FAULTS[name]
     models.fetch_only(str(folder), cache=tmp_path)
     spoil(folder)
     with pytest.raises(ValueError) as error:
         models.fetch_only(str(folder), cache=tmp_path)
-    assert sentence in str(error.value)
+    said = str(error.value)
+    assert sentence in said and "a model" in said
+    assert "\n" not in said and len(said) < 600
+    assert not (folder / MARKER).exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_whole_folder_is_looked_through_without_its_weights_in_memory(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny(family).save_pretrained(tmp_path, max_shard_size="20KB")
+    tiny_tokenizer().save_pretrained(tmp_path)
+    seen: list[Any] = []
+    monkeypatch.setattr(folders, "check_fit", lambda model, tokenizer, name: seen.extend(model.parameters()))
+    models.fetch_only(str(tmp_path), cache=tmp_path)
+    assert seen and all(p.is_meta for p in seen)
 
 
 def test_code_that_lies_beside_a_known_model_is_not_run(folder: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from benchmarks import machine
 
 HERE = Path(__file__).parent
 FAMILIES = {  # words for README, the tests, and how many faults each of them tries
-    "files that a run reads back: cut, a bit flipped, emptied, another run's": ("test_corruption.py", 1),
+    "files that a run reads: cut, a bit flipped, emptied, another's": ("test_corruption.py", 1),
     "parameter files spoilt in one to three places": ("test_parameters.py", 100),
     "a full disk, files that may not grow, a clock that goes back": ("test_resources.py", 1),
 }

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import fcntl
 import html.parser
 import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,10 @@ import handmade
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
+from typer.testing import CliRunner
 
 from depthprune_core import records
-from depthprune_study import claims, places, report, run, settings, story
+from depthprune_study import claims, cli, places, report, run, settings, story
 from depthprune_study.evidence import Evidence
 
 NASTY = "<script>alert('x')</script>"
@@ -290,6 +294,60 @@ def test_the_old_report_stays_where_it_cannot_be_replaced(study: str, monkeypatc
     with pytest.raises(OSError, match="disk full"):
         report.publish(study)
     assert {path: path.read_bytes() for path in places.reports(study).rglob("*") if path.is_file()} == before
+
+
+HOLD = """
+import sys, time
+from depthprune_study import places, run
+with run.alone(places.runs("ci")):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("words", [("report", "ci"), ("report", "ci", "--unfinished"), ("run", "ci")])
+def test_a_study_that_another_process_works_on_is_not_published(study: str, words: tuple[str, ...]) -> None:
+    report.publish(study)
+    shutil.rmtree(places.reports(study) / "figures")  # of what is current, `run` would publish nothing anew
+    (places.reports(study) / "made-from.json").write_text("{}")
+    if "--unfinished" in words:
+        run._mark(study, "06_report").unlink()
+    before = sorted(places.reports(study).parent.rglob("*"))
+    with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout.readline() == "held\n"
+            refused = CliRunner().invoke(cli.app, list(words))
+        finally:
+            other.kill()
+    assert refused.exit_code == 1
+    assert refused.stderr == "study ci is being run or published by another process: wait for it, or stop it\n"
+    assert sorted(places.reports(study).parent.rglob("*")) == before
+    done = CliRunner().invoke(cli.app, list(words))  # the lock went with the process
+    assert done.exit_code == 0, done.output
+    assert (places.reports(study) / "figures").exists() == ("--unfinished" not in words)
+
+
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_the_study_is_locked_while_it_is_published(study: str, monkeypatch: pytest.MonkeyPatch, unfinished: bool) -> None:
+    refused: list[bool] = []
+
+    def page(*args: Any, **options: Any) -> str:
+        with open(places.runs(study) / ".lock", "w", encoding="utf-8") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        refused.append(True)
+        return "a page"
+
+    monkeypatch.setattr(report, "page", page)
+    report.publish(study, unfinished=unfinished)
+    assert len(refused) == len(run.READS) - unfinished
+    with run.alone(places.runs(study)):  # and not longer
+        pass
+
+
+def test_a_file_that_is_just_being_written_is_not_published(study: str) -> None:
+    (places.runs(study) / "records" / "01_sensitivity" / ".profile.json.123.tmp").write_text("{")
+    report.publish(study)
+    assert [path.name for path in places.reports(study).rglob(".*")] == []
 
 
 def test_a_report_of_an_unfinished_run_holds_what_there_is(study: str) -> None:

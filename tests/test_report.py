@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import html.parser
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -409,6 +412,63 @@ def test_a_report_whose_origin_is_damaged_is_not_current(study: str, content: st
     places.reports(study).mkdir(parents=True)
     (places.reports(study) / "made-from.json").write_text(content)
     assert set(report.is_current(study).values()) == {False}
+
+
+@pytest.fixture
+def made_writable(study: str) -> Iterator[Callable[[bool], object]]:
+    """Makes reports/ read-only, or writable again; skipped where root, whom no mode stops, may mount nothing."""
+    folder = places.reports(study).parent
+    folder.mkdir()
+    if os.geteuid() != 0:
+        yield lambda writable: folder.chmod(0o700 if writable else 0o500)
+        folder.chmod(0o700)
+        return
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a folder")
+    yield lambda writable: subprocess.run(["mount", "-o", f"remount,{'rw' if writable else 'ro'}", folder], check=True)
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def assert_told_in_a_sentence_and_nothing_lost(study: str, told: str, mend: Callable[[], object]) -> None:
+    """A run whose report cannot be written says so, what it has done stays, and the same command publishes it once it can."""
+    before = contents(places.runs(study))
+    refused = CliRunner().invoke(cli.app, ["run", study])
+    assert (refused.exit_code, refused.stderr) == (1, f"{told}\n"), refused.output
+    assert contents(places.runs(study)) == before
+    assert all(step.done for step in run.plan(study))
+    mend()
+    done = CliRunner().invoke(cli.app, ["run", study])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.endswith(f"report: {places.reports(study) / 'report.html'}\n")
+    assert set(report.is_current(study).values()) == {True}
+    assert contents(places.runs(study)) == before
+
+
+def test_a_folder_of_reports_that_is_read_only_costs_no_result(study: str, made_writable: Callable[[bool], object]) -> None:
+    report.publish(study)
+    (places.reports(study) / "made-from.json").write_text("{}")  # of an older run
+    before = contents(places.reports(study).parent)
+    made_writable(False)
+    why = os.strerror(errno.EROFS if os.geteuid() == 0 else errno.EACCES)
+    building = places.reports(study).with_name(".ci.new")
+
+    def mend() -> None:
+        assert contents(places.reports(study).parent) == before
+        made_writable(True)
+
+    assert_told_in_a_sentence_and_nothing_lost(study, f"{why}: {building}", mend)
+
+
+def test_a_file_where_the_reports_should_be_costs_no_result(study: str) -> None:
+    reports = places.reports(study).parent
+    reports.write_text("")
+    assert_told_in_a_sentence_and_nothing_lost(
+        study, f"{os.strerror(errno.ENOTDIR)}: {reports / '.ci.new' / 'notebooks'}", reports.unlink
+    )
 
 
 # ---------------------------------------------------------------- the committed reports

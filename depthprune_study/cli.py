@@ -125,7 +125,7 @@ def why_it_says_so(
     report_folder: Annotated[Path, typer.Argument(help="A published report, such as reports/quick.")],
     thing: Annotated[str, typer.Argument(help="A claim (C4), a section of the page (recovery), a figure's file or a record.")],
 ) -> None:
-    """Follow a claim, figure or record of a report back to its records, parameters, code, versions, device, seed and inputs."""
+    """Follow a claim, figure or record of a report back to its records, arms, parameters, code, versions, device, seed and inputs."""
     from depthprune_study import why
 
     with _sentences():

@@ -335,7 +335,8 @@ class Bench:
         documents = self._split("test", of=name)
         tokens = self.parameters.score_tokens
         windows = text.windows(documents, tokenizer, seq_len=self.parameters.seq_len, tokens_per_document=tokens)
-        return _marked(arms, {arm: self._score(name, arm, model, windows) for arm, model in arms.items()})
+        folder = Path(name).name  # of a file's path its end: records stay in their folder
+        return _marked(arms, {arm: self._score(folder, arm, model, windows) for arm, model in arms.items()})
 
     def zero_shot(
         self, arms: Mapping[str, Student], tokenizer: Any, *, n_items: int, tasks: Sequence[str] = ()

@@ -55,7 +55,7 @@ def run_study(
 def make_report(
     study: Study = "quick",
     unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="Publish what there is so far of a run that is not done.")
+        bool, typer.Option("--unfinished", help="Publish what there is so far of a run that was stopped.")
     ] = False,
 ) -> None:
     """Write reports/<study>/ anew from a finished run."""
@@ -69,9 +69,9 @@ def make_report(
                 "`--unfinished` publishes what there is"
             )
         if waiting:
-            _say(f"report so far: {report.publish(study, unfinished=True)}")
+            _say(f"report so far: {report.publish(study, unfinished=True, say=_say)}")
         else:
-            _say_answer(study, report.publish(study))
+            _say_answer(study, report.publish(study, say=_say))
 
 
 @app.command("restore")
@@ -125,7 +125,7 @@ def why_it_says_so(
     report_folder: Annotated[Path, typer.Argument(help="A published report, such as reports/quick.")],
     thing: Annotated[str, typer.Argument(help="A claim (C4), a section of the page (recovery), a figure's file or a record.")],
 ) -> None:
-    """Follow a claim, figure or record of a report back to its records, parameters, code, versions, device, seed and inputs."""
+    """Follow a claim, figure or record of a report back to its records, arms, parameters, code, versions, device, seed and inputs."""
     from depthprune_study import why
 
     with _sentences():

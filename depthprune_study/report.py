@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -20,11 +20,17 @@ REPORT = "06_report"
 REHEARSAL, ESTIMATE = "rehearsal", "estimate"  # the study whose report has one more page
 
 
-def publish(study: str, *, unfinished: bool = False) -> Path:
+def publish(study: str, *, unfinished: bool = False, say: Callable[[str], None] = lambda line: None) -> Path:
     """Build the report next to the old one and swap them; returns the path of its page.
 
     unfinished: of a run that is not done: its records and arms so far and the notebooks that are done; returns the folder.
+    Raises StudyError where another process runs or publishes the study.
     """
+    with run.alone(places.runs(study), say):
+        return _publish(study, unfinished)
+
+
+def _publish(study: str, unfinished: bool) -> Path:
     target, runs = places.reports(study), places.runs(study)
     building = target.with_name(f".{target.name}.new")
     shutil.rmtree(building, ignore_errors=True)
@@ -32,7 +38,7 @@ def publish(study: str, *, unfinished: bool = False) -> Path:
     keys = {step.notebook: step.key for step in run.plan(study) if step.done}  # else the code was changed under the run
     shown = [notebook for notebook in keys if notebook != REPORT] if unfinished else list(run.READS)
     evidence = read_evidence(study)
-    shutil.copytree(evidence.folder, building / "records")
+    shutil.copytree(evidence.folder, building / "records", ignore=shutil.ignore_patterns(".*"))
     if (runs / "arms").exists():  # without their weights: enough to go on from
         shutil.copytree(runs / "arms", building / "arms", ignore=shutil.ignore_patterns("*.safetensors", "*.ckpt", ".*"))
     for figure in (runs / "figures").glob("*.png"):

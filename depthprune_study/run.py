@@ -74,7 +74,7 @@ def run(study: str, *, say: Callable[[str], None], terminal: TextIO = sys.stderr
     """Run what is not done. Raises StudyError when a notebook fails; what was finished before stays finished."""
     steps = plan(study)
     folder = places.runs(study)
-    with _alone(folder, say):
+    with alone(folder, say):
         if not all(step.done for step in steps):
             fetch(steps, say)
         for step in steps:
@@ -96,7 +96,7 @@ def single(study: str, notebook: str, parameters: settings.Common, *, inputs: Se
 
 def run_single(study: str, step: Step, *, terminal: TextIO = sys.stderr) -> float:
     """Run it unless it is done; returns the seconds that it took. Raises StudyError when the notebook fails."""
-    with _alone(places.runs(study), lambda line: print(line, file=terminal)):
+    with alone(places.runs(study), lambda line: print(line, file=terminal)):
         return 0.0 if _is_done(study, step.notebook, step.key) else _execute(study, step, terminal)
 
 
@@ -110,7 +110,7 @@ def restore(study: str, source: Path) -> int:
     if not files:
         raise StudyError(f"{source} holds no records of a study: name a folder like reports/{study}")
     target, n_copied = places.runs(study), 0
-    with _alone(target):
+    with alone(target):
         for path in files:
             copy = target / path.relative_to(source)
             if not copy.exists():
@@ -407,14 +407,19 @@ def _shown_path(path: Path) -> str:
 
 
 @contextmanager
-def _alone(folder: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
-    """One run of a study at a time: the lock goes with the process, however it ends. Where a file system has no locks, that is said."""
+def alone(folder: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+    """One process at a time runs a study or publishes it: the lock goes with the process, however it ends. None may ask for it twice.
+
+    Raises StudyError where another one has it. Where a file system has no locks, that is said.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StudyError(f"study {folder.name} is being run by another process: wait for it, or stop it") from None
+            raise StudyError(
+                f"study {folder.name} is being run or published by another process: wait for it, or stop it"
+            ) from None
         except OSError as error:  # Lustre without flock, NFS without its lock daemon, some drives
             say(f"{folder} cannot be locked ({error.strerror}): start no second run of study {folder.name} beside this one")
         yield

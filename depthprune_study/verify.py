@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import ast
 import base64
+import math
 import re
 from collections.abc import Iterator
-from html import unescape
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
-from depthprune_core import records
+from depthprune_core import figures, records
 from depthprune_core.records import Score
-from depthprune_study import claims, provenance, report, story
+from depthprune_study import claims, pieces, provenance, report, story
 from depthprune_study.evidence import read_evidence
 from depthprune_study.settings import SCHEMAS
 
@@ -29,7 +30,7 @@ def differences(folder: Path) -> list[str]:
     be there; what there is of an unfinished report is looked at until then.
     """
     root = report.records_of(folder)
-    for check in (_damaged, _of_other_notebooks, _figures, _pages, _missing, _verdicts):
+    for check in (_damaged, _of_other_notebooks, _pieces, _figures, _pages, _missing, _verdicts):
         if found := list(check(folder, root)):
             return found
     return []
@@ -72,9 +73,11 @@ def recomputed(folder: Path) -> Iterator[tuple[str, float]]:
 
 
 def _distance(was: Score, now: Score) -> float:
+    """Infinite where they are not of the same text, or are no numbers."""
     if was.documents != now.documents or was.n_tokens != now.n_tokens:
         return float("inf")
-    return max(abs(a - b) / n for a, b, n in zip(was.nll_nats, now.nll_nats, was.n_tokens, strict=True))
+    distances = [abs(a - b) / n for a, b, n in zip(was.nll_nats, now.nll_nats, was.n_tokens, strict=True)]
+    return max(distances) if all(map(math.isfinite, distances)) else float("inf")  # `max` may pass over NaN
 
 
 def _damaged(folder: Path, root: Path) -> Iterator[str]:
@@ -110,6 +113,14 @@ def _of_other_notebooks(folder: Path, root: Path) -> Iterator[str]:
                 yield f"{path.relative_to(folder)} was made with other parameters than notebook {notebook} shows"
 
 
+def _pieces(folder: Path, root: Path) -> Iterator[str]:
+    """Records that were put together of others, and say something else than these."""
+    for path in sorted(root.glob("*/*.json")):
+        for result, piece in pieces.of(path).items():
+            if piece is None:
+                yield f"what {path.relative_to(folder)} says of {result} is not what was measured: no record of its own says it"
+
+
 def _figures(folder: Path, root: Path) -> Iterator[str]:
     """Figure files that no executed notebook shows, and figures of notebooks that are no file."""
     shown: dict[bytes, str] = {}
@@ -131,18 +142,38 @@ def _figures(folder: Path, root: Path) -> Iterator[str]:
 
 
 def _pages(folder: Path, root: Path) -> Iterator[str]:
-    """Pages that do not show what their executed notebooks show; what the report's page says is compared with the records later."""
+    """Pages that do not show what their executed notebooks show; what the report's notebook says is compared with the records later."""
     for executed in sorted((folder / "notebooks").glob("*.ipynb")):
         page = folder / _page_of(executed.stem)
         if not page.exists():
             continue
-        written, texts = _text(page), []
-        if executed != _of_report(folder):
-            data = [output.get("data", {"text/plain": output.get("text", "")}) for output in _outputs(executed)]
-            texts = [shown["text/plain"].strip() for shown in data if set(shown) == {"text/plain"}]
-        page_text = unescape(written)
-        if not all(text in page_text for text in texts) or not all(image in written for image in _images(executed)):
+        made_anew = report.page(executed, folder.name, with_code=executed != _of_report(folder))
+        if _shown(_text(page)) != _shown(made_anew):
             yield f"{page.name} does not show what notebooks/{executed.name} shows"
+
+
+class _Shown(HTMLParser):
+    """Words, images with their texts, and colours of verdicts; not how a version of nbconvert marks up the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        told = dict(attrs)
+        if tag == "img" or (told.get("class") or "").startswith("verdict"):
+            self.found += f"<{tag} {told.get('class')} {told.get('src')} {told.get('alt')}>"
+
+    def handle_data(self, data: str) -> None:
+        self.found += "".join(data.split())  # spaces apart: of some, the markup decides
+
+
+def _shown(page: str) -> str:
+    """What a reader sees of a page, its navigation apart: that tells which other pages there are."""
+    parser = _Shown()
+    parser.feed(page.partition("</nav>")[2])
+    parser.close()
+    return parser.found
 
 
 def _missing(folder: Path, root: Path) -> Iterator[str]:
@@ -157,7 +188,7 @@ def _missing(folder: Path, root: Path) -> Iterator[str]:
 
 
 def _verdicts(folder: Path, root: Path) -> Iterator[str]:
-    """The answer and the verdicts, judged anew from the records, against what the report's notebook says."""
+    """The answer, the verdicts and all else on the report, made anew from the records, against what its notebook says."""
     evidence = read_evidence(folder.name, root)
     said = "".join(output.get("data", {}).get("text/html", "") for output in _outputs(_of_report(folder)))
     if story.answer_html(evidence) not in said:
@@ -166,11 +197,26 @@ def _verdicts(folder: Path, root: Path) -> Iterator[str]:
     for verdict in verdicts:
         if story.table_row(story.claim_cells(verdict)) not in said:
             yield f"what notebooks/06_report.ipynb says of {verdict.id} is not what records and params/claims.yaml say"
-    shown = unescape(_text(folder / "report.html"))
-    figures_of_claims = [item.figure for verdict in verdicts for item in verdict.stand_ins]
-    figures_of_claims += [verdict.figure for verdict in verdicts]
-    if not all(line in shown for line in [*evidence.answer_lines(), *figures_of_claims]):
-        yield "report.html does not say what the records say"
+    sections = {
+        "the answer's figure": [story.figure_html(figures.controls(evidence.answer_ratios()), evidence.answer_alt())],
+        "the layers": story.layer_figures(evidence),
+        "recovery": story.recovery_figures(evidence),
+        "the controls": story.control_figures(evidence),
+        "the choice": story.choice_figures(evidence),
+        "speed": story.speed_figures(evidence),
+        "seeds": story.seed_figures(evidence),
+        "continuations": [story.continuations_html(evidence)],
+        "failures": [story.failures_html(evidence, verdicts)],
+        "where it comes from": [story.provenance_html(evidence)],
+    }
+    for section, shown in sections.items():
+        if not all(_without_images(piece) in _without_images(said) for piece in shown):
+            yield f"what notebooks/06_report.ipynb says of {section} is not what the records say"
+
+
+def _without_images(html: str) -> str:
+    """What stands in figures depends on the version of matplotlib; their texts do not."""
+    return re.sub(r"data:image/png;base64,[^']*", "", html)
 
 
 def _of_report(folder: Path) -> Path:

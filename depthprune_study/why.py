@@ -1,14 +1,15 @@
-"""From a claim, a figure or a record of a published report back to records, parameters, code, versions, device, seed and inputs."""
+"""From a claim, a figure or a record of a published report back to records, recovered students, parameters, code and inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from depthprune_core import records
-from depthprune_study import claims, places, provenance, report, run, story
+from depthprune_study import claims, pieces, places, provenance, report, run, story
 from depthprune_study.evidence import Evidence
 from depthprune_study.settings import StudyError
 
@@ -23,6 +24,9 @@ SECTIONS: dict[str, Callable[[Evidence], Any]] = {
     "continuations": story.continuations_html,
     "failures": lambda e: story.failures_html(e, claims.judge(e)),
 }
+# What an arm (a recovered or a refitted student) is stamped with, in the order of `bench.recover` and `bench.refitted`.
+INPUTS_OF_AN_ARM = ("teacher", "cut", "recovery text", "start", "validation text", "recipe")
+NOTHING = hashlib.sha256(b"null").hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Traced(Evidence):
 
 
 def explain(folder: Path, thing: str) -> list[str]:
-    """What a thing on a report's page was made from, as lines of text.
+    """What a thing on a report's page was made from, as lines of text: records, then the arms that these were measured on.
 
     thing: a claim (`C4`), a section of the page (`recovery`), a figure's file (`03_recovery-curves`) or a record
     (`03_recovery/curves`). Raises StudyError where the folder is no report, or has no such thing.
@@ -50,6 +54,12 @@ def explain(folder: Path, thing: str) -> list[str]:
     lines, sources = _sources(evidence, folder, thing)
     for notebook, name in sources:
         lines += _of_record(evidence, notebook, name)
+    arms = _arms(folder)
+    reached = [
+        arm for notebook, name in sources if evidence.has(notebook, name) for arm in _reached(evidence, notebook, name, arms)
+    ]
+    for path in _with_what_they_began_from(reached, arms, evidence):
+        lines += _of_arm(path.relative_to(folder / "arms"), records.read_stamp(path), arms[path])
     return lines
 
 
@@ -87,20 +97,91 @@ def _of_record(evidence: Evidence, notebook: str, name: str) -> list[str]:
         return [f"record {notebook}/{name}: was looked for and is not there"]
     path = evidence.folder / notebook / f"{name}.json"
     stamp = records.read_stamp(path)
-    pieces = sorted((evidence.folder / notebook / name.removesuffix("_scores")).glob("*.json"))
-    versions = ", ".join(f"{library} {version}" for library, version in stamp.versions.items())
+    made_from = {result: piece for result, piece in pieces.of(path).items() if piece is not None}
+    elsewhere = (
+        "those of its pieces" if made_from else f"none of its own: worked out in notebook {notebook} from its other records"
+    )
+    if name == "curves":
+        told = [f"  {result}: arm {arm.parent.name}/{arm.stem}" for result, arm in made_from.items()]
+    else:
+        told = [
+            f"  from {piece.parent.name}/{piece.stem}: inputs {_inputs(records.read_stamp(piece))}"
+            for piece in dict.fromkeys(made_from.values())
+        ]
     return [
         f"record {notebook}/{name} (content {records.data_hash(path)[:16]})",
         f"  made by {stamp.step} at commit {stamp.commit}, code {stamp.code_hash}, notebook {stamp.notebook_hash} {_as_now(stamp)}",
-        f"  with {versions}; on {stamp.device} in {stamp.dtype}, seed {stamp.seed}",
-        f"  inputs by content: {_inputs(stamp)}",
+        f"  {_on(stamp)}",
+        f"  inputs by content: {_inputs(stamp) if stamp.inputs else elsewhere}",
         f"  parameters: params/{stamp.study}/{notebook}.yaml: {', '.join(f'{key}={value}' for key, value in stamp.parameters.items())}",
-        *(f"  from {piece.parent.name}/{piece.stem}: inputs {_inputs(records.read_stamp(piece))}" for piece in pieces),
+        *told,
     ]
+
+
+def _on(stamp: records.Stamp) -> str:
+    versions = ", ".join(f"{library} {version}" for library, version in stamp.versions.items())
+    return f"with {versions}; on {stamp.device} in {stamp.dtype}, seed {stamp.seed}"
 
 
 def _inputs(stamp: records.Stamp) -> str:
     return ", ".join(f"{key} {value}" for key, value in stamp.inputs.items()) or "none"
+
+
+# ---------------------------------------------------------------- recovered students
+
+
+def _arms(folder: Path) -> dict[Path, dict[str, Any]]:
+    """File -> recipe of every arm of a report, with the hash of its weights."""
+    contents = {path: records.read(path) for path in sorted((folder / "arms").rglob("*.json"))}
+    return {path: content["arm"].recipe if isinstance(content, dict) else content.values for path, content in contents.items()}
+
+
+def _reached(evidence: Evidence, notebook: str, name: str, arms: dict[Path, dict[str, Any]]) -> Iterator[Path]:
+    """The arms that a record was measured on: itself, in its pieces, or in any record of a notebook that has worked it out."""
+    path = evidence.folder / notebook / f"{name}.json"
+    made_from = [piece for piece in pieces.of(path).values() if piece is not None]
+    is_worked_out = not made_from and not records.read_stamp(path).inputs
+    for source in sorted(path.parent.rglob("*.json")) if is_worked_out else [path, *made_from]:
+        yield from [source] if source in arms else _of_weights(records.read_stamp(source).inputs.values(), arms)
+
+
+def _of_weights(inputs: Iterable[str], arms: dict[Path, dict[str, Any]]) -> list[Path]:
+    hashes = set(inputs)
+    return [path for path, told in arms.items() if told["weights"] in hashes]
+
+
+def _with_what_they_began_from(reached: Iterable[Path], arms: dict[Path, dict[str, Any]], evidence: Evidence) -> Iterator[Path]:
+    """These arms, each followed by those that it began from, once."""
+    chosen = [records.read(path) for path in sorted(evidence.folder.glob("*/chosen-*.json"))]
+    cut_again = {_without(told["weights"], plan.dropped): told["weights"] for told in arms.values() for plan in chosen}
+    waiting, seen = list(reversed(list(reached))), set()
+    while waiting:
+        path = waiting.pop()
+        if path not in seen:
+            seen.add(path)
+            yield path
+            began = set(records.read_stamp(path).inputs.values())
+            waiting += _of_weights(began | {cut_again[model] for model in began if model in cut_again}, arms)
+
+
+def _without(weights: str, dropped: tuple[int, ...]) -> str:
+    """What `Arm.without` calls a student that was cut again."""
+    return hashlib.sha256(f"{weights} without {dropped}".encode()).hexdigest()[:16]
+
+
+def _of_arm(name: Path, stamp: records.Stamp, told: dict[str, Any]) -> list[str]:
+    known = (*INPUTS_OF_AN_ARM, *["library"] * len(stamp.inputs))
+    inputs = ", ".join(
+        f"{key} ({what}) {'none' if value == NOTHING else value}"
+        for what, (key, value) in zip(known, stamp.inputs.items(), strict=False)
+    )
+    return [
+        f"arm {name.with_suffix('').as_posix()} (weights {told['weights']})",
+        f"  made at commit {stamp.commit}, code {stamp.code_hash}",
+        f"  {_on(stamp)}",
+        f"  inputs by content: {inputs}",
+        f"  recipe: {', '.join(f'{key}={value}' for key, value in told.items() if key != 'weights') or 'none'}",
+    ]
 
 
 def _as_now(stamp: records.Stamp) -> str:

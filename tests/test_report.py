@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import html.parser
 import io
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +19,10 @@ import handmade
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
+from typer.testing import CliRunner
 
 from depthprune_core import records
-from depthprune_study import claims, places, report, run, settings, story
+from depthprune_study import claims, cli, places, report, run, settings, story
 from depthprune_study.evidence import Evidence
 
 NASTY = "<script>alert('x')</script>"
@@ -293,6 +300,60 @@ def test_the_old_report_stays_where_it_cannot_be_replaced(study: str, monkeypatc
     assert {path: path.read_bytes() for path in places.reports(study).rglob("*") if path.is_file()} == before
 
 
+HOLD = """
+import sys, time
+from depthprune_study import places, run
+with run.alone(places.runs("ci")):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("words", [("report", "ci"), ("report", "ci", "--unfinished"), ("run", "ci")])
+def test_a_study_that_another_process_works_on_is_not_published(study: str, words: tuple[str, ...]) -> None:
+    report.publish(study)
+    shutil.rmtree(places.reports(study) / "figures")  # of what is current, `run` would publish nothing anew
+    (places.reports(study) / "made-from.json").write_text("{}")
+    if "--unfinished" in words:
+        run._mark(study, "06_report").unlink()
+    before = sorted(places.reports(study).parent.rglob("*"))
+    with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout.readline() == "held\n"
+            refused = CliRunner().invoke(cli.app, list(words))
+        finally:
+            other.kill()
+    assert refused.exit_code == 1
+    assert refused.stderr == "study ci is being run or published by another process: wait for it, or stop it\n"
+    assert sorted(places.reports(study).parent.rglob("*")) == before
+    done = CliRunner().invoke(cli.app, list(words))  # the lock went with the process
+    assert done.exit_code == 0, done.output
+    assert (places.reports(study) / "figures").exists() == ("--unfinished" not in words)
+
+
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_the_study_is_locked_while_it_is_published(study: str, monkeypatch: pytest.MonkeyPatch, unfinished: bool) -> None:
+    refused: list[bool] = []
+
+    def page(*args: Any, **options: Any) -> str:
+        with open(places.runs(study) / ".lock", "w", encoding="utf-8") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        refused.append(True)
+        return "a page"
+
+    monkeypatch.setattr(report, "page", page)
+    report.publish(study, unfinished=unfinished)
+    assert len(refused) == len(run.READS) - unfinished
+    with run.alone(places.runs(study)):  # and not longer
+        pass
+
+
+def test_a_file_that_is_just_being_written_is_not_published(study: str) -> None:
+    (places.runs(study) / "records" / "01_sensitivity" / ".profile.json.123.tmp").write_text("{")
+    report.publish(study)
+    assert [path.name for path in places.reports(study).rglob(".*")] == []
+
+
 def test_a_report_of_an_unfinished_run_holds_what_there_is(study: str) -> None:
     for waiting in ("05_seed_stability", "06_report"):
         run._mark(study, waiting).unlink()
@@ -352,6 +413,63 @@ def test_a_report_whose_origin_is_damaged_is_not_current(study: str, content: st
     places.reports(study).mkdir(parents=True)
     (places.reports(study) / "made-from.json").write_text(content)
     assert set(report.is_current(study).values()) == {False}
+
+
+@pytest.fixture
+def made_writable(study: str) -> Iterator[Callable[[bool], object]]:
+    """Makes reports/ read-only, or writable again; skipped where root, whom no mode stops, may mount nothing."""
+    folder = places.reports(study).parent
+    folder.mkdir()
+    if os.geteuid() != 0:
+        yield lambda writable: folder.chmod(0o700 if writable else 0o500)
+        folder.chmod(0o700)
+        return
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a folder")
+    yield lambda writable: subprocess.run(["mount", "-o", f"remount,{'rw' if writable else 'ro'}", folder], check=True)
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def assert_told_in_a_sentence_and_nothing_lost(study: str, told: str, mend: Callable[[], object]) -> None:
+    """A run whose report cannot be written says so, what it has done stays, and the same command publishes it once it can."""
+    before = contents(places.runs(study))
+    refused = CliRunner().invoke(cli.app, ["run", study])
+    assert (refused.exit_code, refused.stderr) == (1, f"{told}\n"), refused.output
+    assert contents(places.runs(study)) == before
+    assert all(step.done for step in run.plan(study))
+    mend()
+    done = CliRunner().invoke(cli.app, ["run", study])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.endswith(f"report: {places.reports(study) / 'report.html'}\n")
+    assert set(report.is_current(study).values()) == {True}
+    assert contents(places.runs(study)) == before
+
+
+def test_a_folder_of_reports_that_is_read_only_costs_no_result(study: str, made_writable: Callable[[bool], object]) -> None:
+    report.publish(study)
+    (places.reports(study) / "made-from.json").write_text("{}")  # of an older run
+    before = contents(places.reports(study).parent)
+    made_writable(False)
+    why = os.strerror(errno.EROFS if os.geteuid() == 0 else errno.EACCES)
+    building = places.reports(study).with_name(".ci.new")
+
+    def mend() -> None:
+        assert contents(places.reports(study).parent) == before
+        made_writable(True)
+
+    assert_told_in_a_sentence_and_nothing_lost(study, f"{why}: {building}", mend)
+
+
+def test_a_file_where_the_reports_should_be_costs_no_result(study: str) -> None:
+    reports = places.reports(study).parent
+    reports.write_text("")
+    assert_told_in_a_sentence_and_nothing_lost(
+        study, f"{os.strerror(errno.ENOTDIR)}: {reports / '.ci.new' / 'notebooks'}", reports.unlink
+    )
 
 
 # ---------------------------------------------------------------- the committed reports

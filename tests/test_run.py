@@ -590,7 +590,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from depthprune_study import run
-with run._alone(Path(sys.argv[1])):
+with run.alone(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -600,7 +600,7 @@ def test_a_second_run_at_once_is_refused_in_a_sentence(done: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD, str(done)], stdout=subprocess.PIPE, text=True) as other:
         try:
             assert other.stdout.readline() == "held\n"
-            assert stopped() == "study small is being run by another process: wait for it, or stop it"
+            assert stopped() == "study small is being run or published by another process: wait for it, or stop it"
         finally:
             other.kill()
     run.run("small", say=lambda line: None, terminal=io.StringIO())  # the lock went with the process

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from depthprune_core import records
+from depthprune_core import evaluation, records
 from depthprune_core.records import Score
-from depthprune_study import places, verify
+from depthprune_study import cli, places, verify
 from depthprune_study.settings import StudyError
 
 CI = places.ROOT / "reports" / "ci"
@@ -67,11 +71,55 @@ def another_image(path: Path) -> None:
     path.write_text(content.replace(image, base64.b64encode(other.read_bytes()).decode()), encoding="utf-8")
 
 
-def another_value(path: Path) -> None:
+def worse(score: Score) -> Score:
+    return replace(score, nll_nats=tuple(2 * nats for nats in score.nll_nats))
+
+
+def worse_piece(path: Path) -> None:
+    records.write(path, worse(records.read(path)), records.read_stamp(path))
+
+
+def worse_record(result: str) -> Callable[[Path], None]:
     """A record with its checksum right and its numbers changed, as somebody who wants to would write it."""
-    scores = records.read(path)
-    worse = {name: Score(s.documents, tuple(2 * v for v in s.nll_nats), s.n_tokens, s.n_bytes) for name, s in scores.items()}
-    records.write(path, {**scores, "recovered": worse["recovered"]}, records.read_stamp(path))
+
+    def change(path: Path) -> None:
+        scores = records.read(path)
+        records.write(path, {**scores, result: worse(scores[result])}, records.read_stamp(path))
+
+    return change
+
+
+def worse_everywhere(path: Path) -> None:
+    worse_record("recovered")(path)
+    worse_piece(path.parent / "test" / "recovered.json")
+
+
+def swapped(first: str, second: str) -> Callable[[Path], None]:
+    """What a record says of one thing, it then says of another."""
+
+    def change(path: Path) -> None:
+        results = records.read(path)
+        records.write(path, {**results, first: results[second], second: results[first]}, records.read_stamp(path))
+
+    return change
+
+
+def every(old: str, new: str) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        content = path.read_text(encoding="utf-8")
+        assert re.search(old, content)
+        path.write_text(re.sub(old, new, content), encoding="utf-8")
+
+    return change
+
+
+def in_notebook_and_page(path: Path) -> None:
+    for changed in (path, path.parent / "notebooks" / "06_report.ipynb"):
+        edit(changed, "Recovery is short on purpose", "Recovery is as long as can be")
+
+
+def not_measured(record: str, result: str) -> str:
+    return f"what records/{record}.json says of {result} is not what was measured: no record of its own says it"
 
 
 def of_another_notebook(path: Path) -> None:
@@ -100,7 +148,7 @@ TAMPERING: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "changed numbers": (
         "records/03_recovery/test_scores.json",
-        another_value,
+        worse_everywhere,
         "what notebooks/06_report.ipynb says of C2 is not what records and params/claims.yaml say",
     ),
     "a changed figure": ("figures/03_recovery-curves.png", flip, "is not the figure that its notebook shows"),
@@ -141,7 +189,72 @@ TAMPERING: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a page of another run": (
         "report.html",
         lambda p: edit(p, "PPL ratio to the whole model", "PPL ratio to a model"),
-        "report.html does not say what the records say",
+        "report.html does not show what notebooks/06_report.ipynb shows",
+    ),
+    "verdicts of another kind": (
+        "report.html",
+        every('<span class="verdict [^<]*</span>', '<span class="verdict reproduced">reproduced</span>'),
+        "report.html does not show what notebooks/06_report.ipynb shows",
+    ),
+    "verdicts of another colour": (
+        "report.html",
+        every('class="verdict [a-z-]*"', 'class="verdict reproduced"'),
+        "report.html does not show what notebooks/06_report.ipynb shows",
+    ),
+    "a failure that is none": (
+        "report.html",
+        every("does not hold on", "holds on"),
+        "report.html does not show what notebooks/06_report.ipynb shows",
+    ),
+    "a limit that is none, in notebook and page": (
+        "report.html",
+        in_notebook_and_page,
+        "what notebooks/06_report.ipynb says of failures is not what the records say",
+    ),
+    "an alternative text of another run": (
+        "report.html",
+        every('alt="Perplexity ratio to the whole ', 'alt="Perplexity ratio to half of the '),
+        "report.html does not show what notebooks/06_report.ipynb shows",
+    ),
+    **{
+        f"a score in {record} that was not measured": (
+            f"records/{record}.json",
+            worse_record(result),
+            not_measured(record, result),
+        )
+        for record, result in {
+            "02_prune_gpt2/test_scores": "teacher",
+            "03_recovery/validation_scores": "teacher + same text (ce)",
+            "03_recovery/sweep": "layers: last_k",
+            "03_recovery/trials_with_text": "ce: adamw, 0.0001",
+            "03b_controls/elsewhere_scores": "recovered",
+            "03b_controls/timed_test_scores": "ce (timed)",
+            "03b_controls/timed_validation_scores": "ce, lora (timed)",
+            "03c_choice/set_scores": "1,8 (seed 0)",
+        }.items()
+    },
+    **{
+        f"a result in {record} that is another's": (
+            f"records/{record}.json",
+            swapped(first, second),
+            not_measured(record, first),
+        )
+        for record, (first, second) in {
+            "03_recovery/divergences": ("ce", "recovered"),
+            "03_recovery/sweep": ("rate, 512 tokens: muon, 0.0001", "rate, 512 tokens: muon, 0.0004"),
+            "03b_controls/zero_shot": ("teacher: depthprune_choice", "teacher: depthprune_cloze"),
+        }.items()
+    },
+    "a curve of no arm": ("arms/recovered", shutil.rmtree, not_measured("03_recovery/curves", "recovered")),
+    "another piece": (
+        "records/03b_controls/news-excerpt/width.json",
+        worse_piece,
+        not_measured("03b_controls/elsewhere_scores", "width"),
+    ),
+    "a removed piece": (
+        "records/05_seed_stability/test/seed 1.json",
+        Path.unlink,
+        not_measured("05_seed_stability/test_scores", "seed 1"),
     ),
 }
 
@@ -206,3 +319,20 @@ def test_a_number_that_does_not_come_out_again_is_seen(report: Path) -> None:
     off = Score(s.documents, (s.nll_nats[0] * 1.001, *s.nll_nats[1:]), s.n_tokens, s.n_bytes)
     records.write(path, {**scores, "teacher": off}, records.read_stamp(path))
     assert dict(verify.recomputed(report))["gpt2-mini, teacher"] > verify.TOLERANCE_NATS
+
+
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_a_score_that_is_no_number_is_a_difference(report: Path, monkeypatch: pytest.MonkeyPatch, place: int) -> None:
+    score = evaluation.score
+
+    def broken(*args: Any, **options: Any) -> Score:
+        found = score(*args, **options)
+        nats = list(found.nll_nats)
+        nats[place] = float("nan")
+        return replace(found, nll_nats=tuple(nats))
+
+    monkeypatch.setattr(evaluation, "score", broken)
+    monkeypatch.setattr(verify, "differences", lambda folder: [])
+    result = CliRunner().invoke(cli.app, ["verify", str(report)])
+    assert result.exit_code == 1
+    assert "gpt2-mini, teacher: inf nats per token is more than sums in another order explain" in result.stderr

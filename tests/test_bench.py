@@ -568,6 +568,17 @@ def test_scores_elsewhere_are_of_the_other_texts_test_split(bench: Bench) -> Non
     bench.test_scores({"teacher": model}, tokenizer)  # is still to be read
 
 
+def test_records_of_a_text_in_a_file_stay_among_the_others(bench: Bench, tmp_path: Path) -> None:
+    model, tokenizer = bench.model("llama-tiny")
+    folder = tmp_path / "stories"
+    folder.mkdir()
+    for i in range(130):
+        (folder / f"{i:03d}.txt").write_text(f"story {i} " * 250, encoding="utf-8")
+    bench.scores_elsewhere(str(folder), {"teacher": model}, tokenizer)
+    assert bench.record_path("stories/teacher").is_file()
+    assert not list(folder.rglob("*.json"))
+
+
 def test_a_student_that_is_smaller_in_another_way_starts_from_its_own_weights(bench: Bench) -> None:
     teacher, tokenizer = bench.model("llama-tiny")
     windows = bench.recovery_windows(tokenizer, tokens=64, seed=0)

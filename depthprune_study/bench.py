@@ -186,7 +186,8 @@ class Bench:
         is smaller in another way). Options as in `distillation.recover`. Arms are kept by recipe, not by notebook: what one notebook
         has recovered, another reads. The record is enough to find what was measured on an arm already; weights that are not on disk
         (moved away, or `keep_weights=False`) are made again when something new is measured. An arm that diverged is marked
-        (`Arm.diverged`), its last checkpoint stays, and the student that it began from stands in its place.
+        (`Arm.diverged`), its last checkpoint stays, and the student that it began from stands in its place. So is one whose `start`
+        is marked.
         """
         recipe = _in_windows(recipe, windows)
         folder = self.folder / "arms" / name
@@ -247,7 +248,8 @@ class Bench:
 
         kept = _kept(path, stamp)
         student, curve = distilled() if kept is None else (None, kept["arm"])
-        content, diverged = curve.recipe["weights"], curve.recipe.get("diverged", "")
+        content, before = curve.recipe["weights"], _diverged(start)
+        diverged = curve.recipe.get("diverged") or (f"of the run that it began from, {before}" if before else "")
         if kept is None and not keep_weights:
             return Arm(content, lambda: student, diverged=diverged), curve
         return Arm(content, again, model=student, diverged=diverged), curve
@@ -286,7 +288,7 @@ class Bench:
 
         kept = _kept(path, stamp)
         content = weights_hash(fitted()) if kept is None else kept.values["weights"]
-        return Arm(content, again)
+        return Arm(content, again, diverged=_diverged(start))
 
     def recovery_pace(
         self,
@@ -526,7 +528,12 @@ def _kept(path: Path, stamp: records.Stamp, *, by_content: bool = False) -> Any:
 
 def _marked(arms: Mapping[str, Student], scores: Mapping[str, Score]) -> dict[str, Score]:
     """The scores, those of arms that diverged saying so."""
-    return {name: replace(score, diverged=getattr(arms[name], "diverged", "")) for name, score in scores.items()}
+    return {name: replace(score, diverged=_diverged(arms[name])) for name, score in scores.items()}
+
+
+def _diverged(student: Student | None) -> str:
+    """Why the recovery that it rests on was stopped; empty where none was."""
+    return student.diverged if isinstance(student, Arm) else ""
 
 
 def _kind(item: Any) -> str:

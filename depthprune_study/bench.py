@@ -321,7 +321,7 @@ class Bench:
     def validation_scores(self, arms: Mapping[str, Student], tokenizer: Any) -> dict[str, Score]:
         """Each model's score on the validation articles; choices are made on these."""
         windows = self.windows("validation", tokenizer, tokens_per_document=self.parameters.score_tokens)
-        return _marked(arms, {name: self._score("validation", name, model, windows) for name, model in arms.items()})
+        return {name: self._score("validation", name, model, windows) for name, model in arms.items()}
 
     def test_scores(self, arms: Mapping[str, Student], tokenizer: Any) -> dict[str, Score]:
         """Each frozen model's score on the test articles. Can be called once, as the notebook's last measurement."""
@@ -330,14 +330,14 @@ class Bench:
         self._test_is_read = True
         tokens = self.parameters.score_tokens
         windows = text.windows(self._split("test"), tokenizer, seq_len=self.parameters.seq_len, tokens_per_document=tokens)
-        return _marked(arms, {name: self._score("test", name, model, windows) for name, model in arms.items()})
+        return {name: self._score("test", name, model, windows) for name, model in arms.items()}
 
     def scores_elsewhere(self, name: str, arms: Mapping[str, Student], tokenizer: Any) -> dict[str, Score]:
         """Each model's score on the test split of another named text, which nothing was trained on or chosen by."""
         documents = self._split("test", of=name)
         tokens = self.parameters.score_tokens
         windows = text.windows(documents, tokenizer, seq_len=self.parameters.seq_len, tokens_per_document=tokens)
-        return _marked(arms, {arm: self._score(name, arm, model, windows) for arm, model in arms.items()})
+        return {arm: self._score(name, arm, model, windows) for arm, model in arms.items()}
 
     def zero_shot(
         self, arms: Mapping[str, Student], tokenizer: Any, *, n_items: int, tasks: Sequence[str] = ()
@@ -383,12 +383,16 @@ class Bench:
         return self.once("continuations", make, on=[*arms.values(), list(arms), prompts, new_tokens]).values["samples"]
 
     def _score(self, split: str, name: str, model: Student, windows: text.Windows) -> Score:
+        """Of an arm that diverged, the record says so."""
         key = (_content_hash(model), windows.token_hash)  # two rules may pick the same layers
+        mark = _diverged(model)
 
         def make() -> Score:
-            return self._scores.get(key) or evaluation.score(model_of(model), windows, progress=self.progress)
+            score = self._scores.get(key) or evaluation.score(model_of(model), windows, progress=self.progress)
+            return replace(score, diverged=mark)
 
-        self._scores[key] = self.once(f"{split}/{name}", make, on=[model, windows], by_content=True)
+        on = [model, windows, mark] if mark else [model, windows]
+        self._scores[key] = self.once(f"{split}/{name}", make, on=on, by_content=True)
         return self._scores[key]
 
     # ------------------------------------------------------------ what comes out
@@ -524,11 +528,6 @@ def _kept(path: Path, stamp: records.Stamp, *, by_content: bool = False) -> Any:
         if its_own.key == stamp.key:
             records.write(path, record, its_own)
     return record if its_own.key == stamp.key else None
-
-
-def _marked(arms: Mapping[str, Student], scores: Mapping[str, Score]) -> dict[str, Score]:
-    """The scores, those of arms that diverged saying so."""
-    return {name: replace(score, diverged=_diverged(arms[name])) for name, score in scores.items()}
 
 
 def _diverged(student: Student | None) -> str:

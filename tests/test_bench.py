@@ -717,6 +717,8 @@ def test_a_run_that_diverges_is_marked_and_its_start_stands_in_its_place(bench: 
     scores = bench.validation_scores({"wild": arm, "start": start}, tokenizer)
     assert scores["wild"].diverged == arm.diverged and not scores["start"].diverged
     assert scores["wild"].nll_nats == scores["start"].nll_nats
+    pieces = {name: records.read(bench.record_path(f"validation/{name}")) for name in scores}
+    assert pieces == scores  # also what is kept of a trial, whose scores are in no record of all arms, tells that it diverged
     checkpoint = list((bench.folder / "arms" / "wild").glob("*.ckpt"))
     assert len(checkpoint) == min(1, len(curve.tokens))  # the last good one stays, where there was one
 

@@ -453,7 +453,8 @@ def _dot(ax: Axes, at: float, interval: Interval, *, filled: bool = True, horizo
     if not math.isfinite(interval.point):
         across, along = ("axes fraction", "data"), ("data", "axes fraction")
         spot = {"xy": (0.99, at), "xycoords": across} if horizontal else {"xy": (at, 0.97), "xycoords": along}
-        ax.annotate(f"{_words(style['label'])}: infinite, off the scale", **spot, **_text(style["color"]), ha="right")
+        said = "not a number" if math.isnan(interval.point) else "infinite, off the scale"
+        ax.annotate(f"{_words(style['label'])}: {said}", **spot, **_text(style["color"]), ha="right")
         return
     if math.isfinite(interval.low) and math.isfinite(interval.high):
         (ax.hlines if horizontal else ax.vlines)(at, interval.low, interval.high, color=style["color"], linewidth=1.5, zorder=2)

@@ -346,7 +346,10 @@ def before_after_scatter(costs: Mapping[str, tuple[float, float]], *, old: str, 
 
 
 def grid(rows: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
-    """PPL ratio against the number of dropped layers: a row of a sweep's table is one pair of markers; the line joins means over seeds."""
+    """PPL ratio against the number of dropped layers: a row of a sweep's table is one pair of markers; the line joins means over seeds.
+
+    A row that diverged has nothing after recovery: a word stands beside its hollow marker.
+    """
     figure, ax = _axes(3.6, f"{title}: every cell of the sweep")
     rules = list(dict.fromkeys(row["rule"] for row in rows))
     for shift, rule in zip(np.linspace(-0.25, 0.25, len(rules)) if len(rules) > 1 else [0.0], rules, strict=True):
@@ -358,9 +361,13 @@ def grid(rows: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
                 Interval(row[f"{when}_point"], row[f"{when}_low"], row[f"{when}_high"], n, n) for when in ("before", "after")
             )
             _dot(ax, x, before, filled=False, **style)
-            _dot(ax, x, after, **style)
-        counts = sorted({row["drop_count"] for row in own})
-        means = [np.mean([row["after_point"] for row in own if row["drop_count"] == count]) for count in counts]
+            if row["diverged"]:
+                _note(ax, "diverged", (x, before.point), offset=(6, 0), color=style["color"])
+            else:
+                _dot(ax, x, after, **style)
+        finished = [row for row in own if not row["diverged"]]
+        counts = sorted({row["drop_count"] for row in finished})
+        means = [np.mean([row["after_point"] for row in finished if row["drop_count"] == count]) for count in counts]
         ax.plot([count + shift for count in counts], means, color=style["color"], linewidth=1)
     ax.set_xticks(sorted({row["drop_count"] for row in rows}))
     ax.set_xlabel("layers dropped")
@@ -446,7 +453,8 @@ def _dot(ax: Axes, at: float, interval: Interval, *, filled: bool = True, horizo
     if not math.isfinite(interval.point):
         across, along = ("axes fraction", "data"), ("data", "axes fraction")
         spot = {"xy": (0.99, at), "xycoords": across} if horizontal else {"xy": (at, 0.97), "xycoords": along}
-        ax.annotate(f"{_words(style['label'])}: infinite, off the scale", **spot, **_text(style["color"]), ha="right")
+        said = "not a number" if math.isnan(interval.point) else "infinite, off the scale"
+        ax.annotate(f"{_words(style['label'])}: {said}", **spot, **_text(style["color"]), ha="right")
         return
     if math.isfinite(interval.low) and math.isfinite(interval.high):
         (ax.hlines if horizontal else ax.vlines)(at, interval.low, interval.high, color=style["color"], linewidth=1.5, zorder=2)

@@ -67,6 +67,8 @@ def mean_per_token(sums: Sequence[float], n_tokens: Sequence[int]) -> Interval:
     sums, weights = np.asarray(sums, dtype=np.float64), np.asarray(n_tokens, dtype=np.float64)
     point = float(sums.sum() / weights.sum())
     effective = float(weights.sum() ** 2 / (weights**2).sum())
+    if math.isnan(point):
+        return Interval(point, point, point, len(sums), effective)
     if len(sums) < 2:
         return Interval(point, -math.inf, math.inf, len(sums), effective)
     result = stats.bootstrap(
@@ -187,7 +189,7 @@ def _note(*scores: Score) -> str:
 
 
 def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
+    return math.inf if value >= 700 else math.exp(value)  # NaN stays NaN
 
 
 def _same_tokens(a: Score, b: Score) -> None:

@@ -81,7 +81,8 @@ def race(
     and holds at all looks and for all comparisons that could remove the best set at once: looks x (2^k - 1) x (number of sets - 1).
     From two layers on, each layer is first dropped alone on all the windows. What a window does to the sum of a set's single costs
     it does to the set's own cost too, so that sum is a control variate: its deviation from its known mean, times `CONTROL`,
-    is taken out of every cost. Means over all the windows stay as they are, single windows scatter less.
+    is taken out of every cost. Means over all the windows stay as they are, single windows scatter less. Raises ValueError for a
+    loss that is not finite.
 
     Assumptions: so adjusted, gaps of single windows are about normal, or lean towards large ones (a long tail of small
     gaps would make the bound too bold); and dropping one more layer never lowers the mean NLL, so a set goes with any
@@ -179,11 +180,19 @@ class _Standings:
 
     def measure_layers(self, n_layers: int) -> None:
         """Drop each layer alone on all windows; from here on, costs are less what these explain."""
-        whole, *alone = self.measure([(), *((layer,) for layer in range(n_layers))], 0, self.n_windows)
+        whole, *alone = self._measured([(), *((layer,) for layer in range(n_layers))], 0, self.n_windows)
         self.spent += (n_layers + 1) * self.n_windows
         rises = [row - whole for row in alone]
         self.controls = {layer: CONTROL * (rise - rise.mean()) for layer, rise in enumerate(rises)}
         self.values = {(): whole} | {(layer,): row - self.controls[layer] for layer, row in enumerate(alone)}
+
+    def _measured(self, sets: list[Layers], first: int, stop: int) -> np.ndarray:
+        rows = self.measure(sets, first, stop)
+        for dropped, row in zip(sets, rows, strict=True):
+            if not np.isfinite(row).all():
+                named = f"layer{'s' * (len(dropped) > 1)} {', '.join(map(str, dropped))}" if dropped else "no layer"
+                raise ValueError(f"a loss with {named} dropped is not finite, so it cannot race")
+        return rows
 
     def extend(self, sets: Iterable[Layers]) -> None:
         """Measure these sets on those of the seen windows that they have not been on."""
@@ -192,7 +201,7 @@ class _Standings:
             by_start.setdefault(len(self.values.get(dropped, ())), []).append(dropped)
         for start, group in by_start.items():
             if start < self.seen:
-                for dropped, row in zip(group, self.measure(group, start, self.seen), strict=True):
+                for dropped, row in zip(group, self._measured(group, start, self.seen), strict=True):
                     explained = sum(self.controls[layer][start : self.seen] for layer in dropped if self.controls)
                     self.values[dropped] = np.concatenate([self.values.get(dropped, np.empty(0)), row - explained])
                 self.spent += len(group) * (self.seen - start)

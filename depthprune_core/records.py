@@ -54,8 +54,8 @@ class Score:
 
     @property
     def ppl(self) -> float:
-        """Perplexity: exp of the mean NLL per token; infinity where that overflows."""
-        return math.exp(self.mean_nll_nats) if self.mean_nll_nats < 700 else math.inf
+        """Perplexity: exp of the mean NLL per token; infinity where that overflows, NaN where the NLL is."""
+        return math.inf if self.mean_nll_nats >= 700 else math.exp(self.mean_nll_nats)
 
     @property
     def bits_per_byte(self) -> float:

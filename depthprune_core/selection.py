@@ -1,4 +1,7 @@
-"""Rules that choose which layers to drop. Pure Python: a rule that searches is handed the cost of a set of layers."""
+"""Rules that choose which layers to drop. Pure Python: a rule that searches is handed the cost of a set of layers.
+
+What costs infinitely much goes last. Each rule raises ValueError for a cost that no order can hold (NaN).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def greedy(n_layers: int, k: int, cost: Cost) -> Plan:
     for _ in range(k):
         candidates = [layer for layer in range(n_layers) if layer not in dropped]
         _ahead(cost, (dropped | {layer} for layer in candidates))
-        costs = {layer: cost(dropped | {layer}) for layer in candidates}
+        costs = {layer: _ranked(cost(dropped | {layer}), dropped | {layer}) for layer in candidates}
         layer = min(costs, key=lambda candidate: (costs[candidate], candidate))
         dropped |= {layer}
         steps.append({"layer": layer, "rise_nll_nats": costs[layer]})
@@ -57,15 +60,15 @@ def pairwise(n_layers: int, k: int, cost: Cost) -> Plan:
 
     The sum is exact for two layers and leaves out what three or more do together. Its minimum is exact too (branch and
     bound): a branch is left when even the cheapest way to fill it up, each pair's interaction shared by its two layers,
-    is no better than the best found.
+    is no better than the best found. Raises ValueError for an infinite cost, of which no interaction can be told.
     """
     _check(n_layers, k)
     pairs = list(itertools.combinations(range(n_layers), 2)) if k > 1 else []
     _ahead(cost, [*(frozenset({layer}) for layer in range(n_layers)), *map(frozenset, pairs)])
-    single = [cost(frozenset({layer})) for layer in range(n_layers)]
+    single = [_finite(cost(frozenset({layer})), {layer}) for layer in range(n_layers)]
     interaction = [[0.0] * n_layers for _ in range(n_layers)]
     for i, j in pairs:
-        interaction[i][j] = interaction[j][i] = cost(frozenset({i, j})) - single[i] - single[j]
+        interaction[i][j] = interaction[j][i] = _finite(cost(frozenset({i, j})), {i, j}) - single[i] - single[j]
     best: tuple[float, tuple[int, ...]] = (math.inf, ())
 
     def visit(chosen: tuple[int, ...], total: float, adds: dict[int, float]) -> None:
@@ -126,6 +129,8 @@ def spread(ranked: Sequence[Any], n: int) -> list[Any]:
 def _by_rank(sensitivity: Sequence[float], k: int, *, rule: str, most: bool) -> Plan:
     n_layers = len(sensitivity)
     _check(n_layers, k)
+    for layer, value in enumerate(sensitivity):
+        _ranked(value, {layer})
     order = sorted(range(n_layers), key=lambda layer: (-sensitivity[layer] if most else sensitivity[layer], layer))
     return Plan(n_layers, tuple(order[:k]), rule, {"sensitivity": {str(layer): sensitivity[layer] for layer in order[:k]}})
 
@@ -133,7 +138,7 @@ def _by_rank(sensitivity: Sequence[float], k: int, *, rule: str, most: bool) -> 
 def _cheapest(n_layers: int, subsets: Iterable[tuple[int, ...]], cost: Cost, *, rule: str) -> Plan:
     subsets = list(subsets)
     _ahead(cost, map(frozenset, subsets))
-    costs = {subset: cost(frozenset(subset)) for subset in subsets}
+    costs = {subset: _ranked(cost(frozenset(subset)), subset) for subset in subsets}
     best = min(costs, key=lambda subset: (costs[subset], subset))
     return Plan(n_layers, best, rule, {"rise_nll_nats": costs[best], "candidates": len(costs)})
 
@@ -141,6 +146,24 @@ def _cheapest(n_layers: int, subsets: Iterable[tuple[int, ...]], cost: Cost, *, 
 def _ahead(cost: Cost, sets: Iterable[frozenset[int]]) -> None:
     if hasattr(cost, "ahead"):
         cost.ahead(list(sets))
+
+
+def _ranked(cost: float, dropped: Iterable[int]) -> float:
+    """The cost, which may be infinite. Raises ValueError where it has no place in an order."""
+    if not cost > -math.inf:
+        raise ValueError(f"the cost of dropping {_named(dropped)} is {cost}, which has no place in an order")
+    return cost
+
+
+def _finite(cost: float, dropped: Iterable[int]) -> float:
+    if math.isinf(_ranked(cost, dropped)):
+        raise ValueError(f"the cost of dropping {_named(dropped)} is {cost}, of which no difference can be taken")
+    return cost
+
+
+def _named(layers: Iterable[int]) -> str:
+    numbers = sorted(layers)
+    return f"layer{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def _check(n_layers: int, k: int) -> None:

@@ -29,8 +29,8 @@ class Arm:
     """A student by the hash of its weights; `model` is read from disk, or made again, when it is asked for.
 
     Those asked for last stay in memory, as far as they fit into HELD_BYTES: of a large model, a notebook has more students than a
-    machine can hold. `model`: one that is at hand and can be made again. `diverged`: why its recovery was stopped; empty where it
-    was not.
+    machine can hold. `model`: one that is at hand and can be made again. `diverged`: why its recovery, or that of the student it
+    began from, was stopped; empty where none was.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Arm:
     def without(self, plan: Plan) -> Arm:
         """The same student with more layers dropped (in its own numbering)."""
         content = hashlib.sha256(f"{self.content} without {plan.dropped}".encode()).hexdigest()[:16]
-        return Arm(content, lambda: pruning.drop_layers(self.model, plan))
+        return Arm(content, lambda: pruning.drop_layers(self.model, plan), diverged=self.diverged)
 
 
 def _hold(content: str, model: PreTrainedModel) -> PreTrainedModel:

@@ -186,7 +186,8 @@ class Bench:
         is smaller in another way). Options as in `distillation.recover`. Arms are kept by recipe, not by notebook: what one notebook
         has recovered, another reads. The record is enough to find what was measured on an arm already; weights that are not on disk
         (moved away, or `keep_weights=False`) are made again when something new is measured. An arm that diverged is marked
-        (`Arm.diverged`), its last checkpoint stays, and the student that it began from stands in its place.
+        (`Arm.diverged`), its last checkpoint stays, and the student that it began from stands in its place. So is one whose `start`
+        is marked.
         """
         recipe = _in_windows(recipe, windows)
         folder = self.folder / "arms" / name
@@ -247,7 +248,8 @@ class Bench:
 
         kept = _kept(path, stamp)
         student, curve = distilled() if kept is None else (None, kept["arm"])
-        content, diverged = curve.recipe["weights"], curve.recipe.get("diverged", "")
+        content, before = curve.recipe["weights"], _diverged(start)
+        diverged = curve.recipe.get("diverged") or (f"of the run that it began from, {before}" if before else "")
         if kept is None and not keep_weights:
             return Arm(content, lambda: student, diverged=diverged), curve
         return Arm(content, again, model=student, diverged=diverged), curve
@@ -286,7 +288,7 @@ class Bench:
 
         kept = _kept(path, stamp)
         content = weights_hash(fitted()) if kept is None else kept.values["weights"]
-        return Arm(content, again)
+        return Arm(content, again, diverged=_diverged(start))
 
     def recovery_pace(
         self,
@@ -319,7 +321,7 @@ class Bench:
     def validation_scores(self, arms: Mapping[str, Student], tokenizer: Any) -> dict[str, Score]:
         """Each model's score on the validation articles; choices are made on these."""
         windows = self.windows("validation", tokenizer, tokens_per_document=self.parameters.score_tokens)
-        return _marked(arms, {name: self._score("validation", name, model, windows) for name, model in arms.items()})
+        return {name: self._score("validation", name, model, windows) for name, model in arms.items()}
 
     def test_scores(self, arms: Mapping[str, Student], tokenizer: Any) -> dict[str, Score]:
         """Each frozen model's score on the test articles. Can be called once, as the notebook's last measurement."""
@@ -328,7 +330,7 @@ class Bench:
         self._test_is_read = True
         tokens = self.parameters.score_tokens
         windows = text.windows(self._split("test"), tokenizer, seq_len=self.parameters.seq_len, tokens_per_document=tokens)
-        return _marked(arms, {name: self._score("test", name, model, windows) for name, model in arms.items()})
+        return {name: self._score("test", name, model, windows) for name, model in arms.items()}
 
     def scores_elsewhere(self, name: str, arms: Mapping[str, Student], tokenizer: Any) -> dict[str, Score]:
         """Each model's score on the test split of another named text, which nothing was trained on or chosen by."""
@@ -336,7 +338,7 @@ class Bench:
         tokens = self.parameters.score_tokens
         windows = text.windows(documents, tokenizer, seq_len=self.parameters.seq_len, tokens_per_document=tokens)
         folder = Path(name).name  # of a file's path its end: records stay in their folder
-        return _marked(arms, {arm: self._score(folder, arm, model, windows) for arm, model in arms.items()})
+        return {arm: self._score(folder, arm, model, windows) for arm, model in arms.items()}
 
     def zero_shot(
         self, arms: Mapping[str, Student], tokenizer: Any, *, n_items: int, tasks: Sequence[str] = ()
@@ -382,12 +384,16 @@ class Bench:
         return self.once("continuations", make, on=[*arms.values(), list(arms), prompts, new_tokens]).values["samples"]
 
     def _score(self, split: str, name: str, model: Student, windows: text.Windows) -> Score:
+        """Of an arm that diverged, the record says so."""
         key = (_content_hash(model), windows.token_hash)  # two rules may pick the same layers
+        mark = _diverged(model)
 
         def make() -> Score:
-            return self._scores.get(key) or evaluation.score(model_of(model), windows, progress=self.progress)
+            score = self._scores.get(key) or evaluation.score(model_of(model), windows, progress=self.progress)
+            return replace(score, diverged=mark)
 
-        self._scores[key] = self.once(f"{split}/{name}", make, on=[model, windows], by_content=True)
+        on = [model, windows, mark] if mark else [model, windows]
+        self._scores[key] = self.once(f"{split}/{name}", make, on=on, by_content=True)
         return self._scores[key]
 
     # ------------------------------------------------------------ what comes out
@@ -525,9 +531,9 @@ def _kept(path: Path, stamp: records.Stamp, *, by_content: bool = False) -> Any:
     return record if its_own.key == stamp.key else None
 
 
-def _marked(arms: Mapping[str, Student], scores: Mapping[str, Score]) -> dict[str, Score]:
-    """The scores, those of arms that diverged saying so."""
-    return {name: replace(score, diverged=getattr(arms[name], "diverged", "")) for name, score in scores.items()}
+def _diverged(student: Student | None) -> str:
+    """Why the recovery that it rests on was stopped; empty where none was."""
+    return student.diverged if isinstance(student, Arm) else ""
 
 
 def _kind(item: Any) -> str:

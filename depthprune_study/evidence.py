@@ -55,6 +55,10 @@ class Evidence:
         """How many layers the main cut of the first family drops."""
         return self.record("03_recovery", "recipe").values["drop_count"]
 
+    def pilots(self, notebook: str) -> list[str]:
+        """The records of a notebook's trials, a score each; those of notebook 03 are told by its own records of them too."""
+        return sorted(f"validation/{path.stem}" for path in (self.folder / notebook / "validation").glob("pilot-*.json"))
+
     def test(self, notebook: str) -> dict[str, Score]:
         return self.record(notebook, "test_scores")
 

@@ -227,7 +227,7 @@ def gather(sweep: Sweep) -> Path:
     temporary = table.with_name(f".{table.name}.{os.getpid()}.tmp")
     datasets.Dataset.from_list([records.read(path).values for path in paths]).to_parquet(str(temporary))
     os.replace(temporary, table)
-    parameters = settings.check(TABLE, {"study": study, "cells": [cell.folder for cell in done]})
+    parameters = settings.check(TABLE, {"study": study})
     run.run_single(study, run.single(study, TABLE, parameters, inputs=[sha256_of(path) for path in paths]))
     return run.executed(study, TABLE)
 

@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from depthprune_core import decoders, distillation, evaluation, folders, intervals, models, optimisers, pruning, refitting, text
 from depthprune_core.intervals import Interval
-from depthprune_core.records import Plan
+from depthprune_core.records import Plan, Score
 from depthprune_study import export, places, rules
 from depthprune_study.arms import weights_hash
 from depthprune_study.bench import device_of, fast_precision
@@ -76,7 +76,7 @@ def prune(
     (`accelerate launch`, `torchrun`), the processes recover it together; the first one measures and writes, the others return None.
 
     Raises StudyError or ValueError, in a sentence and before layers are chosen, for what cannot be done; FloatingPointError where
-    the loss diverges.
+    the loss diverges, or is not finite from the start or as it would be saved.
     """
     out = Path(out)
     _check_numbers(
@@ -120,9 +120,9 @@ def prune(
     plan = _first_one_s(plan, accelerator)
     say(f"layers {', '.join(map(str, plan.dropped))} go ({plan.rule})")
     test = windows("test", 1_024)
-    whole = evaluation.score(teacher, test)
+    whole = _finite(evaluation.score(teacher, test), "the whole model's loss on the held-out passages")
     student = pruning.drop_layers(teacher, plan)
-    cut = evaluation.score(student, test)
+    cut = _finite(evaluation.score(student, test), "the student's loss on the held-out passages, before recovery,")
     ratios = {"before recovery": intervals.ppl_ratio(cut, whole)}
     say(f"perplexity ratio to the whole model before recovery: {ratios['before recovery']}")
     recipe = ""
@@ -146,7 +146,8 @@ def prune(
     if not first:
         return None
     dtype = _dtype(folder or model, teacher)
-    as_saved = evaluation.score(_rounded(student, dtype), test)
+    told = f"the loss of the student as it would be saved, in {dtype}, on the held-out passages,"
+    as_saved = _finite(evaluation.score(_rounded(student, dtype), test), told)
     recovered = {**ratios, "as saved": intervals.ppl_ratio(as_saved, whole)}
     card = export.Card(
         base=_name(model),
@@ -218,6 +219,12 @@ def _checked(model: str, n_layers: int, *, drop: int, layers: tuple[int, ...]) -
 def _rounded(student: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The student as its file will hold it, in the arithmetic of its measurement."""
     return export.cast(export.cast(student, dtype), torch.float32)
+
+
+def _finite(score: Score, what: str) -> Score:
+    if not math.isfinite(score.mean_nll_nats):
+        raise FloatingPointError(f"{what} is {score.mean_nll_nats}: nothing was written")
+    return score
 
 
 def _recover(

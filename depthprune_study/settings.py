@@ -200,7 +200,7 @@ class Cell(Work):
 
 
 class Table(Common):
-    cells: Annotated[list[str], Field(min_length=1, description="folders under runs/, one a cell")]
+    pass
 
 
 class Sweep(BaseModel):

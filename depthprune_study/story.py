@@ -333,21 +333,26 @@ def failures_html(evidence: Evidence, verdicts: Sequence[Verdict]) -> str:
 
 
 def _diverged(evidence: Evidence) -> list[str]:
-    """Arms, and trials of notebook 03's sweep, whose recovery was stopped."""
+    """Arms, sets and trials whose recovery was stopped, by each name that they are shown under."""
+    pilots = [(notebook, name) for notebook in ("03b_controls", "04_transfer_tinyllama") for name in evidence.pilots(notebook)]
     lines = {}
     for notebook, name in (
         ("03_recovery", "sweep"),
+        ("03_recovery", "trials_with_text"),
         ("03_recovery", "test_scores"),
         ("03b_controls", "test_scores"),
         ("03b_controls", "timed_test_scores"),
+        ("03c_choice", "set_scores"),
         ("03c_choice", "test_scores"),
         ("04_transfer_tinyllama", "test_scores"),
         ("05_seed_stability", "test_scores"),
+        *pilots,
     ):
         scores = evidence.record(notebook, name) if evidence.has(notebook, name) else {}
         lines |= {
-            f"{arm}: {score.diverged}": f"{arm} (notebook {notebook}) diverged: {score.diverged}. What it began from stands in its place."
-            for arm, score in scores.items()
+            f"{arm}: {score.diverged}": f"{arm} (notebook {notebook}) diverged: {score.diverged}. "
+            "What such a run began from stands in its place."
+            for arm, score in (scores if isinstance(scores, dict) else {name.split("/")[1]: scores}).items()
             if score.diverged
         }
     return list(lines.values())

@@ -728,6 +728,8 @@ def test_a_run_that_diverges_is_marked_and_its_start_stands_in_its_place(bench: 
     scores = bench.validation_scores({"wild": arm, "start": start}, tokenizer)
     assert scores["wild"].diverged == arm.diverged and not scores["start"].diverged
     assert scores["wild"].nll_nats == scores["start"].nll_nats
+    pieces = {name: records.read(bench.record_path(f"validation/{name}")) for name in scores}
+    assert pieces == scores  # also what is kept of a trial, whose scores are in no record of all arms, tells that it diverged
     checkpoint = list((bench.folder / "arms" / "wild").glob("*.ckpt"))
     assert len(checkpoint) == min(1, len(curve.tokens))  # the last good one stays, where there was one
 
@@ -770,6 +772,25 @@ def test_a_run_that_diverged_is_known_by_its_record(bench: Bench, monkeypatch: p
     assert (again.content, again.diverged) == (first.content, first.diverged) and curve.recipe["diverged"]
     assert same(again.model.state_dict(), weights)
     assert later.validation_scores({"wild": again}, tokenizer)["wild"].diverged
+
+
+@pytest.mark.parametrize("options", [{}, {"refit_tokens": 96}], ids=str)
+def test_a_student_that_was_recovered_from_a_start_that_diverged_stays_marked(bench: Bench, options: dict) -> None:
+    first, _, tokenizer = diverging(bench)
+    second = Plan(4, (1,), "by hand")
+    start = first.without(second)
+    assert start.diverged == first.diverged != ""
+    teacher, _ = bench.model("llama-tiny")
+    windows = bench.recovery_windows(tokenizer, tokens=64, seed=0)
+    staged = pruning.drop_more(PLAN, second)
+    assert bench.refitted(staged, teacher, windows, n_tokens=32, start=start).diverged == first.diverged
+    for each in (bench, new_bench()):  # trained, and read back
+        arm, curve = each.recover("stage2", staged, teacher, windows, start=start, **RECIPE, **options)
+        assert arm.diverged == f"of the run that it began from, {first.diverged}" and "diverged" not in curve.recipe
+        assert each.validation_scores({"staged": arm}, tokenizer)["staged"].diverged == arm.diverged
+        assert not same(arm.model.state_dict(), start.model.state_dict())
+    wild, curve = bench.recover("stage2", staged, teacher, windows, start=start, **{**RECIPE, "lr": 1e38}, **options)
+    assert wild.diverged == curve.recipe["diverged"]
 
 
 def test_adapters_take_no_second_copy_of_the_teacher(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

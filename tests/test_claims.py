@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import handmade
@@ -10,9 +12,9 @@ import pytest
 import yaml
 from handmade import evidence, profile, score, timing
 
-from depthprune_core import models
+from depthprune_core import figures, models
 from depthprune_core.intervals import Interval
-from depthprune_core.records import Facts
+from depthprune_core.records import Facts, Score
 from depthprune_study import claims, places, settings, story
 from depthprune_study.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, at_least, at_most, judge, probability, within
 from depthprune_study.evidence import RANDOM_WEIGHTS
@@ -331,6 +333,51 @@ def test_a_run_that_diverged_decides_nothing(name: str, tmp_path: Path) -> None:
     stopped = {**scores, arm: replace(scores[arm], diverged="the kl loss is nan at step 3")}
     found = claims.judge_one(name, evidence(tmp_path / "stopped", **SOURCE, changes={(notebook, "test_scores"): stopped}))
     assert found.verdict == INCONCLUSIVE and "diverged" in found.figure
+
+
+def compared_sets(scores: dict[str, Score]) -> tuple[dict[str, Any], set[str]]:
+    """What notebook 03c keeps of sets with these scores (two seeds each), and what its figure shows."""
+    cells = json.loads((places.NOTEBOOKS / "03c_choice.ipynb").read_text(encoding="utf-8"))["cells"]
+    (cell,) = ["".join(cell["source"]) for cell in cells if "before_after_scatter" in "".join(cell["source"])]
+    names = list(dict.fromkeys(name.split(" ")[0] for name in scores))
+    kept: dict[str, Any] = {}
+    bench = SimpleNamespace(
+        save=lambda name, facts: kept.update(facts.values), show=lambda name, figure: kept.update(figure=figure)
+    )
+    table = {name: 0.1 * rank for rank, name in enumerate(names, start=1)}
+    known = {"scores": scores, "sets": table, "table": table, "candidates": names, "set_seeds": [0, 1], "whole": score(3.0)}
+    exec(cell, known | {"bench": bench, "Facts": Facts, "figures": figures})
+    shown = {text.get_text() for text in kept.pop("figure").axes[0].texts}
+    return kept, shown
+
+
+@pytest.mark.parametrize("name", ["2,3", "4,5", "6,7"])
+def test_a_set_with_a_run_that_diverged_has_no_cost_after_recovery(name: str, tmp_path: Path) -> None:
+    scores = {f"{of} (seed {seed})": score(3.05 + 0.01 * int(of[0])) for of in ("2,3", "4,5", "6,7") for seed in (0, 1)}
+    scores[f"{name} (seed 1)"] = replace(scores[f"{name} (seed 1)"], diverged="the kl loss is nan at step 3")
+    facts, shown = compared_sets(scores)
+    left = {"2,3", "4,5", "6,7"} - {name}
+    assert facts["costs"].keys() == left and facts["new"] == min(left) and facts["old"] == "2,3"
+    assert {text.replace(" + ", ",") for text in shown} == left
+
+
+def test_c9_counts_only_sets_whose_runs_were_all_finished(tmp_path: Path) -> None:
+    facts = handmade.contents()["03c_choice"]["sets"].values
+    costs = dict(list(facts["costs"].items())[:-1])  # of twelve, one was stopped
+    for n, new in ((12, "4,5"), (12, "2,3"), (11, "4,5"), (11, "2,3")):
+        some = {**facts, "costs": facts["costs"] if n == 12 else costs, "new": new}
+        changes = {("03c_choice", "sets"): Facts(some)}
+        found = claims.judge_one("C9", evidence(tmp_path / f"{n} {new}", **SOURCE, changes=changes))
+        assert (found.verdict == INCONCLUSIVE) == (n == 11) and f"({n} sets x 2 seeds)" in found.figure
+
+
+def test_where_every_set_diverged_nothing_is_shown_and_nothing_decided(tmp_path: Path) -> None:
+    stopped = replace(score(3.1), diverged="the kl loss is nan at step 3")
+    facts, shown = compared_sets({f"{name} (seed {seed})": stopped for name in ("2,3", "4,5") for seed in (0, 1)})
+    assert facts["costs"] == {} and shown == set()
+    changed = evidence(tmp_path, **SOURCE, changes={("03c_choice", "sets"): Facts(facts)})
+    assert claims.judge_one("C9", changed).verdict == INCONCLUSIVE
+    assert "0 sets of layers" in "".join(story.choice_figures(changed))
 
 
 def test_another_recipe_than_the_first_family_s_decides_nothing_of_c10(tmp_path: Path) -> None:

@@ -255,6 +255,8 @@ def test_what_is_not_finite_is_said_in_words():
     figure = figures.arms(ratios)
     assert figures.png(figure)
     assert "no interval" in texts(figure) and "last k: infinite, off the scale" in texts(figure)
+    figure = figures.arms({"greedy": interval(1.2), "last_k": Interval(math.nan, math.nan, math.nan, 8, 8.0)})
+    assert figures.png(figure) and "last k: not a number" in texts(figure)
     figure = figures.profile_bars(make_profile(n_documents=1))
     assert figures.png(figure) and not figure.axes[0].collections
 

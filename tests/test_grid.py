@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from depthprune_core import figures, records
-from depthprune_study import cli, grid, places, provenance, run, settings
+from depthprune_core import distillation, figures, records
+from depthprune_study import bench, cli, grid, live, places, provenance, run, settings
 from depthprune_study.settings import StudyError
 
 SAME = {
@@ -367,7 +368,8 @@ def rows(*, rules: tuple[str, ...] = ("greedy", "last_k"), counts: tuple[int, ..
         "after_low": 1.05,
         "after_high": 1.2,
     }
-    return [{"rule": rule, "drop_count": count, "n_documents": 5, **ends} for rule in rules for count in counts for _ in (0, 1)]
+    same = {"n_documents": 5, "diverged": "", **ends}
+    return [{"rule": rule, "drop_count": count, **same} for rule in rules for count in counts for _ in (0, 1)]
 
 
 def test_the_figure_has_a_filled_and_a_hollow_marker_a_cell() -> None:
@@ -377,6 +379,55 @@ def test_the_figure_has_a_filled_and_a_hollow_marker_a_cell() -> None:
     assert {label.get_text() for label in ax.get_xticklabels()} == {"1", "2"}
     assert "layers" in ax.get_xlabel()
     figures.png(figures.grid(rows(rules=("greedy",), counts=(1,)), title="one"))
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_cell_that_diverged_has_its_hollow_marker_and_a_word_and_counts_for_no_mean(n: int) -> None:
+    stopped = [
+        {**row, "diverged": "the kl loss is nan", "after_point": 9.0} if i < n else row
+        for i, row in enumerate(rows(rules=("greedy",)))
+    ]
+    (ax,) = figures.grid(stopped, title="a model").axes
+    markers = [line for line in ax.lines if line.get_linestyle() == "None"]
+    assert len(markers) == 2 * len(stopped) - n
+    assert [text.get_text() for text in ax.texts] == ["diverged"] * n
+    means = [line for line in ax.lines if line.get_linestyle() == "-" and len(line.get_xdata()) and line.get_linewidth() == 1]
+    assert [value for line in means for value in line.get_ydata()] == pytest.approx([1.1] * (2 if n < 2 else 0))
+
+
+def executed(notebook: str, **parameters: Any) -> dict[str, Any]:
+    """The names that a notebook's code leaves, run in this process with these parameters."""
+    namespace: dict[str, Any] = {}
+    for cell in json.loads((places.NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), namespace)
+            namespace |= parameters if "parameters" in cell["metadata"].get("tags", []) else {}
+    return namespace
+
+
+def test_a_cell_that_diverges_is_in_the_table_and_marked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(live, "display", lambda *shown, **options: None)
+    monkeypatch.setattr(bench, "display", lambda *shown, **options: None)
+    honest = distillation.recover
+
+    def wild(*arguments: Any, **options: Any) -> Any:
+        return honest(*arguments, **{**options, "lr": 1e38 if options["seed"] else options["lr"]})
+
+    monkeypatch.setattr(distillation, "recover", wild)
+    wanted = sweep(rules=["last_k"], drop_counts=[1], seeds=[0, 1])
+    for cell in grid.cells(wanted):
+        executed(grid.CELL, **cell.parameters.model_dump())
+    monkeypatch.setattr(grid.Cell, "done", property(lambda cell: True))
+    monkeypatch.setattr(run, "run_single", lambda study, step: None)
+    grid.gather(wanted)
+    shutil.rmtree(places.runs(grid.cells(wanted)[0].folder))  # the table is all that its notebook reads
+    capsys.readouterr()
+    rows = executed(grid.TABLE, study="sweep-try")["rows"]
+    assert {row["seed"]: row["diverged"][:11] for row in rows} == {0: "", 1: "the kl loss"}
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "seed 1" in line]
+    assert "diverged: the kl loss is nan at step 1" in line and "->" not in line
 
 
 # ---------------------------------------------------------------- real cells

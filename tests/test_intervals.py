@@ -43,6 +43,11 @@ def test_a_ratio_beyond_all_numbers_is_infinite():
     assert (ratio.point, ratio.high) == (math.inf, math.inf)
 
 
+def test_a_ratio_of_a_loss_that_is_no_number_is_none():
+    ratio = intervals.ppl_ratio(score_of(310, math.nan), score_of(300, 400))
+    assert str(ratio) == "nan [nan, nan]"
+
+
 def test_documents_count_by_their_tokens():
     rise = intervals.nll_rise(score_of(310, 260, n_tokens=(100, 300)), score_of(300, 200, n_tokens=(100, 300)))
     assert rise.point == pytest.approx(70 / 400)

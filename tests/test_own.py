@@ -316,6 +316,42 @@ def test_a_model_of_the_hub_is_taken_by_its_id(words: Path, tmp_path: Path, monk
     assert f"org/base@{revision}" in (tmp_path / "out" / "mergekit.yaml").read_text(encoding="utf-8")
 
 
+def spoil(model: Any) -> Any:
+    """Of one token, whose loss is then no number."""
+    model.model.embed_tokens.weight.data[50] = math.nan
+    return model
+
+
+@pytest.mark.parametrize("options", [(), ("--recover-tokens", 2_048)], ids=["cut alone", "recovered"])
+@pytest.mark.parametrize(
+    ("broken", "sentence"),
+    [
+        ("load", "the whole model's loss on the held-out passages is nan: nothing was written"),
+        ("drop_layers", "the student's loss on the held-out passages, before recovery, is nan: nothing was written"),
+        (
+            "_rounded",
+            "the loss of the student as it would be saved, in torch.float32, on the held-out passages, is nan: nothing",
+        ),
+    ],
+)
+def test_a_student_whose_loss_is_no_number_is_not_written(
+    broken: str, sentence: str, options: tuple, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = saved(tmp_path / "base", tiny("llama", tie_word_embeddings=False))
+    where = {"load": models, "drop_layers": pruning, "_rounded": own}[broken]
+    honest = getattr(where, broken)
+
+    def broken_one(*arguments: Any, **rest: Any) -> Any:
+        made = honest(*arguments, **rest)
+        spoil(made[0] if broken == "load" else made)
+        return made
+
+    monkeypatch.setattr(where, broken, broken_one)
+    code, said = prune(base, "--text", words, "--out", tmp_path / "out", "--layers", 1, *options)
+    assert code == 1 and sentence in said, said
+    assert "Traceback" not in said and not (tmp_path / "out").exists()
+
+
 def test_a_short_text_is_refused(tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("w1 w2\n" * 1_000, encoding="utf-8")

@@ -246,6 +246,16 @@ def test_a_set_that_costs_less_than_its_parts_is_seen():
     assert record.largest_part_failure_nats == pytest.approx(0.05)
 
 
+@pytest.mark.parametrize(("k", "dropped"), [(1, ()), (1, (3,)), (2, ()), (2, (3,)), (2, "the best")], ids=str)
+def test_a_loss_that_is_no_number_is_refused_by_the_layers_that_are_dropped(k, dropped):
+    values = pool(5, k, noise=0.01)
+    dropped = best(values, k) if dropped == "the best" else dropped
+    values[dropped] = values[dropped] * np.nan
+    named = f"layers? {', '.join(map(str, dropped))}" if dropped else "no layer"
+    with pytest.raises(ValueError, match=f"^a loss with {named} dropped is not finite, so it cannot race$"):
+        race(N_LAYERS, k, Watched(values), n_windows=N_WINDOWS)
+
+
 @pytest.mark.parametrize(
     ("bad", "named"),
     [

@@ -285,6 +285,10 @@ def test_a_perplexity_that_overflows_is_infinite() -> None:
     assert Score(("a",), (1e6,), (1,), (1,)).ppl == math.inf
 
 
+def test_a_loss_that_is_no_number_has_a_perplexity_that_is_none() -> None:
+    assert math.isnan(Score(("a", "b"), (1.0, math.nan), (1, 1), (1, 1)).ppl)
+
+
 def test_an_interaction_is_the_pair_cost_minus_both_single_costs() -> None:
     pairs = RECORDS["pairs"]
     assert pairs.interaction(0, 1) == pytest.approx(0.2)

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,29 @@ def test_failures_are_told_with_their_figures(tmp_path: Path) -> None:
     slow = handmade.evidence(tmp_path, changes={("02_prune_gpt2", "timing-2"): handmade.timing(1.0)})
     page = story.failures_html(slow, claims.judge(slow))
     assert "<li>C3 does not hold on gpt2-mini: and it decodes faster (decode 1.000 [1.000, 1.000]x).</li>" in page
+
+
+DIVERGED = {
+    ("03_recovery", "sweep"): "rate: 0.2",
+    ("03_recovery", "trials_with_text"): "control-ce: adamw, 0.1",
+    ("03_recovery", "test_scores"): "mixed",
+    ("03b_controls", "validation/pilot-width-lr0.1"): "pilot-width-lr0.1",
+    ("03b_controls", "timed_test_scores"): "ce (timed)",
+    ("03c_choice", "set_scores"): "6,7 (seed 1)",
+    ("04_transfer_tinyllama", "validation/pilot-student-lr0.1"): "pilot-student-lr0.1",
+    ("05_seed_stability", "test_scores"): "seed 2",
+}
+
+
+@pytest.mark.parametrize("where", DIVERGED, ids=str)
+def test_every_run_that_diverged_is_told(tmp_path: Path, where: tuple[str, str]) -> None:
+    (notebook, name), arm = where, DIVERGED[where]
+    stopped = replace(handmade.score(3.1), diverged="the kl loss is nan at step 3")
+    honest = handmade.contents()[notebook].get(name, {"another": handmade.score(3.1)})
+    evidence = handmade.evidence(tmp_path, changes={where: stopped if "pilot" in arm else {**honest, arm: stopped}})
+    page = story.failures_html(evidence, claims.judge(evidence))
+    told = f"<li>{arm} (notebook {notebook}) diverged: the kl loss is nan at step 3. What such a run began from stands in its place.</li>"
+    assert told in page and page.count("stands in its place") == 1
 
 
 def test_a_figure_carries_its_caption_and_escapes_both() -> None:

@@ -69,6 +69,35 @@ def test_contiguous_takes_the_best_span():
     assert selection.contiguous(6, 3, additive).evidence["candidates"] == 4
 
 
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+@pytest.mark.parametrize("rule", [selection.least_sensitive, selection.most_sensitive])
+def test_a_sensitivity_that_cannot_be_ranked_is_refused_by_name(rule, bad):
+    with pytest.raises(ValueError, match=rf"^the cost of dropping layer 1 is {bad}, which has no place in an order$"):
+        rule([0.1, bad, 0.05, 0.3], 2)
+
+
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+@pytest.mark.parametrize("rule", ["greedy", "exhaustive", "contiguous", "pairwise"])
+def test_a_cost_that_cannot_be_ranked_is_refused_by_name(rule, bad):
+    bad_one = {2} if rule in ("greedy", "pairwise") else {1, 2}
+    with pytest.raises(
+        ValueError, match=rf"^the cost of dropping (layer 2|layers 1, 2) is {bad}, which has no place in an order$"
+    ):
+        getattr(selection, rule)(6, 2, lambda dropped: bad if dropped in (bad_one, {1, 2}) else additive(dropped))
+
+
+@pytest.mark.parametrize("rule", ["greedy", "exhaustive", "contiguous"])
+def test_what_costs_infinitely_much_stays(rule):
+    plan = getattr(selection, rule)(6, 2, lambda dropped: math.inf if 2 in dropped else additive(dropped))
+    assert 2 not in plan.dropped
+    assert 2 not in selection.least_sensitive([9.0, 0.3, math.inf, 0.4, 0.1, 5.0], 3).dropped
+
+
+def test_pairwise_takes_differences_and_refuses_what_has_none():
+    with pytest.raises(ValueError, match=r"^the cost of dropping layer 2 is inf, of which no difference can be taken$"):
+        selection.pairwise(6, 2, lambda dropped: math.inf if 2 in dropped else additive(dropped))
+
+
 # ---------------------------------------------------------------- pairwise
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from depthprune_core import records
-from depthprune_core.records import Score
 
 TRIALS = ("sweep", "trials_with_text")
 FOLDERS = dict.fromkeys(TRIALS, "validation") | {
@@ -42,11 +40,10 @@ def _folder(path: Path) -> Path | None:
 def _same(path: Path, held: dict[str, tuple[Path, Any]]) -> dict[str, Path | None]:
     found: dict[str, Path | None] = {}
     for name, result in records.read(path).items():
-        measured = replace(result, diverged="") if isinstance(result, Score) else result  # it is marked when all are at hand
         # Trials are run under their names as `sweep` makes file names of them; one that came again is not run again.
         own = "pilot-" + re.sub(r"[^\w.]+", "-", name) if path.stem in TRIALS else name
         others = [own] if own in held or path.stem not in TRIALS else held
-        found[name] = next((held[other][0] for other in others if other in held and held[other][1] == measured), None)
+        found[name] = next((held[other][0] for other in others if other in held and held[other][1] == result), None)
     return found
 
 

@@ -279,8 +279,10 @@ def _transfers(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
     change = intervals.nll_rise(scores["recovered"], scores["unrecovered"])
     figure, verdict = f"NLL changes by {change} nats per token in recovery", at_most(change, rule["threshold"])
     choice = evidence.record("04_transfer_tinyllama", "choice").values
-    for name, (was, is_now) in choice.get("adapted", {}).items():
-        figure += f"; {name} {is_now:,} in place of {was:,}, as this model allows no more"
+    given, taken = evidence.record("03_recovery", "recipe").values["recipe"], choice.get("unchanged", {})
+    for name in ("seq_len", "refit_tokens"):
+        if name in taken and taken[name] != given.get(name):
+            figure += f"; {name} {taken[name]:,} in place of {given[name]:,}, as this model allows no more"
     if changed := choice.get("changed"):
         verdict, figure = INCONCLUSIVE, f"{figure}; not the same recipe: {', '.join(changed)}"
     return [Measured(evidence.second_model, figure, verdict)]

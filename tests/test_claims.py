@@ -387,8 +387,13 @@ def test_another_recipe_than_the_first_family_s_decides_nothing_of_c10(tmp_path:
 
 
 def test_what_the_second_family_s_limits_change_is_told_beside_the_verdict(tmp_path: Path) -> None:
-    choice = Facts({"notes": {}, "changed": {}, "adapted": {"seq_len": [512, 256]}})
-    found = claims.judge_one("C10", evidence(tmp_path, **SOURCE, changes={("04_transfer_tinyllama", "choice"): choice}))
+    changes = {
+        ("03_recovery", "recipe"): Facts({"rule": "least_sensitive", "drop_count": 2, "recipe": {"seq_len": 512, "lr": 1e-4}}),
+        ("04_transfer_tinyllama", "choice"): Facts(
+            {"notes": {}, "changed": {}, "unchanged": {"seq_len": 256, "trained": "all"}}
+        ),
+    }
+    found = claims.judge_one("C10", evidence(tmp_path, **SOURCE, changes=changes))
     assert found.verdict == REPRODUCED and "seq_len 256 in place of 512, as this model allows no more" in found.figure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import os
@@ -16,13 +17,15 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 import yaml
 from huggingface_hub import hf_hub_download, snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedModel
 
 from depthprune_core import decoders, distillation, evaluation, folders, intervals, models, optimisers, pruning, refitting, text
 from depthprune_core.intervals import Interval
 from depthprune_core.records import Plan, Score
 from depthprune_study import export, places, rules
-from depthprune_study.arms import weights_hash
+from depthprune_study.arms import save_weights, weights_hash
 from depthprune_study.bench import device_of, fast_precision
 from depthprune_study.settings import Device, StudyError
 
@@ -245,7 +248,8 @@ def _recover(
     """Recover in place; returns the recipe in words."""
     start = "as cut"
     if refitting.is_possible(student) and refitting.fitted_layers(plan):
-        refitting.refit(student, teacher, plan, sample.take(slice(0, max(1, REFIT_TOKENS // sample.seq_len))))
+        some = sample.take(slice(0, max(1, REFIT_TOKENS // sample.seq_len)))
+        _refit(student, teacher, plan, some, checkpoint.parent, write=accelerator is None or accelerator.is_main_process)
         start = "refitted"
     if trained == "lora":
         pruning.share_equal(student, teacher, plan)
@@ -270,6 +274,21 @@ def _recover(
         f"KL to the whole model, {OPTIMISERS[optimiser]} at {lr:g}, {TRAINED[trained]}{batch} windows of {sample.seq_len} tokens a step, "
         f"started {start}"
     )
+
+
+def _refit(
+    student: PreTrainedModel, teacher: PreTrainedModel, plan: Plan, some: text.Windows, work: Path, *, write: bool
+) -> None:
+    """Refit in place, as it came out when the run began: another machine would round otherwise, and its checkpoint is of that start."""
+    inputs = f"{weights_hash(teacher)} {plan.dropped} {some.token_hash}"
+    kept = work / f"{hashlib.sha256(inputs.encode()).hexdigest()[:16]}.safetensors"
+    try:
+        student.load_state_dict(load_file(kept), strict=False)
+    except (OSError, SafetensorError, RuntimeError):
+        refitting.refit(student, teacher, plan, some)
+        if write:
+            maps = [decoders.mlp_outputs(student)[layer].weight for layer in refitting.fitted_layers(plan)]
+            save_weights(student, kept, only=maps)
 
 
 def _split(name: str) -> dict[str, list[text.Document]]:

@@ -378,16 +378,19 @@ def _shown_path(path: Path) -> str:
 
 
 @contextmanager
-def _alone(folder: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
-    """One run of a study at a time: the lock goes with the process, however it ends. Where a file system has no locks, that is said."""
+def _alone(folder: Path, say: Callable[[str], None] = lambda line: None, *, what: str = "") -> Iterator[None]:
+    """One run of a study (or of `what` works in the folder) at a time: the lock goes with the process, however it ends. Where a file
+    system has no locks, that is said.
+    """
+    what = what or f"study {folder.name}"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StudyError(f"study {folder.name} is being run by another process: wait for it, or stop it") from None
+            raise StudyError(f"{what} is being run by another process: wait for it, or stop it") from None
         except OSError as error:  # Lustre without flock, NFS without its lock daemon, some drives
-            say(f"{folder} cannot be locked ({error.strerror}): start no second run of study {folder.name} beside this one")
+            say(f"{folder} cannot be locked ({error.strerror}): start no second run of {what} beside this one")
         yield
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from tiny import ARCHITECTURES, FAMILIES, count_layer_passes, final_norm_of, lay
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from depthprune_core import losses
+from depthprune_core import checkpoints, losses
 from depthprune_core.decoders import mlp_width, recording
 from depthprune_core.distillation import TRAINED_PARTS, DivergedError, _Run, recover
 from depthprune_core.evaluation import divergence, score
@@ -630,6 +631,23 @@ def test_a_checkpoint_damaged_anywhere_in_its_directory_is_refused_by_name_or_re
         else:
             assert same_weights(read, expected)
     assert refused > 10
+
+
+def test_a_checkpoint_is_written_under_a_name_of_the_process_s_own_and_leaves_no_part(checkpoint, monkeypatch):
+    student, before, seen = tiny("llama"), checkpoint.read_bytes(), []
+
+    def full(state: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        seen.append(path.name)
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    for process in (1, 2):
+        monkeypatch.setattr(os, "getpid", lambda process=process: process)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.save(checkpoint, "key", student, [], torch.amp.GradScaler("cpu"), {})
+    assert seen == [".checkpoint.1.tmp", ".checkpoint.2.tmp"]
+    assert checkpoint.read_bytes() == before and list(checkpoint.parent.iterdir()) == [checkpoint]
 
 
 def test_a_checkpoint_that_memory_does_not_suffice_for_is_not_called_damaged(checkpoint, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zipfile
 from pathlib import Path
@@ -9,6 +10,21 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+
+SAMPLED = 16_384  # numbers of a tensor, at most: another start or teacher differs nearly everywhere
+
+
+def content(*models: PreTrainedModel | None) -> bytes:
+    """A hash of shapes and of a sample of the numbers of all parameters: the same for equal weights, on any device."""
+    digest = hashlib.sha256()
+    for model in models:
+        digest.update(b"no model" if model is None else b"model")
+        for name, p in model.named_parameters() if model is not None else ():
+            flat = p.detach().flatten()
+            some = flat[:: len(flat) // SAMPLED + 1].contiguous().cpu()
+            digest.update(f"{name} {tuple(p.shape)} {p.dtype} ".encode())
+            digest.update(some.view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 def save(
@@ -28,9 +44,12 @@ def save(
         "log": log,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def resume(
@@ -47,7 +66,9 @@ def resume(
             raise
         raise ValueError(damaged) from None
     if state["key"] != key:
-        raise ValueError(f"checkpoint {path} belongs to another run (recipe, text or plan differ): remove it to begin again")
+        raise ValueError(
+            f"checkpoint {path} belongs to another run (recipe, text, plan, start or teacher differ): remove it to begin again"
+        )
     with torch.no_grad():
         for name, p in student.named_parameters():
             if name in state["student"]:

@@ -22,11 +22,19 @@ class Team:
         self.rank, self.size = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
 
     @torch.no_grad()
-    def align(self, parameters: Iterable[nn.Parameter]) -> None:
+    def align(self, parameters: Iterable[torch.Tensor]) -> None:
         """Give every process the first one's."""
         if self.size > 1:
             for p in parameters:
                 p.copy_(self._sum(p if self.rank == 0 else torch.zeros_like(p)))
+
+    def of_the_first(self, digest: bytes) -> bytes:
+        """The first one's, in every process."""
+        if self.size == 1:
+            return digest
+        told = torch.tensor(list(digest), dtype=torch.float32, device=self.accelerator.device)
+        self.align([told])
+        return bytes(map(int, told.tolist()))
 
     def share(self, batch: Windows) -> Windows:
         """This process' windows of a step; none where the step has fewer windows than there are processes."""

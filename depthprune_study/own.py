@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -16,13 +17,15 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 import yaml
 from huggingface_hub import hf_hub_download, snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedModel
 
 from depthprune_core import decoders, distillation, evaluation, folders, intervals, models, optimisers, pruning, refitting, text
 from depthprune_core.intervals import Interval
 from depthprune_core.records import Plan, Score
-from depthprune_study import export, places, rules
-from depthprune_study.arms import weights_hash
+from depthprune_study import export, places, rules, run
+from depthprune_study.arms import save_weights, weights_hash
 from depthprune_study.bench import device_of, fast_precision
 from depthprune_study.settings import Device, StudyError
 
@@ -92,80 +95,99 @@ def prune(
     optimisers.check(optimiser)
     if not recover_tokens and int(os.environ.get("RANK", "0")):
         return None  # without recovery there is nothing to share
-    accelerator = _accelerator(device) if recover_tokens else None
-    first = accelerator is None or accelerator.is_main_process
-    say = say if first else _silent
     export.check_free(out)
-    on = device_of(device) if accelerator is None else str(accelerator.device)
-    with nullcontext() if accelerator is None else accelerator.main_process_first():  # which fetches what is not there yet
-        parts = _split(text_name)
-        folder = _at_hand(model)
-        if folder:
-            folders.check(Path(folder))
-        elif model not in models.SOURCES:
-            raise StudyError(
-                f"model {model!r} is not known: name one of {', '.join(models.SOURCES)}, a local folder or a hub id"
+    leads = not int(os.environ.get("RANK", "0"))  # of the processes that belong together
+    with _alone(out, say) if leads else nullcontext():
+        accelerator = _accelerator(device) if recover_tokens else None
+        first = accelerator is None or accelerator.is_main_process
+        say = say if first else _silent
+        export.check_free(out)  # another command may have ended just now
+        on = device_of(device) if accelerator is None else str(accelerator.device)
+        with nullcontext() if accelerator is None else accelerator.main_process_first():  # which fetches what is not there yet
+            parts = _split(text_name)
+            folder = _at_hand(model)
+            if folder:
+                folders.check(Path(folder))
+            elif model not in models.SOURCES:
+                raise StudyError(
+                    f"model {model!r} is not known: name one of {', '.join(models.SOURCES)}, a local folder or a hub id"
+                )
+            teacher, tokenizer = models.load(
+                folder or model, cache=places.cache(), assets=places.assets(), device=on, seed=seed
             )
-        teacher, tokenizer = models.load(folder or model, cache=places.cache(), assets=places.assets(), device=on, seed=seed)
-    folders.check_fit(teacher, tokenizer, model)
-    named = _checked(model, len(decoders.decoder(teacher).layers), drop=drop, layers=layers)
-    seq_len = min(seq_len, getattr(decoders.text_config(teacher.config), "max_position_embeddings", None) or seq_len)
+        folders.check_fit(teacher, tokenizer, model)
+        named = _checked(model, len(decoders.decoder(teacher).layers), drop=drop, layers=layers)
+        seq_len = min(seq_len, getattr(decoders.text_config(teacher.config), "max_position_embeddings", None) or seq_len)
 
-    def windows(part: str, n_tokens: int | None) -> text.Windows:
-        return text.windows(parts[part], tokenizer, seq_len=seq_len, tokens_per_document=n_tokens)
+        def windows(part: str, n_tokens: int | None) -> text.Windows:
+            return text.windows(parts[part], tokenizer, seq_len=seq_len, tokens_per_document=n_tokens)
 
-    sample = _sample(parts, tokenizer, seq_len=seq_len, n_tokens=recover_tokens, seed=seed, say=say) if recover_tokens else None
-    say(f"{model}: {teacher.num_parameters():,} parameters; choosing what to drop")
-    plan = named or rules.choose(rule, drop, teacher, windows("calibration", 512), progress=_steps(say))
-    plan = _first_one_s(plan, accelerator)
-    say(f"layers {', '.join(map(str, plan.dropped))} go ({plan.rule})")
-    test = windows("test", 1_024)
-    whole = _finite(evaluation.score(teacher, test), "the whole model's loss on the held-out passages")
-    student = pruning.drop_layers(teacher, plan)
-    cut = _finite(evaluation.score(student, test), "the student's loss on the held-out passages, before recovery,")
-    ratios = {"before recovery": intervals.ppl_ratio(cut, whole)}
-    say(f"perplexity ratio to the whole model before recovery: {ratios['before recovery']}")
-    recipe = ""
-    if sample is not None:
-        checkpoint = _work(out) / f"{weights_hash(teacher)}.ckpt"  # another model's is never gone on from
-        recipe = _recover(
-            student,
-            teacher,
-            plan,
-            sample,
-            lr=lr,
-            batch=max(1, batch_tokens // seq_len),
-            trained=trained,
-            optimiser=optimiser,
-            checkpoint_activations=checkpoint_activations,
-            seed=seed,
-            checkpoint=checkpoint,
-            accelerator=accelerator,
-            say=say,
+        sample = (
+            _sample(parts, tokenizer, seq_len=seq_len, n_tokens=recover_tokens, seed=seed, say=say) if recover_tokens else None
         )
-    if not first:
-        return None
-    dtype = _dtype(folder or model, teacher)
-    told = f"the loss of the student as it would be saved, in {dtype}, on the held-out passages,"
-    as_saved = _finite(evaluation.score(_rounded(student, dtype), test), told)
-    recovered = {**ratios, "as saved": intervals.ppl_ratio(as_saved, whole)}
-    card = export.Card(
-        base=_name(model),
-        hub=_hub_id(model),
-        plan=plan,
-        n_parameters=student.num_parameters(),
-        tokens=sample.inputs.numel() if sample is not None else 0,
-        text=text_name if text_name in ("wikipedia-excerpt", "wikitext-2") else "a text of the maker's own",
-        recipe=recipe,
-        ratios=recovered,
-        license=_license(model, folder),
-        revision=_revision(model, folder),
-        source=_source(model),
-        perplexities={"whole model": whole.ppl, "before recovery": cut.ppl, "as saved": as_saved.ppl},
-    )
-    export.folder(out, student, tokenizer, card, dtype=dtype)
-    shutil.rmtree(_work(out), ignore_errors=True)
-    return Pruned(plan, recovered)
+        say(f"{model}: {teacher.num_parameters():,} parameters; choosing what to drop")
+        plan = named or rules.choose(rule, drop, teacher, windows("calibration", 512), progress=_steps(say))
+        plan = _first_one_s(plan, accelerator)
+        say(f"layers {', '.join(map(str, plan.dropped))} go ({plan.rule})")
+        test = windows("test", 1_024)
+        whole = _finite(evaluation.score(teacher, test), "the whole model's loss on the held-out passages")
+        student = pruning.drop_layers(teacher, plan)
+        cut = _finite(evaluation.score(student, test), "the student's loss on the held-out passages, before recovery,")
+        ratios = {"before recovery": intervals.ppl_ratio(cut, whole)}
+        say(f"perplexity ratio to the whole model before recovery: {ratios['before recovery']}")
+        recipe = ""
+        if sample is not None:
+            checkpoint = _work(out) / f"{weights_hash(teacher)}.ckpt"  # another model's is never gone on from
+            recipe = _recover(
+                student,
+                teacher,
+                plan,
+                sample,
+                lr=lr,
+                batch=max(1, batch_tokens // seq_len),
+                trained=trained,
+                optimiser=optimiser,
+                checkpoint_activations=checkpoint_activations,
+                seed=seed,
+                checkpoint=checkpoint,
+                accelerator=accelerator,
+                say=say,
+            )
+        if not first:
+            return None
+        dtype = _dtype(folder or model, teacher)
+        told = f"the loss of the student as it would be saved, in {dtype}, on the held-out passages,"
+        as_saved = _finite(evaluation.score(_rounded(student, dtype), test), told)
+        recovered = {**ratios, "as saved": intervals.ppl_ratio(as_saved, whole)}
+        card = export.Card(
+            base=_name(model),
+            hub=_hub_id(model),
+            plan=plan,
+            n_parameters=student.num_parameters(),
+            tokens=sample.inputs.numel() if sample is not None else 0,
+            text=text_name if text_name in ("wikipedia-excerpt", "wikitext-2") else "a text of the maker's own",
+            recipe=recipe,
+            ratios=recovered,
+            license=_license(model, folder),
+            revision=_revision(model, folder),
+            source=_source(model),
+            perplexities={"whole model": whole.ppl, "before recovery": cut.ppl, "as saved": as_saved.ppl},
+        )
+        export.folder(out, student, tokenizer, card, dtype=dtype)
+        shutil.rmtree(_work(out), ignore_errors=True)
+        return Pruned(plan, recovered)
+
+
+@contextmanager
+def _alone(out: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """One command at a time for a folder. Raises StudyError for a second one. A work folder with nothing to go on from goes at the end."""
+    work = _work(out)
+    with run.alone(work, say, busy=f"{out} is being written"):
+        try:
+            yield
+        finally:
+            if work.exists() and not any(path.name != ".lock" for path in work.iterdir()):
+                shutil.rmtree(work, ignore_errors=True)
 
 
 def _check_numbers(
@@ -246,7 +268,8 @@ def _recover(
     """Recover in place; returns the recipe in words."""
     start = "as cut"
     if refitting.is_possible(student) and refitting.fitted_layers(plan):
-        refitting.refit(student, teacher, plan, sample.take(slice(0, max(1, REFIT_TOKENS // sample.seq_len))))
+        some = sample.take(slice(0, max(1, REFIT_TOKENS // sample.seq_len)))
+        _refit(student, teacher, plan, some, checkpoint.parent, write=accelerator is None or accelerator.is_main_process)
         start = "refitted"
     if trained == "lora":
         pruning.share_equal(student, teacher, plan)
@@ -271,6 +294,21 @@ def _recover(
         f"KL to the whole model, {OPTIMISERS[optimiser]} at {lr:g}, {TRAINED[trained]}{batch} windows of {sample.seq_len} tokens a step, "
         f"started {start}"
     )
+
+
+def _refit(
+    student: PreTrainedModel, teacher: PreTrainedModel, plan: Plan, some: text.Windows, work: Path, *, write: bool
+) -> None:
+    """Refit in place, as it came out when the run began: another machine would round otherwise, and its checkpoint is of that start."""
+    inputs = f"{weights_hash(teacher)} {plan.dropped} {some.token_hash}"
+    kept = work / f"{hashlib.sha256(inputs.encode()).hexdigest()[:16]}.safetensors"
+    try:
+        student.load_state_dict(load_file(kept), strict=False)
+    except (OSError, SafetensorError, RuntimeError):
+        refitting.refit(student, teacher, plan, some)
+        if write:
+            maps = [decoders.mlp_outputs(student)[layer].weight for layer in refitting.fitted_layers(plan)]
+            save_weights(student, kept, only=maps)
 
 
 def _split(name: str) -> dict[str, list[text.Document]]:

@@ -407,21 +407,21 @@ def _shown_path(path: Path) -> str:
 
 
 @contextmanager
-def alone(folder: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
-    """One process at a time runs a study or publishes it: the lock goes with the process, however it ends. None may ask for it twice.
+def alone(folder: Path, say: Callable[[str], None] = lambda line: None, *, busy: str = "") -> Iterator[None]:
+    """One process at a time runs a study or publishes it (or does what `busy` says in the folder): the lock goes with the process, however
+    it ends. None may ask for it twice.
 
     Raises StudyError where another one has it. Where a file system has no locks, that is said.
     """
+    busy = busy or f"study {folder.name} is being run or published"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StudyError(
-                f"study {folder.name} is being run or published by another process: wait for it, or stop it"
-            ) from None
+            raise StudyError(f"{busy} by another process: wait for it, or stop it") from None
         except OSError as error:  # Lustre without flock, NFS without its lock daemon, some drives
-            say(f"{folder} cannot be locked ({error.strerror}): start no second run of study {folder.name} beside this one")
+            say(f"{folder} cannot be locked ({error.strerror}): start no second process that works in it beside this one")
         yield
 
 

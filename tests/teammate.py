@@ -46,7 +46,7 @@ def resumed(folder: Path, accelerator: Accelerator) -> tuple:
     def stop(done: int, of: int, what: str) -> None:
         raise KeyboardInterrupt
 
-    options = {"checkpoint": folder / "run.ckpt", "checkpoint_every_seconds": 0}
+    options = {"checkpoint": folder / "run.ckpt", "checkpoint_every_seconds": 0, "noise": 0.01 * accelerator.process_index}
     with suppress(KeyboardInterrupt):
         recovered("all", accelerator, progress=stop, **options)
     accelerator.wait_for_everyone()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +16,19 @@ from tiny import ARCHITECTURES, FAMILIES, count_layer_passes, final_norm_of, lay
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from depthprune_core import losses
+from depthprune_core import checkpoints, losses
 from depthprune_core.decoders import mlp_width, recording
-from depthprune_core.distillation import DivergedError, _Run, recover
+from depthprune_core.distillation import TRAINED_PARTS, DivergedError, _Run, recover
 from depthprune_core.evaluation import divergence, score
-from depthprune_core.pruning import drop_layers, narrow_mlps
+from depthprune_core.pruning import drop_layers, narrow_mlps, share_equal
 from depthprune_core.records import Plan
+from depthprune_core.refitting import refit
 from depthprune_core.teachers import TeacherStates, TeacherTop
 from depthprune_core.text import Windows
 
 TERMS = ({"kl": 1.0}, {"ce": 1.0}, {"hidden": 1.0}, {"kl": 0.5, "ce": 0.3, "hidden": 2.0})
 RECIPE = {"loss": {"kl": 1.0}, "lr": 3e-3, "seed": 0, "batch_size": 2}
+OF_ANOTHER_RUN = r"belongs to another run \(recipe, text, plan, start or teacher differ\)"
 TRAINING = tiny_windows(seed=1, lengths=(60, 29, 31))  # 11 windows, two of them padded: 6 steps
 
 
@@ -571,6 +574,33 @@ def test_another_runs_checkpoint_is_refused(checkpoint, other):
     assert unchanged()
 
 
+@pytest.mark.parametrize("differing", ["start", "teacher"])
+@pytest.mark.parametrize("trained", TRAINED_PARTS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_checkpoint_of_another_start_or_teacher_is_refused(name, trained, differing, tmp_path):
+    settings = {**RECIPE, "trained": trained, "checkpoint": tmp_path / "checkpoint", "checkpoint_every_seconds": 0}
+    for attempt in range(3):  # a run that is cut, the same again, another one
+        teacher, student, plan = pruned(name, 2)
+        if attempt == 2 and differing == "start":
+            refit(student, teacher, plan, TRAINING)
+        if attempt == 2 and differing == "teacher":
+            teacher = tiny(name, seed=1)
+        if trained == "lora":
+            share_equal(student, teacher, plan)
+        unchanged, seen = state_of(student), []
+
+        def stop(done: int, of: int, what: str, seen: list[int] = seen) -> None:
+            seen.append(done)
+            if len(seen) == 2:
+                raise KeyboardInterrupt
+
+        stopped = pytest.raises(KeyboardInterrupt) if attempt < 2 else pytest.raises(ValueError, match=OF_ANOTHER_RUN)
+        with stopped:
+            recover(student, teacher, TRAINING, plan=plan, progress=stop, **settings)
+        assert seen == [[24, 48], [72, 96], []][attempt]
+    assert unchanged()
+
+
 @pytest.mark.parametrize(
     "damage",
     [lambda b: b[:-1], lambda b: b[: len(b) // 2] + bytes([b[len(b) // 2] ^ 1]) + b[len(b) // 2 + 1 :], lambda b: b""],
@@ -601,6 +631,23 @@ def test_a_checkpoint_damaged_anywhere_in_its_directory_is_refused_by_name_or_re
         else:
             assert same_weights(read, expected)
     assert refused > 10
+
+
+def test_a_checkpoint_is_written_under_a_name_of_the_process_s_own_and_leaves_no_part(checkpoint, monkeypatch):
+    student, before, seen = tiny("llama"), checkpoint.read_bytes(), []
+
+    def full(state: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        seen.append(path.name)
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    for process in (1, 2):
+        monkeypatch.setattr(os, "getpid", lambda process=process: process)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.save(checkpoint, "key", student, [], torch.amp.GradScaler("cpu"), {})
+    assert seen == [".checkpoint.1.tmp", ".checkpoint.2.tmp"]
+    assert checkpoint.read_bytes() == before and list(checkpoint.parent.iterdir()) == [checkpoint]
 
 
 def test_a_checkpoint_that_memory_does_not_suffice_for_is_not_called_damaged(checkpoint, monkeypatch):

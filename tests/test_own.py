@@ -17,10 +17,10 @@ from tiny import ARCHITECTURES, FAMILIES, plan_of, tiny, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from depthprune_core import distillation, models, pruning
+from depthprune_core import distillation, models, pruning, refitting
 from depthprune_core.intervals import Interval
 from depthprune_core.records import Plan
-from depthprune_study import cli, export, own
+from depthprune_study import cli, export, own, run
 from depthprune_study.settings import StudyError
 
 OPTIONS = {"seq_len": 32, "batch_tokens": 64, "say": lambda line: None}
@@ -116,6 +116,8 @@ def test_a_run_that_was_cut_goes_on_and_ends_the_same(words: Path, tmp_path: Pat
     monkeypatch.setattr(distillation, "recover", cut_short)
     with pytest.raises(KeyboardInterrupt):
         run("again")
+    # Another machine, or another number of threads, would round it otherwise.
+    monkeypatch.setattr(refitting, "refit", lambda *args: pytest.fail("its start was fitted again"))
     assert list((tmp_path / ".again.work").glob("*.ckpt")) and not (tmp_path / "again").exists()
     resumed = run("again")
     assert steps[8] > steps[0]  # it did not begin anew
@@ -206,6 +208,22 @@ def test_a_cut_run_of_another_model_is_not_gone_on_from(words: Path, tmp_path: P
     own.prune(str(bases[1]), out=tmp_path / "out", **run)
     alone, after = (opened(tmp_path / name).state_dict() for name in ("alone", "out"))
     assert all(torch.equal(alone[name], after[name]) for name in alone)
+
+
+def test_a_second_command_for_the_same_folder_is_refused(words: Path, tmp_path: Path) -> None:
+    base, work = saved(tmp_path / "base", tiny("gpt2")), tmp_path / ".out.work"
+    options = ["--text", words, "--out", tmp_path / "out", "--layers", 1, "--recover-tokens"]
+    for tokens in (0, 2_048):
+        with run.alone(work):
+            (work / "a.ckpt").write_text("the first one's")
+            code, said = prune(base, *options, tokens)
+            assert code == 1 and f"{tmp_path / 'out'} is being written by another process: wait for it" in said, said
+            assert (work / "a.ckpt").exists() and not (tmp_path / "out").exists()
+    (work / "a.ckpt").unlink()
+    assert prune("nothing", *options, 0)[0] == 1
+    assert not work.exists()  # nothing was in it that could be gone on from
+    assert prune(base, *options, 2_048)[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
 
 
 def test_the_card_of_a_local_base_names_no_path_and_no_hub_model(words: Path, tmp_path: Path) -> None:

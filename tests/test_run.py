@@ -617,7 +617,7 @@ def test_a_folder_that_cannot_be_locked_is_run_in_without_a_lock(
     said: list[str] = []
     run.run("small", say=said.append, terminal=io.StringIO())
     assert said == [
-        f"{done} cannot be locked ({os.strerror(number)}): start no second run of study small beside this one",
+        f"{done} cannot be locked ({os.strerror(number)}): start no second process that works in it beside this one",
         "01_one: done already",
         "06_report: done already",
     ]

@@ -217,6 +217,7 @@ def _layers(name: str) -> int:
     return text_config(_model(name).config).num_hidden_layers
 
 
+@cache
 def _read_parameters(name: str) -> float:
     """Parameters that a token's forward pass multiplies with."""
     return speed.weight_bytes_per_token(_model(name)) / 4

@@ -42,13 +42,18 @@ def closure(modules: tuple[str, ...] | list[str]) -> set[str]:
 
 def imports(source: str) -> list[str]:
     """Modules of ours that a Python source imports."""
+    return [name for name in _imported(source) if _file_of(name).exists()]
+
+
+@cache  # a study's keys ask for the same sources many times
+def _imported(source: str) -> list[str]:
     names: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [name for name in names if name.split(".")[0] in PACKAGES and "." in name and _file_of(name).exists()]
+    return [name for name in names if name.split(".")[0] in PACKAGES and "." in name]
 
 
 def notebook_code(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 import os
 import shutil
@@ -24,7 +23,7 @@ from transformers import AutoConfig, PreTrainedModel
 from depthprune_core import decoders, distillation, evaluation, folders, intervals, models, optimisers, pruning, refitting, text
 from depthprune_core.intervals import Interval
 from depthprune_core.records import Plan, Score
-from depthprune_study import export, places, rules, run
+from depthprune_study import export, passages, places, rules, run
 from depthprune_study.arms import save_weights, weights_hash
 from depthprune_study.bench import device_of, fast_precision
 from depthprune_study.settings import Device, StudyError
@@ -32,11 +31,6 @@ from depthprune_study.settings import Device, StudyError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-PASSAGE_CHARS = text.MIN_DOCUMENT_CHARS
-PART_CHARS = PASSAGE_CHARS // 4  # of a line
-MIN_PASSAGES = 40
-MEASURED, CHOSEN_BY = 60, 16  # passages, at most
-HELD_OUT = {0: "test", 1: "test", 10: "calibration", 11: "calibration"}  # of each twenty
 REFIT_TOKENS = 25_600
 OPTIMISERS = {"adamw": "AdamW", "adamw_8bit": "AdamW with moments in 8 bits", "muon": "Muon"}  # in the card's words
 TRAINED = {"all": "", "after_first_cut": "the layers after the first cut alone, ", "lora": "low-rank adapters alone, "}
@@ -104,7 +98,7 @@ def prune(
         export.check_free(out)  # another command may have ended just now
         on = device_of(device) if accelerator is None else str(accelerator.device)
         with nullcontext() if accelerator is None else accelerator.main_process_first():  # which fetches what is not there yet
-            parts = _split(text_name)
+            parts = passages.split(text_name)
             folder = _at_hand(model)
             if folder:
                 folders.check(Path(folder))
@@ -309,65 +303,6 @@ def _refit(
         if write:
             maps = [decoders.mlp_outputs(student)[layer].weight for layer in refitting.fitted_layers(plan)]
             save_weights(student, kept, only=maps)
-
-
-def _split(name: str) -> dict[str, list[text.Document]]:
-    """The splits of a named text; of any other, passages in turn: of twenty, two to measure on and two to choose by. Those between
-    them that stand together are one document to recover on, so that hardly a token of theirs is lost to the ends of windows.
-    """
-    if name in ("wikipedia-excerpt", "wikitext-2"):
-        return text.split_named(name, cache=places.cache(), assets=places.assets())
-    documents = text.load(name, cache=places.cache(), assets=places.assets())
-    passages = [passage for document in _long_enough(documents) for passage in _passages(document)]
-    if len(passages) < MIN_PASSAGES:
-        raise StudyError(
-            f"text {name} is too short: it gives {len(passages)} passages of {PASSAGE_CHARS:,} characters, at least {MIN_PASSAGES} are wanted"
-        )
-    held_out = [HELD_OUT.get(index % 20, "recovery") for index in range(len(passages))]
-    parts = {
-        part: [passage for passage, goes in zip(passages, held_out, strict=True) if goes == part]
-        for part in ("test", "calibration")
-    }
-    runs = itertools.groupby(zip(passages, held_out, strict=True), key=lambda item: (item[0].name.rsplit("#", 1)[0], item[1]))
-    together = [[passage for passage, _ in run] for (_, part), run in runs if part == "recovery"]
-    joined = [text.Document(run[0].name, "".join(passage.text for passage in run)) for run in together]
-    return {"recovery": joined, "test": parts["test"][:MEASURED], "calibration": parts["calibration"][:CHOSEN_BY]}
-
-
-def _long_enough(documents: list[text.Document]) -> Iterator[text.Document]:
-    """The documents; those shorter than a passage stand together, as many as make one."""
-    short: list[text.Document] = []
-    for document in documents:
-        if len(document.text) >= PASSAGE_CHARS:
-            yield document
-            continue
-        short.append(document)
-        if sum(len(item.text) for item in short) >= PASSAGE_CHARS:
-            yield text.Document(short[0].name, "\n\n".join(item.text for item in short))
-            short = []
-
-
-def _passages(document: text.Document) -> list[text.Document]:
-    """Whole lines (or parts of long ones), as many as make a passage; what is left over at the end goes with none."""
-    passages, lines, length = [], [], 0
-    for line in _lines(document.text):
-        lines.append(line)
-        length += len(line)
-        if length >= PASSAGE_CHARS:
-            passages.append(text.Document(f"{document.name}#{len(passages)}", "".join(lines)))
-            lines, length = [], 0
-    return passages
-
-
-def _lines(content: str) -> Iterator[str]:
-    """Lines with their ends; one that is longer than PART_CHARS in parts, cut behind a word."""
-    for line in content.splitlines(keepends=True):
-        begin = 0
-        while len(line) - begin > PART_CHARS:
-            end = line.rfind(" ", begin, begin + PART_CHARS) + 1 or begin + PART_CHARS
-            yield line[begin:end]
-            begin = end
-        yield line[begin:]
 
 
 def _sample(

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from depthprune_core import distillation, models, pruning, refitting
 from depthprune_core.intervals import Interval
 from depthprune_core.records import Plan
-from depthprune_study import cli, export, own, run
+from depthprune_study import cli, export, own, passages, run
 from depthprune_study.settings import StudyError
 
 OPTIONS = {"seq_len": 32, "batch_tokens": 64, "say": lambda line: None}
@@ -89,7 +89,7 @@ def test_weights_are_saved_in_the_bases_precision_and_measured_so(words: Path, t
     made = own.prune(str(base), text_name=str(words), out=tmp_path / "out", drop=1, recover_tokens=256, **OPTIONS)
     stored = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert stored.dtype == torch.bfloat16
-    parts = own._split(str(words))
+    parts = passages.split(str(words))
     test = own.text.windows(parts["test"], tiny_tokenizer(), seq_len=32, tokens_per_document=1_024)
     whole, small = (own.evaluation.score(opened(folder), test) for folder in (base, tmp_path / "out"))
     assert made.ratios["as saved"] == own.intervals.ppl_ratio(small, whole)
@@ -155,10 +155,10 @@ def test_what_saves_memory_reaches_the_recovery(
 
 
 def test_held_out_passages_are_never_trained_on(words: Path) -> None:
-    parts = own._split(str(words))
+    parts = passages.split(str(words))
     held_out = [passage.text for part in ("test", "calibration") for passage in parts[part]]
     assert len(held_out) == len(set(held_out)) >= 8
-    assert all(len(passage) >= own.PASSAGE_CHARS - 1 for passage in held_out)
+    assert all(len(passage) >= passages.PASSAGE_CHARS - 1 for passage in held_out)
     lines = {line for passage in held_out for line in passage.splitlines()}
     assert not lines & {line for document in parts["recovery"] for line in document.text.splitlines()}
 
@@ -174,14 +174,14 @@ def test_a_text_of_one_line_or_of_short_documents_gives_passages_too(words: Path
         name.mkdir()
         for i, first in enumerate(range(0, len(told), 100)):
             (name / f"{i:04d}.txt").write_text(" ".join(told[first : first + 100]), encoding="utf-8")
-    parts = own._split(str(name))
+    parts = passages.split(str(name))
     assert len(parts["test"]) >= 2 and len(parts["calibration"]) >= 2
     kept = [word for documents in parts.values() for document in documents for word in document.text.split()]
     assert len(kept) > 0.9 * len(told) and set(kept) == set(told)  # no word is cut in two
 
 
 def test_hardly_a_token_that_is_not_held_out_is_lost_to_the_ends_of_windows(words: Path) -> None:
-    parts = own._split(str(words))
+    parts = passages.split(str(words))
     n_tokens = sum(len(document.text.split()) for document in parts["recovery"])
     pool = own.text.windows(parts["recovery"], tiny_tokenizer(), seq_len=512, whole=True)
     assert pool.inputs.numel() > 0.85 * n_tokens
@@ -315,7 +315,7 @@ def test_what_cannot_be_done_is_refused(options: dict[str, Any], sentence: str, 
 def test_a_bad_option_is_refused_before_any_work(
     options: dict[str, Any], words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own, "_split", lambda name: pytest.fail("the text was read"))
+    monkeypatch.setattr(passages, "split", lambda name: pytest.fail("the text was read"))
     monkeypatch.setattr(models, "load", lambda *arguments, **rest: pytest.fail("the model was loaded"))
     assert f"{next(iter(options))}=" in refused("gpt2-mini", tmp_path, words, **options)
 

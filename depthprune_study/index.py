@@ -17,7 +17,7 @@ ABOUT = {  # in this order
     "quick": "the main job on any machine: a stand-in, then SmolLM2 135M, on a small excerpt of Wikipedia",
     "smollm2": "the whole protocol on real pretrained weights: SmolLM2 135M, controls and rivals at full length",
     "full": "the source's own models: GPT-2 124M, then TinyLlama 1.1B",
-    "rehearsal": "the shapes of `full` with random weights: shows that it fits, and how long it takes",
+    "rehearsal": "the shapes of the study full with random weights: shows that its notebooks run, and how long they take",
     "ci": "shows that the whole chain runs; its numbers mean nothing",
 }
 REPORT = "report.html"

@@ -312,7 +312,7 @@ def failures_html(evidence: Evidence, verdicts: Sequence[Verdict]) -> str:
     """What did not hold, from the verdicts, and the limits of the study, from its parameters."""
     failed = [(v, item) for v in verdicts for item in v.stand_ins if item.verdict == "not reproduced"]
     open_ = [(v, item) for v in verdicts for item in v.stand_ins if item.verdict == "inconclusive"]
-    lines = [f"{v.id} does not hold on {item.model}: {v.claim} ({item.figure})." for v, item in failed]
+    lines = [f"{v.id} does not hold on {item.model}: {item.figure}. Claimed: {v.claim} ({v.source})." for v, item in failed]
     lines += [f"{v.id} is open on {item.model}: {item.figure}." for v, item in open_]
     lines += _diverged(evidence)
     lines += _against_the_trained_teacher(evidence)
@@ -322,11 +322,11 @@ def failures_html(evidence: Evidence, verdicts: Sequence[Verdict]) -> str:
         lines.append(
             f"Dropping {evidence.fewer} layers of {evidence.first_model} costs only {unrecovered}: there is little to win back."
         )
+    tokens = [f"{evidence.parameter(n, 'score_tokens'):,}" for n in ("03_recovery", "04_transfer_tinyllama")]
     lines.append(
         f"Recovery is short on purpose ({recipe['tokens']:,} tokens on {evidence.first_model}, "
         f"{evidence.parameter('04_transfer_tinyllama', 'tokens'):,} on {evidence.second_model}); "
-        f"articles are scored on their first {evidence.parameter('03_recovery', 'score_tokens'):,} and "
-        f"{evidence.parameter('04_transfer_tinyllama', 'score_tokens'):,} tokens."
+        f"articles are scored on their first {' and '.join(dict.fromkeys(tokens))} tokens."
     )
     lines += [f"{name}: {note}." for name, note in _notes(evidence)]
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"

@@ -105,8 +105,8 @@ def recovery_figures(evidence: Evidence) -> list[str]:
     in_order = choices["trials"]
     trials = {name: intervals.ppl_ratio(tried[name], whole) for name in in_order}
     return [
-        scored_table(evidence),
-        figure_html(
+        scored_table(evidence)
+        + figure_html(
             figures.curves(curves, teacher_nll_nats=validation["teacher"].mean_nll_nats),
             "Validation perplexity ratio against recovery tokens: "
             + "; ".join(

@@ -212,7 +212,10 @@ def test_no_two_families_stand_in_one_row_of_the_claims(tmp_path: Path) -> None:
 def test_failures_are_told_with_their_figures(tmp_path: Path) -> None:
     slow = handmade.evidence(tmp_path, changes={("02_prune_gpt2", "timing-2"): handmade.timing(1.0)})
     page = story.failures_html(slow, claims.judge(slow))
-    assert "<li>C3 does not hold on gpt2-mini: decode 1.000 [1.000, 1.000]x. Claimed: and it decodes faster (about 1.2x).</li>" in page
+    assert (
+        "<li>C3 does not hold on gpt2-mini: decode 1.000 [1.000, 1.000]x. Claimed: and it decodes faster (about 1.2x).</li>"
+        in page
+    )
 
 
 DIVERGED = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -20,11 +20,8 @@ DOCUMENTS = {
     "wikitext-2": {"calibration": 8, "validation": 60, "test": 62},
 }
 PEAK_TFLOPS = {"T4": 65, "A100": 312, "H100": 989}  # dense, in the 16-bit type that each has; NVIDIA's data sheets
-PEAK_TFLOPS_32 = {
-    "T4": 8.1,
-    "A100": 19.5,
-    "H100": 67,
-}  # in float32, in which everything but a recovery's steps is computed; the same sheets
+# In float32, in which everything but a recovery's steps is computed; the same sheets.
+PEAK_TFLOPS_32 = {"T4": 8.1, "A100": 19.5, "H100": 67}
 MEASURE_ONLY = ("01_sensitivity", "02_prune_gpt2")  # which train nothing
 GPU_GIB = {"T4": 14.5, "A100": 79, "H100": 79}  # what CUDA itself leaves of 15 and 80
 SHARE_OF_PEAK = 0.25  # what a plain training loop of this size is taken to reach: an assumption, not a measurement
@@ -86,11 +83,13 @@ def lines(study: str) -> Iterator[str]:
 def _cost(notebook: str, steps: Mapping[str, dict[str, Any]]) -> Cost:
     own = steps[notebook]
     items = tuple(ITEMS[notebook](own, steps))
-    teraflops = {item: 2 * _read_parameters(item.model) * item.tokens * item.forwards / 1e12 for item in items}
-    trained = 0.0 if notebook in MEASURE_ONLY else sum(done for item, done in teraflops.items() if item.forwards >= TRAINED)
-    return Cost(
-        notebook, items, sum(teraflops.values()), trained, _largest_recovery(own, steps["03_recovery"]) if trained else 0
-    )
+    in_training = [] if notebook in MEASURE_ONLY else [item for item in items if item.forwards >= TRAINED]
+    largest = _largest_recovery(own, steps["03_recovery"]) if in_training else 0
+    return Cost(notebook, items, _teraflops(items), _teraflops(in_training), largest)
+
+
+def _teraflops(items: Iterable[Item]) -> float:
+    return sum(2 * _read_parameters(item.model) * item.tokens * item.forwards for item in items) / 1e12
 
 
 def _sensitivity(own: dict[str, Any], steps: Mapping[str, Any]) -> Iterator[Item]:

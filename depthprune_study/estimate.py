@@ -130,8 +130,8 @@ def _on_a_cpu(study: str, found: Machine, needed: float) -> str:
     costs = run.read_costs(places.reports(study))
     trained = [costs[notebook]["peak_bytes"] for notebook in budget.ITEMS if notebook in costs]
     if len(trained) == len(budget.ITEMS) and _device(study) == "cpu":
-        parts_alone = not all(trained) or any(cost.get("resumed") for cost in costs.values())
-        resumed = "more than " if parts_alone else ""  # a notebook that found records there, of a run that was cut
+        was_cut = not all(trained) or any(cost.get("resumed") for cost in costs.values())  # a notebook found records there
+        resumed = "more than " if was_cut else ""
         return f"{resumed}{_time(sum(cost['seconds'] for cost in costs.values()))}, {max(trained) / 2**30:.1f} GiB, measured"
     if found.device != "cpu":
         return "not measured"

@@ -13,11 +13,12 @@ from typing import Any
 
 import nbformat
 
-from depthprune_core import figures, records
+from depthprune_core import records
 from depthprune_core.records import Score
 from depthprune_study import claims, pieces, provenance, report, story
 from depthprune_study.evidence import read_evidence
 from depthprune_study.settings import SCHEMAS
+from depthprune_study.why import SECTIONS
 
 # Sums in another order move a mean NLL by far less; another text, another cut or a damaged weight by far more.
 TOLERANCE_NATS = 1e-4
@@ -191,26 +192,11 @@ def _verdicts(folder: Path, root: Path) -> Iterator[str]:
     """The answer, the verdicts and all else on the report, made anew from the records, against what its notebook says."""
     evidence = read_evidence(folder.name, root)
     said = "".join(output.get("data", {}).get("text/html", "") for output in _outputs(_of_report(folder)))
-    if story.answer_html(evidence) not in said:
-        yield "the answer in notebooks/06_report.ipynb is not what the records say"
-    verdicts = claims.judge(evidence)
-    for verdict in verdicts:
+    for verdict in claims.judge(evidence):
         if story.table_row(story.claim_cells(verdict)) not in said:
             yield f"what notebooks/06_report.ipynb says of {verdict.id} is not what records and params/claims.yaml say"
-    sections = {
-        "the answer's figure": [story.figure_html(figures.controls(evidence.answer_ratios()), evidence.answer_alt())],
-        "the layers": story.layer_figures(evidence),
-        "recovery": story.recovery_figures(evidence),
-        "the controls": story.control_figures(evidence),
-        "the choice": story.choice_figures(evidence),
-        "speed": story.speed_figures(evidence),
-        "seeds": story.seed_figures(evidence),
-        "continuations": [story.continuations_html(evidence)],
-        "failures": [story.failures_html(evidence, verdicts)],
-        "where it comes from": [story.provenance_html(evidence)],
-    }
-    for section, shown in sections.items():
-        if not all(_without_images(piece) in _without_images(said) for piece in shown):
+    for section, drawn in SECTIONS.items():
+        if not all(_without_images(piece) in _without_images(said) for piece in drawn(evidence)):
             yield f"what notebooks/06_report.ipynb says of {section} is not what the records say"
 
 

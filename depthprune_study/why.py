@@ -8,21 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from depthprune_core import records
+from depthprune_core import figures, records
 from depthprune_study import claims, pieces, places, provenance, report, run, story
 from depthprune_study.evidence import Evidence
 from depthprune_study.settings import StudyError
 
-SECTIONS: dict[str, Callable[[Evidence], Any]] = {
-    "answer": lambda e: (e.answer_lines(), e.answer_ratios()),
+# Sections of a report's page -> their HTML, as notebook 06 shows it.
+SECTIONS: dict[str, Callable[[Evidence], list[str]]] = {
+    "answer": lambda e: [story.answer_html(e), story.figure_html(figures.controls(e.answer_ratios()), e.answer_alt())],
     "layers": story.layer_figures,
     "recovery": story.recovery_figures,
     "controls": story.control_figures,
     "choice": story.choice_figures,
     "speed": story.speed_figures,
     "seeds": story.seed_figures,
-    "continuations": story.continuations_html,
-    "failures": lambda e: story.failures_html(e, claims.judge(e)),
+    "continuations": lambda e: [story.continuations_html(e)],
+    "failures": lambda e: [story.failures_html(e, claims.judge(e))],
+    "provenance": lambda e: [story.provenance_html(e)],
 }
 # What an arm (a recovered or a refitted student) is stamped with, in the order of `bench.recover` and `bench.refitted`.
 INPUTS_OF_AN_ARM = ("teacher", "cut", "recovery text", "start", "validation text", "recipe")

@@ -67,7 +67,8 @@ def resume(
         raise ValueError(damaged) from None
     if state["key"] != key:
         raise ValueError(
-            f"checkpoint {path} belongs to another run (recipe, text, plan, start or teacher differ): remove it to begin again"
+            f"checkpoint {path} belongs to another run (recipe, text, plan, start or teacher differ): "
+            "remove it to begin again, or cut the student anew if this run was interrupted"
         )
     with torch.no_grad():
         for name, p in student.named_parameters():

@@ -90,7 +90,7 @@ def recover(
     `validation` is scored at the end; with `validate_every_tokens` also at the start and in between.
 
     With `checkpoint`, the run goes on from that file if it is there, bit for bit on a CPU; the file is the caller's to remove. The
-    student is to be the one that the run began with, bit for bit, or in the same process the one that an interrupted run has left.
+    student is to be the one that the run began with: cut it anew after an interruption.
 
     accelerator: that of one of several processes, each of which calls with the same arguments (its models on its own device). They
     begin with the first one's weights, share the windows of each step and add up their gradients, so every process ends with the student
@@ -144,8 +144,7 @@ def recover(
     }
     begun = b""
     if checkpoint is not None:
-        own = checkpoints.content(student, teacher)
-        begun = team.of_the_first(_interrupted.get(own, own))
+        begun = team.of_the_first(checkpoints.content(student, teacher))
     identity = json.dumps([recipe, windows.token_hash, list(plan.dropped) if plan else [], begun.hex()], sort_keys=True)
     key = hashlib.sha256(identity.encode()).hexdigest()
 
@@ -168,7 +167,7 @@ def recover(
 
     cuda = [student.device] if student.device.type == "cuda" else []
     adapted = adapters.low_rank(student, rank=lora_rank, seed=seed, keep=shared) if trained == "lora" else nullcontext()
-    with _remembering(student, teacher, begun), _training(student), torch.random.fork_rng(devices=cuda), adapted:
+    with _training(student), torch.random.fork_rng(devices=cuda), adapted:
         team.align(p for p in student.parameters() if p not in shared)
         run.freeze(windows.inputs[:1])
         opts = optimisers.optimisers_of(student, run.parts, optimiser, lr=lr, weight_decay=weight_decay)
@@ -217,20 +216,6 @@ def recover(
         if not all(bool(p.isfinite().all()) for p in student.parameters() if p.requires_grad):
             raise DivergedError(f"a weight is not finite after the last step: {advice}", curve())
     return student, curve()
-
-
-_interrupted: dict[bytes, bytes] = {}  # content of a student that an interrupted run has left -> of that it began with
-
-
-@contextmanager
-def _remembering(student: PreTrainedModel, teacher: PreTrainedModel | None, begun: bytes) -> Iterator[None]:
-    """Where the user interrupts the block, the student that is left can go on from the run's checkpoint (`begun`: if it has one)."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if begun:
-            _interrupted[checkpoints.content(student, teacher)] = begun
-        raise
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 
 from depthprune_core import intervals
 from depthprune_core.intervals import Interval
-from depthprune_study import settings
+from depthprune_study import verdict_rules
 from depthprune_study.evidence import CONTROL, RANDOM_WEIGHTS, Evidence
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
@@ -97,7 +97,7 @@ def _of_a_stand_in(name: str, item: Measured) -> Measured:
 
 
 def _entries() -> dict[str, dict[str, Any]]:
-    return settings.read_claims().model_dump()
+    return verdict_rules.read().model_dump()
 
 
 def _together(verdicts: list[str]) -> str:

@@ -79,14 +79,7 @@ def prune(
     _check_numbers(
         drop=drop, layers=layers, recover_tokens=recover_tokens, lr=lr, seq_len=seq_len, batch_tokens=batch_tokens, seed=seed
     )
-    for name, value, allowed in (
-        ("rule", rule, rules.NAMES),
-        ("trained", trained, distillation.TRAINED_PARTS),
-        ("device", device, get_args(Device)),
-    ):
-        if value not in allowed:
-            raise StudyError(f"{name}={value!r} is not known: name one of {', '.join(allowed)}")
-    optimisers.check(optimiser)
+    _check_names(rule=rule, trained=trained, device=device, optimiser=optimiser)
     if not recover_tokens and int(os.environ.get("RANK", "0")):
         return None  # without recovery there is nothing to share
     export.check_free(out)
@@ -99,16 +92,7 @@ def prune(
         on = device_of(device) if accelerator is None else str(accelerator.device)
         with nullcontext() if accelerator is None else accelerator.main_process_first():  # which fetches what is not there yet
             parts = passages.split(text_name)
-            folder = _at_hand(model)
-            if folder:
-                folders.check(Path(folder))
-            elif model not in models.SOURCES:
-                raise StudyError(
-                    f"model {model!r} is not known: name one of {', '.join(models.SOURCES)}, a local folder or a hub id"
-                )
-            teacher, tokenizer = models.load(
-                folder or model, cache=places.cache(), assets=places.assets(), device=on, seed=seed
-            )
+            folder, teacher, tokenizer = _loaded(model, device=on, seed=seed)
         folders.check_fit(teacher, tokenizer, model)
         named = _checked(model, len(decoders.decoder(teacher).layers), drop=drop, layers=layers)
         seq_len = min(seq_len, getattr(decoders.text_config(teacher.config), "max_position_embeddings", None) or seq_len)
@@ -199,6 +183,18 @@ def _check_numbers(
         raise StudyError(f"seed={seed} is not possible: a whole number from 0 on is wanted, below 2^63")
     if recover_tokens < 0 or 0 < recover_tokens < batch_tokens:
         raise StudyError(f"recover_tokens={recover_tokens} is less than one step of {batch_tokens} tokens; 0 means no recovery")
+
+
+def _check_names(*, rule: str, trained: str, device: str, optimiser: str) -> None:
+    """Raises StudyError or ValueError for a name that is not known."""
+    for name, value, allowed in (
+        ("rule", rule, rules.NAMES),
+        ("trained", trained, distillation.TRAINED_PARTS),
+        ("device", device, get_args(Device)),
+    ):
+        if value not in allowed:
+            raise StudyError(f"{name}={value!r} is not known: name one of {', '.join(allowed)}")
+    optimisers.check(optimiser)
 
 
 def _accelerator(device: str) -> Accelerator | None:
@@ -319,6 +315,16 @@ def _sample(
     sample = text.draw(pool, n_tokens=n_tokens, seed=seed)
     say(f"to recover on: {sample.inputs.numel():,} tokens, {len(sample) / len(pool):.2g} times the text that is not held out")
     return sample
+
+
+def _loaded(model: str, *, device: str, seed: int) -> tuple[str, PreTrainedModel, Any]:
+    """The folder where the model lies (empty for a named one), the model, its tokenizer. Raises StudyError for an unknown name."""
+    folder = _at_hand(model)
+    if folder:
+        folders.check(Path(folder))
+    elif model not in models.SOURCES:
+        raise StudyError(f"model {model!r} is not known: name one of {', '.join(models.SOURCES)}, a local folder or a hub id")
+    return folder, *models.load(folder or model, cache=places.cache(), assets=places.assets(), device=device, seed=seed)
 
 
 def _at_hand(model: str) -> str:

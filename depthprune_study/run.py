@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from depthprune_core.assets import sha256_of
 from depthprune_core.records import read_stamp, write_atomically
-from depthprune_study import places, provenance, settings
+from depthprune_study import places, provenance, settings, verdict_rules
 from depthprune_study.settings import StudyError
 
 # Which earlier notebooks' records each one reads.
@@ -56,7 +56,7 @@ class Step:
 def plan(study: str) -> list[Step]:
     """The steps of a study, in order. Raises StudyError for bad parameters, claims or notebooks."""
     checked = settings.read_study(study)
-    settings.read_claims()  # which the last notebook reads: told before the first
+    verdict_rules.read()  # which the last notebook reads: told before the first
     expected = {notebook: cost["seconds"] for notebook, cost in read_costs(places.ROOT / "reports" / study).items()}
     keys: dict[str, str] = {}
     steps = []

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import reprlib
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from depthprune_study import places
+from depthprune_study import places, yaml_files
 
 Tokens = Annotated[int, Field(ge=8, le=10**10)]  # a training sample lies in memory, 17 bytes a token
 CountOrZero = Annotated[int, Field(ge=0, le=10**10)]
@@ -23,19 +20,6 @@ Device = Literal["auto", "cpu", "cuda"]
 Rule = Literal[
     "least_sensitive", "most_sensitive", "greedy", "pairwise", "exhaustive", "contiguous", "racing", "evenly_spaced", "last_k"
 ]
-
-
-class _Short(reprlib.Repr):
-    """A few lines of YAML can hold a value whose full text would fill the memory, or a number that Python refuses to write out."""
-
-    def repr_int(self, x: int, level: int) -> str:
-        return super().repr_int(x, level) if x.bit_length() < 10_000 else f"a number of {x.bit_length():,} bits"
-
-
-_SHORT = _Short()
-_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring, _SHORT.maxlong = 3, 8, 4, 80, 80
-# What PyYAML lets through of a value that is not what its tag or form says: `!!bool maybe`, 2026-13-45, a number of 5,000 digits.
-_OF_A_VALUE = (ValueError, LookupError, TypeError, AttributeError, OverflowError)
 
 
 class Common(BaseModel):
@@ -223,84 +207,6 @@ class Sweep(BaseModel):
         return values
 
 
-RuleOf = TypeVar("RuleOf")
-
-
-class _OfClaims(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class _Equal(_OfClaims):
-    kind: Literal["equal"]
-    values: Annotated[list[float], Field(min_length=2, max_length=2)]
-    tolerance: Annotated[float, Field(ge=0, description="points")]
-
-
-class _AtMost(_OfClaims):
-    kind: Literal["at_most"]
-    threshold: float
-
-
-class _AtLeast(_OfClaims):
-    kind: Literal["at_least"]
-    threshold: float
-
-
-class _Within(_OfClaims):
-    kind: Literal["within"]
-    low: float
-    high: float
-
-
-class _CleanThenMixed(_OfClaims):
-    kind: Literal["clean_then_mixed"]
-    clean: float
-
-
-class _Spread(_OfClaims):
-    kind: Literal["spread"]
-    reproduced: Annotated[float, Field(ge=0)]
-    not_reproduced: Annotated[float, Field(ge=0)]
-
-
-class _Probability(_OfClaims):
-    kind: Literal["probability"]
-    holds: Annotated[float, Field(ge=0, le=1)]
-    fails: Annotated[float, Field(ge=0, le=1)]
-    critical_share: Annotated[float, Field(gt=0, le=1)]
-
-
-class _WinnerChanges(_OfClaims):
-    kind: Literal["winner_changes"]
-    pairs: Annotated[int, Field(ge=2)]
-    seeds: Annotated[int, Field(ge=1)]
-
-
-class _Claim(_OfClaims, Generic[RuleOf]):
-    claim: str
-    source: str
-    rule: RuleOf
-
-
-class Claims(_OfClaims):
-    """params/claims.yaml: every claim that claims.py measures, with the numbers of the rule that it applies."""
-
-    C1: _Claim[_Equal]
-    C2: _Claim[_AtMost]
-    C3: _Claim[_Within]
-    C4: _Claim[_AtMost]
-    C5: _Claim[_AtMost]
-    C6: _Claim[_CleanThenMixed]
-    C7: _Claim[_Spread]
-    C8: _Claim[_Probability]
-    C9: _Claim[_WinnerChanges]
-    C10: _Claim[_AtMost]
-    C11: _Claim[_AtMost]
-    C12: _Claim[_AtLeast]
-    C13: _Claim[_AtMost]
-    C14: _Claim[_AtLeast]
-
-
 SCHEMAS: dict[str, type[Common]] = {
     "01_sensitivity": Sensitivity,
     "02_prune_gpt2": Prune,
@@ -343,7 +249,7 @@ def read_study(study: str) -> dict[str, Common]:
         if not path.exists():
             problems.append(f"{study}/{path.name}: the file is missing")
             continue
-        found, parameters = _check_file(path, schema)
+        found, parameters = yaml_files.read(path, schema)
         problems += [f"{study}/{path.name}: {problem}" for problem in found]
         if parameters is not None:
             checked[name] = parameters
@@ -361,11 +267,11 @@ def _disagreements(checked: dict[str, Common]) -> Iterator[str]:
     for name in FIRST_FAMILY:
         for key in ("model", "text", "max_documents"):
             if name in checked and getattr(checked[name], key) != getattr(first, key):
-                told, wanted = (_SHORT.repr(getattr(of, key)) for of in (checked[name], first))
+                told, wanted = (yaml_files.short(getattr(of, key)) for of in (checked[name], first))
                 yield f"{name}.yaml: {key}={told} should be {wanted}, as in 01_sensitivity.yaml"
     transfer, prune, recovery = (checked.get(name) for name in ("04_transfer_tinyllama", "02_prune_gpt2", "03_recovery"))
     if transfer and transfer.first_model != first.model:
-        told, wanted = _SHORT.repr(transfer.first_model), _SHORT.repr(first.model)
+        told, wanted = yaml_files.short(transfer.first_model), yaml_files.short(first.model)
         yield f"04_transfer_tinyllama.yaml: first_model={told} should be {wanted}, the model of 01_sensitivity.yaml"
     if not (prune and recovery):
         return
@@ -390,7 +296,7 @@ def check(notebook: str, values: dict[str, Any]) -> Common:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise StudyError("\n".join(f"{notebook}: {problem}" for problem in _sentences(error, schema))) from None
+        raise StudyError("\n".join(f"{notebook}: {problem}" for problem in yaml_files.sentences(error, schema))) from None
 
 
 def schema_of(notebook: str) -> type[Common]:
@@ -402,60 +308,7 @@ def read_sweep(path: Path) -> Sweep:
     """A sweep's file. Raises StudyError with every problem found."""
     if not path.is_file():
         raise StudyError(f"{path} is not there: name a file such as params/sweeps/rules.yaml")
-    found, sweep = _check_file(path, Sweep)
+    found, sweep = yaml_files.read(path, Sweep)
     if found:
         raise StudyError("\n".join(f"{path.name}: {problem}" for problem in found))
     return sweep
-
-
-def read_claims() -> Claims:
-    """The claims and their rules. Raises StudyError with every problem found."""
-    found, claims = _check_file(places.PARAMS / "claims.yaml", Claims)
-    if found:
-        raise StudyError("\n".join(f"params/claims.yaml: {problem}" for problem in found))
-    return claims
-
-
-def _check_file(path: Path, schema: type[BaseModel]) -> tuple[list[str], Any]:
-    try:
-        written = path.read_text(encoding="utf-8")
-        values, node = yaml.safe_load(written), yaml.compose(written, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, RecursionError, *_OF_A_VALUE) as error:
-        return [f"not readable as YAML ({' '.join(str(error).split())[:200]})"], None
-    if not isinstance(values, dict):
-        return ["a list of `name: value` lines is wanted"], None
-    if twice := _twice(node):  # papermill would silently take the last
-        return [f"{name} is given more than once" for name in twice], None
-    try:
-        return [], schema.model_validate(values)
-    except ValidationError as error:
-        return _sentences(error, schema), None
-
-
-def _twice(node: yaml.MappingNode) -> list[str]:
-    """Names that a mapping, or one right inside it, gives more than once."""
-    found = []
-    for mapping in (node, *(value for _, value in node.value if isinstance(value, yaml.MappingNode))):
-        names = Counter(key.value for key, _ in mapping.value if isinstance(key, yaml.ScalarNode))
-        found += [name for name, n in names.items() if n > 1]
-    return found
-
-
-def _sentences(error: ValidationError, schema: type[BaseModel]) -> list[str]:
-    sentences = []
-    for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"]) or "parameters"
-        value = _SHORT.repr(item.get("input"))[:80]
-        if item["type"] in {"extra_forbidden", "invalid_key"}:
-            known = f"; known are {', '.join(schema.model_fields)}" if len(item["loc"]) == 1 else ""
-            sentences.append(f"{key} is not a parameter{known}")
-        elif item["type"] == "missing":
-            sentences.append(f"{key} is missing")
-        else:
-            hint = (
-                " (YAML reads 1e-4 as text: write 1.0e-4)"
-                if isinstance(item.get("input"), str) and item["type"] == "float_type"
-                else ""
-            )
-            sentences.append(f"{key}={value}: {item['msg'].removeprefix('Value error, ')}{hint}")
-    return sentences

@@ -525,7 +525,7 @@ def test_interrupted_recovery_equals_uninterrupted(name, options, tmp_path):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_very_student_that_was_interrupted_can_go_on(name, tmp_path):
+def test_the_very_student_that_was_interrupted_is_refused_and_one_cut_anew_goes_on(name, tmp_path):
     teacher, student, plan = pruned(name, 2)
     settings = {**RECIPE, "plan": plan, "trained": "after_first_cut"}
     expected, _ = recover(copy.deepcopy(student), teacher, TRAINING, **settings)
@@ -533,7 +533,12 @@ def test_the_very_student_that_was_interrupted_can_go_on(name, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         recover(student, teacher, TRAINING, progress=stop_at(72), **settings)
     assert all(p.requires_grad and p.grad is None for p in student.parameters()) and not student.training
-    assert same_weights(recover(student, teacher, TRAINING, **settings)[0], expected)
+    with pytest.raises(ValueError, match="cut the student anew if this run was interrupted"):
+        recover(student, teacher, TRAINING, **settings)
+    seen = []
+    _, student, _ = pruned(name, 2)
+    recovered, _ = recover(student, teacher, TRAINING, progress=lambda done, *_: seen.append(done), **settings)
+    assert same_weights(recovered, expected) and seen == [96, 120, 132]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as given_settings
 from hypothesis import strategies as st
 
-from depthprune_study import places, rules, settings
+from depthprune_study import places, rules, settings, verdict_rules
 from depthprune_study.settings import SCHEMAS, StudyError
 
 NOTEBOOKS = tuple(SCHEMAS)
@@ -357,13 +357,13 @@ def claims_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def problems_of_claims() -> list[str]:
     with pytest.raises(StudyError) as error:
-        settings.read_claims()
+        verdict_rules.read()
     return str(error.value).split("\n")
 
 
 def test_the_committed_claims_are_valid_and_read_as_they_are_written() -> None:
     read = yaml.safe_load((places.PARAMS / "claims.yaml").read_text(encoding="utf-8"))
-    assert settings.read_claims().model_dump() == read
+    assert verdict_rules.read().model_dump() == read
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from depthprune_core.decoders import Decoder
+from depthprune_core.muon import Muon
 
 OPTIMISERS = ("adamw", "adamw_8bit", "muon")
 
@@ -33,8 +34,7 @@ def optimisers_of(
     if optimiser == "muon":
         both = []  # either can be empty: a tail that is cut leaves no matrix to train, adapters are nothing else
         if matrices:
-            muon = {"momentum": 0.95, "weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-            both.append(torch.optim.Muon(matrices, lr=lr, **muon))
+            both.append(Muon(matrices, lr=lr, weight_decay=weight_decay))
         if others:
             both.append(torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=fused))
         return both

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -164,6 +165,14 @@ def fetch(steps: Sequence[Step], say: Callable[[str], None]) -> None:
             raise StudyError(
                 f"{step.notebook}: zero_shot_tasks names {unknown[0]!r}, which is no single task that lm-eval knows"
             )
+    for step in steps:
+        if step.parameters.get("precision") in ("bfloat16", "float16") and _multiplies_16_bits_slowly(
+            step.parameters["device"]
+        ):
+            say(
+                f"{step.notebook}: precision={step.parameters['precision']} can take many times as long as float32 on this CPU, "
+                "which has no AVX-512: a GPU is wanted, or precision=auto"
+            )
     wanted_texts = {step.parameters[key] for step in steps for key in ("text", "elsewhere") if key in step.parameters}
     wanted_models = {step.parameters["model"] for step in steps if "model" in step.parameters}
     try:
@@ -177,6 +186,19 @@ def fetch(steps: Sequence[Step], say: Callable[[str], None]) -> None:
             _check_depth(step, models.depth(step.parameters["model"]) if "model" in step.parameters else 0)
     except (ValueError, RuntimeError) as error:
         raise StudyError(str(error)) from None
+
+
+def _multiplies_16_bits_slowly(device: str) -> bool:
+    """Whether the work falls to an x86 processor for which PyTorch has no kernels of 16-bit products."""
+    import torch
+
+    from depthprune_study.bench import device_of
+
+    return (
+        device_of(device) == "cpu"
+        and platform.machine() in ("x86_64", "AMD64")
+        and torch.backends.cpu.get_cpu_capability() != "AVX512"
+    )
 
 
 def _check_depth(step: Step, n_layers: int) -> None:

@@ -576,6 +576,30 @@ def test_more_layers_to_drop_than_there_are_stop_the_study_before_any_work(
     assert not (fresh / "notebooks").exists()
 
 
+@pytest.mark.parametrize(
+    ("processor", "capability", "precision", "told"),
+    [
+        ("x86_64", "AVX2", "bfloat16", True),
+        ("x86_64", "AVX512", "bfloat16", False),
+        ("x86_64", "AVX2", "float32", False),
+        ("aarch64", "DEFAULT", "bfloat16", False),
+    ],
+)
+def test_a_precision_that_this_cpu_is_slow_at_is_told_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, processor: str, capability: str, precision: str, told: bool
+) -> None:
+    monkeypatch.setattr(run.platform, "machine", lambda: processor)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    step = run.Step("03_recovery", {"precision": precision, "device": "cpu"}, "key", False, 0.0)
+    said: list[str] = []
+    run.fetch([step], said.append)
+    warning = (
+        f"03_recovery: precision={precision} can take many times as long as float32 on this CPU, which has no AVX-512: "
+        "a GPU is wanted, or precision=auto"
+    )
+    assert said == ([warning] if told else [])
+
+
 def test_a_task_that_is_not_known_stops_the_study_before_any_work(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lm_eval")
     names(monkeypatch, zero_shot_tasks=["hellaswag", "hellaswagg"])

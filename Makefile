@@ -17,7 +17,7 @@ study: $(READY)
 	@$(BIN)/depthprune run $(STUDY)
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile  # two processes of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder  # two processes of one thread each
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow

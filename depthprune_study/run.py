@@ -77,6 +77,8 @@ def run(study: str, *, say: Callable[[str], None], terminal: TextIO = sys.stderr
     folder = places.runs(study)
     with alone(folder, say):
         if not all(step.done for step in steps):
+            for sentence in slow_precisions(steps):
+                say(sentence)
             fetch(steps, say)
         for step in steps:
             if _is_done(study, step.notebook, step.key):  # asked anew: an earlier one may have left other records just now
@@ -165,14 +167,6 @@ def fetch(steps: Sequence[Step], say: Callable[[str], None]) -> None:
             raise StudyError(
                 f"{step.notebook}: zero_shot_tasks names {unknown[0]!r}, which is no single task that lm-eval knows"
             )
-    for step in steps:
-        if step.parameters.get("precision") in ("bfloat16", "float16") and _multiplies_16_bits_slowly(
-            step.parameters["device"]
-        ):
-            say(
-                f"{step.notebook}: precision={step.parameters['precision']} can take many times as long as float32 on this CPU, "
-                "which has no AVX-512: a GPU is wanted, or precision=auto"
-            )
     wanted_texts = {step.parameters[key] for step in steps for key in ("text", "elsewhere") if key in step.parameters}
     wanted_models = {step.parameters["model"] for step in steps if "model" in step.parameters}
     try:
@@ -188,17 +182,25 @@ def fetch(steps: Sequence[Step], say: Callable[[str], None]) -> None:
         raise StudyError(str(error)) from None
 
 
-def _multiplies_16_bits_slowly(device: str) -> bool:
-    """Whether the work falls to an x86 processor for which PyTorch has no kernels of 16-bit products."""
+def slow_precisions(steps: Sequence[Step]) -> list[str]:
+    """A sentence for each notebook that asks for 16-bit arithmetic of an x86 processor for which PyTorch has no kernels of it.
+
+    Of the host that runs them: one that hands cells on to a cluster says nothing of the cluster's. Raises StudyError for a GPU that is not there.
+    """
+    asked = [step for step in steps if step.parameters.get("precision") in ("bfloat16", "float16")]
+    if not asked:
+        return []
     import torch
 
     from depthprune_study.bench import device_of
 
-    return (
-        device_of(device) == "cpu"
-        and platform.machine() in ("x86_64", "AMD64")
-        and torch.backends.cpu.get_cpu_capability() != "AVX512"
-    )
+    is_slow = platform.machine() in ("x86_64", "AMD64") and torch.backends.cpu.get_cpu_capability() != "AVX512"
+    return [
+        f"{step.notebook}: precision={step.parameters['precision']} can take many times as long as float32 on this CPU, "
+        "which has no AVX-512: a GPU is wanted, or precision=auto"
+        for step in asked
+        if device_of(step.parameters["device"]) == "cpu" and is_slow
+    ]
 
 
 def _check_depth(step: Step, n_layers: int) -> None:

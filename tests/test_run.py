@@ -591,13 +591,27 @@ def test_a_precision_that_this_cpu_is_slow_at_is_told_before_any_work(
     monkeypatch.setattr(run.platform, "machine", lambda: processor)
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
     step = run.Step("03_recovery", {"precision": precision, "device": "cpu"}, "key", False, 0.0)
-    said: list[str] = []
-    run.fetch([step], said.append)
     warning = (
         f"03_recovery: precision={precision} can take many times as long as float32 on this CPU, which has no AVX-512: "
         "a GPU is wanted, or precision=auto"
     )
-    assert said == ([warning] if told else [])
+    assert run.slow_precisions([step]) == ([warning] if told else [])
+
+
+def test_a_study_says_so_first(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "slow_precisions", lambda steps: [f"slow: {step.notebook}" for step in steps])
+    said: list[str] = []
+    run.run("small", say=said.append, terminal=io.StringIO())
+    running = next(at for at, line in enumerate(said) if ": running" in line)
+    assert {"slow: 01_one", "slow: 06_report"} <= set(said[:running])
+
+
+def test_a_host_without_a_gpu_fetches_for_cells_that_run_on_one_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    step = run.Step("sweeps/cell", {"precision": "bfloat16", "device": "cuda"}, "key", False, 0.0)
+    run.fetch([step], lambda line: pytest.fail(line))
+    with pytest.raises(StudyError, match="no GPU is there"):
+        run.slow_precisions([step])
 
 
 def test_a_task_that_is_not_known_stops_the_study_before_any_work(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from depthprune_core.assets import sha256_of
 from depthprune_core.records import write_atomically
-from depthprune_study import places, provenance, run, settings
+from depthprune_study import places, preparation, provenance, run, settings
 from depthprune_study.settings import StudyError, Sweep
 
 CELL, TABLE = "sweeps/cell", "sweeps/table"
@@ -99,13 +99,13 @@ def run_sweep(sweep: Sweep, pool: Executor, *, say: Callable[[str], None]) -> li
 def _fetched(todo: list[Cell], say: Callable[[str], None]) -> tuple[list[Cell], list[str]]:
     """Those cells whose model is there, and a sentence for each of the others. Raises StudyError where what all need is not there."""
     if todo:
-        run.fetch(
+        preparation.fetch(
             [replace(cell.step, parameters=cell.parameters.model_dump(mode="json", exclude={"model"})) for cell in todo], say
         )
     missing: dict[str, str] = {}
     for cell in {cell.parameters.model: cell for cell in todo}.values():
         try:
-            run.fetch([replace(cell.step, parameters={"model": cell.parameters.model})], say)
+            preparation.fetch([replace(cell.step, parameters={"model": cell.parameters.model})], say)
         except StudyError as error:
             missing[cell.parameters.model] = str(error)
             say(str(error))

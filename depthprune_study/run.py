@@ -1,17 +1,12 @@
-"""Runs a study's notebooks in order with papermill, each in its own kernel; what is finished and unchanged is not run again."""
+"""Runs a study's notebooks in order, each in its own kernel; what is finished and unchanged is not run again."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.util
 import json
 import os
-import platform
-import shutil
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +17,7 @@ from typing import Any, TextIO
 
 from depthprune_core.assets import sha256_of
 from depthprune_core.records import read_stamp, write_atomically
-from depthprune_study import places, provenance, settings, verdict_rules
+from depthprune_study import execution, places, preparation, provenance, settings, verdict_rules
 from depthprune_study.settings import StudyError
 
 # Which earlier notebooks' records each one reads.
@@ -39,7 +34,6 @@ READS["06_report"] = tuple(READS)
 NAMED = ("model", "first_model", "text", "elsewhere")  # parameters that may be a local folder or file
 TEXTS = ("wikipedia-excerpt", "news-excerpt", "wikitext-2")
 BUNDLED = (places.ROOT / "models" / "gpt2-mini", places.ROOT / "depthprune_core" / "splits.json")
-FULL_DISK_BYTES = 1_000_000  # with less left, whatever failed did so for want of room
 RESTORED = ("records/**/*.json", "arms/**/*.json", "costs.json")  # what a run goes on from, of a published report
 
 
@@ -77,9 +71,9 @@ def run(study: str, *, say: Callable[[str], None], terminal: TextIO = sys.stderr
     folder = places.runs(study)
     with alone(folder, say):
         if not all(step.done for step in steps):
-            for sentence in slow_precisions(steps):
+            for sentence in preparation.slow_precisions(steps):
                 say(sentence)
-            fetch(steps, say)
+            preparation.fetch(steps, say)
         for step in steps:
             if _is_done(study, step.notebook, step.key):  # asked anew: an earlier one may have left other records just now
                 say(f"{step.notebook}: done already")
@@ -145,72 +139,6 @@ def read_named(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
-
-
-def fetch(steps: Sequence[Step], say: Callable[[str], None]) -> None:
-    """Get and check every model and text that the steps name before the first of them runs: what is missing is told at once."""
-    from transformers.utils import logging
-
-    from depthprune_core import models, text, zero_shot
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # a table of what is wrong with a folder, which is told in a sentence
-    asks_tasks = [
-        step.notebook for step in steps if step.parameters.get("zero_shot_items") or step.parameters.get("zero_shot_tasks")
-    ]
-    if asks_tasks and importlib.util.find_spec("lm_eval") is None:
-        raise StudyError(
-            f"{asks_tasks[0]} asks for zero-shot tasks, which need lm-eval: pip install 'depthprune[eval]', or ask for none"
-        )
-    for step in steps:
-        if (tasks := step.parameters.get("zero_shot_tasks")) and (unknown := zero_shot.unknown(tasks)):
-            raise StudyError(
-                f"{step.notebook}: zero_shot_tasks names {unknown[0]!r}, which is no single task that lm-eval knows"
-            )
-    wanted_texts = {step.parameters[key] for step in steps for key in ("text", "elsewhere") if key in step.parameters}
-    wanted_models = {step.parameters["model"] for step in steps if "model" in step.parameters}
-    try:
-        for name in sorted(wanted_texts):
-            say(f"text {name}: fetching, or checking what is cached")
-            text.split_named(name, cache=places.cache(), assets=places.assets())
-        for name in sorted(wanted_models):
-            say(f"model {name}: fetching, or checking what is cached")
-            models.fetch_only(name, cache=places.cache(), assets=places.assets())
-        for step in steps:
-            _check_depth(step, models.depth(step.parameters["model"]) if "model" in step.parameters else 0)
-    except (ValueError, RuntimeError) as error:
-        raise StudyError(str(error)) from None
-
-
-def slow_precisions(steps: Sequence[Step]) -> list[str]:
-    """A sentence for each notebook that asks for 16-bit arithmetic of an x86 processor for which PyTorch has no kernels of it.
-
-    Of the host that runs them: one that hands cells on to a cluster says nothing of the cluster's. Raises StudyError for a GPU that is not there.
-    """
-    asked = [step for step in steps if step.parameters.get("precision") in ("bfloat16", "float16")]
-    if not asked:
-        return []
-    import torch
-
-    from depthprune_study.bench import device_of
-
-    is_slow = platform.machine() in ("x86_64", "AMD64") and torch.backends.cpu.get_cpu_capability() != "AVX512"
-    return [
-        f"{step.notebook}: precision={step.parameters['precision']} can take many times as long as float32 on this CPU, "
-        "which has no AVX-512: a GPU is wanted, or precision=auto"
-        for step in asked
-        if device_of(step.parameters["device"]) == "cpu" and is_slow
-    ]
-
-
-def _check_depth(step: Step, n_layers: int) -> None:
-    """Raises StudyError where a notebook would leave no layer; 0 layers: not known. After a single count, one more goes in stages."""
-    for name, most in (("drop_counts", n_layers - 1), ("race_counts", n_layers - 1), ("drop_count", n_layers - 2)):
-        asked = step.parameters.get(name, [])
-        if n_layers and max(asked if isinstance(asked, list) else [asked], default=0) > most:
-            raise StudyError(
-                f"{step.notebook}: {name}={asked} should be at most {most}: {step.parameters['model']} has {n_layers} layers"
-            )
 
 
 def executed(study: str, notebook: str) -> Path:
@@ -293,112 +221,30 @@ def _files(study: str, notebook: str) -> dict[str, str]:
 
 
 def _execute(study: str, step: Step, terminal: TextIO) -> float:
-    import logging
-
-    import papermill
-    from traitlets.config import Config
-
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    began = time.monotonic()
-    goes_on = any((places.runs(study) / "records" / step.notebook).rglob("*.json"))
-    target = executed(study, step.notebook)
-    partial = target.with_name(f".{target.name}.partial.ipynb")
-    log = places.runs(study) / "logs" / f"{step.notebook}.log"
-    for folder in (target.parent, log.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    for figure in (places.runs(study) / "figures").glob(f"{step.notebook}-*.png"):
+    """Run the notebook, note what it left and cost; returns the seconds that it took."""
+    folder, began = places.runs(study), time.monotonic()
+    goes_on = any((folder / "records" / step.notebook).rglob("*.json"))
+    for figure in (folder / "figures").glob(f"{step.notebook}-*.png"):
         figure.unlink()  # the notebook draws them again
-    failure = ""
-    with (
-        open(log, "w", encoding="utf-8") as output,
-        tempfile.TemporaryDirectory(prefix="depthprune-") as sockets,  # else the files lie among the notebooks
-        _shown(places.runs(study) / "progress.json", terminal),
-    ):
-        try:
-            papermill.execute_notebook(
-                _literal(places.NOTEBOOKS / f"{step.notebook}.ipynb"),
-                _literal(partial),
-                parameters=step.parameters,
-                kernel_name="python3",
-                progress_bar=False,
-                stdout_file=output,
-                stderr_file=output,
-                cwd=places.NOTEBOOKS,
-                start_timeout=180,
-                coalesce_streams=True,
-                # Socket files: no port that others could reach.
-                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
-            )
-        except Exception as error:  # whatever stops a notebook is told in one sentence, and the partial notebook is kept
-            failure = _reason(error)
-    failure = failure or _unfinished(partial)
-    if failure:
-        failure = _with_a_hint(failure, partial.parent)
-        kept = f"the partial notebook: {_shown_path(partial)}\nits output: {_shown_path(log)}"
-        raise StudyError(f"notebook {step.notebook} of study {study} stopped: {failure}\n{kept}")
-    _tidy(partial)
+    try:
+        execution.execute(
+            places.NOTEBOOKS / f"{step.notebook}.ipynb",
+            executed(study, step.notebook),
+            step.parameters,
+            cwd=places.NOTEBOOKS,
+            log=folder / "logs" / f"{step.notebook}.log",
+            progress=folder / "progress.json",
+            terminal=terminal,
+        )
+    except StudyError as error:
+        raise StudyError(f"notebook {step.notebook} of study {study} stopped: {error}") from None
     _drop_stale(study, step)
-    os.replace(partial, target)
     write_atomically(
         _mark(study, step.notebook), json.dumps({"key": step.key, "files": _files(study, step.notebook)}, indent=1)
     )
     seconds = time.monotonic() - began
     _remember_cost(study, step.notebook, seconds, goes_on=goes_on)
     return seconds
-
-
-def _literal(path: Path) -> str:
-    """The path as papermill takes it, which reads braces in it as places for parameters."""
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def _reason(error: Exception) -> str:
-    name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
-    return f"{value.strip()}" if name in {"StudyError", "ValueError"} else f"{name}: {value.strip()}"
-
-
-def _with_a_hint(failure: str, folder: Path) -> str:
-    """What stopped a notebook, with what to do where the machine had run out of something."""
-    if "No space left" in failure or shutil.disk_usage(folder).free < FULL_DISK_BYTES:
-        return f"the disk is full ({failure}): free some space, then the same command goes on from here"
-    if any(sign in failure for sign in ("MemoryError", "OutOfMemoryError", "allocate memory")):
-        return f"memory ran out ({failure}): give the machine more, or take a smaller model, shorter windows or fewer of them at once"
-    return f"{failure} (often because memory ran out)" if "kernel died" in failure.lower() else failure
-
-
-def _unfinished(path: Path) -> str:
-    """A dead kernel leaves a notebook that says `completed`: only a cell count and no error output show the truth."""
-    cells = [
-        c
-        for c in json.loads(path.read_text(encoding="utf-8"))["cells"]
-        if c["cell_type"] == "code" and "".join(c["source"]).strip()
-    ]
-    for number, cell in enumerate(cells):
-        if any(output["output_type"] == "error" for output in cell["outputs"]):
-            return f"code cell {number} raised an error"
-        if cell["execution_count"] is None:
-            return f"code cell {number} was never executed: the kernel died"
-    return ""
-
-
-def _tidy(path: Path) -> None:
-    """Drop what differs from run to run and says nothing: papermill's clock, empty progress lines, machine paths."""
-    notebook = json.loads(path.read_text(encoding="utf-8"))
-    notebook["metadata"].pop("papermill", None)
-    notebook["metadata"].pop("widgets", None)
-    for cell in notebook["cells"]:
-        for key in ("papermill", "execution"):
-            cell["metadata"].pop(key, None)
-        if "injected-parameters" in cell["metadata"].get("tags", []):
-            cell["id"] = "injected-parameters"  # papermill draws a new one each time
-        if cell["cell_type"] == "code":
-            cell["outputs"] = [output for output in cell["outputs"] if output.get("name") != "stderr" and not _is_empty(output)]
-    write_atomically(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
-
-
-def _is_empty(output: dict[str, Any]) -> bool:
-    """What a progress line leaves when its piece of work is done."""
-    return output["output_type"] == "display_data" and not "".join(output["data"].get("text/plain", "-"))
 
 
 def _remember_cost(study: str, notebook: str, seconds: float, *, goes_on: bool = False) -> None:
@@ -426,10 +272,6 @@ def _drop_stale(study: str, step: Step) -> None:
                 path.unlink()
 
 
-def _shown_path(path: Path) -> str:
-    return os.path.relpath(path)
-
-
 @contextmanager
 def alone(folder: Path, say: Callable[[str], None] = lambda line: None, *, busy: str = "") -> Iterator[None]:
     """One process at a time runs a study or publishes it (or does what `busy` says in the folder): the lock goes with the process, however
@@ -447,36 +289,3 @@ def alone(folder: Path, say: Callable[[str], None] = lambda line: None, *, busy:
         except OSError as error:  # Lustre without flock, NFS without its lock daemon, some drives
             say(f"{folder} cannot be locked ({error.strerror}): start no second process that works in it beside this one")
         yield
-
-
-@contextmanager
-def _shown(progress: Path, terminal: TextIO) -> Iterator[None]:
-    """Show the notebook's progress: a line that is rewritten in a terminal, one a half-minute elsewhere."""
-    progress.unlink(missing_ok=True)
-    stop = threading.Event()
-
-    def watch() -> None:
-        last, said = "", 0.0
-        while not stop.wait(1):
-            try:
-                line = json.loads(progress.read_text(encoding="utf-8"))["line"]
-            except (OSError, ValueError, KeyError):
-                continue
-            if terminal.isatty() and line != last:
-                terminal.write(f"\r\033[K  {line[: shutil.get_terminal_size().columns - 3]}")
-                terminal.flush()
-            elif not terminal.isatty() and line != last and time.monotonic() - said > 30:
-                terminal.write(f"  {line}\n")
-                terminal.flush()
-                said = time.monotonic()
-            last = line
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        if terminal.isatty():
-            terminal.write("\r\033[K")

@@ -21,7 +21,7 @@ import yaml
 from typer.testing import CliRunner
 
 from depthprune_core import distillation, figures, records
-from depthprune_study import bench, cli, grid, live, places, provenance, run, settings
+from depthprune_study import bench, cli, grid, live, places, preparation, provenance, run, settings
 from depthprune_study.settings import StudyError
 
 SAME = {
@@ -161,7 +161,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], set[str]]:
         done.add(folder)
 
     monkeypatch.setattr(grid, "run_cell", run_cell)
-    monkeypatch.setattr(run, "fetch", lambda steps, say: None)
+    monkeypatch.setattr(preparation, "fetch", lambda steps, say: None)
     monkeypatch.setattr(grid.Cell, "done", property(lambda cell: cell.folder in done))
     return ran, broken
 
@@ -194,7 +194,7 @@ def test_a_model_that_cannot_be_fetched_fails_its_own_cells_alone(
         if any(step.parameters.get("model") == "gpt2" for step in steps):
             raise StudyError("could not fetch model gpt2")
 
-    monkeypatch.setattr(run, "fetch", fetch)
+    monkeypatch.setattr(preparation, "fetch", fetch)
     with ThreadPoolExecutor(1) as pool:
         failed = grid.run_sweep(sweep(models=["gpt2", "llama-tiny"], drop_counts=[1]), pool, say=lambda line: None)
     assert len(ran) == 2
@@ -249,7 +249,7 @@ def test_a_cell_that_stops_gives_its_reason_and_not_what_libraries_said_before(m
 
 def test_a_cell_whose_results_are_elsewhere_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grid, "run_cell", lambda *arguments: None)
-    monkeypatch.setattr(run, "fetch", lambda steps, say: None)
+    monkeypatch.setattr(preparation, "fetch", lambda steps, say: None)
     with ThreadPoolExecutor(1) as pool:
         failed = grid.run_sweep(sweep(), pool, say=lambda line: None)
     assert len(failed) == 4 and all("must share the folder runs/" in sentence for sentence in failed)
@@ -292,7 +292,7 @@ class Elsewhere(Executor):
 
 
 def test_a_cell_that_workers_with_another_build_finished_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "fetch", lambda steps, say: None)
+    monkeypatch.setattr(preparation, "fetch", lambda steps, say: None)
     workers = Elsewhere(monkeypatch)
     said: list[str] = []
     assert grid.run_sweep(sweep(), workers, say=said.append) == []
@@ -307,13 +307,13 @@ def test_a_cell_that_workers_with_another_build_finished_is_done(monkeypatch: py
 
 
 def test_workers_that_do_not_share_the_folder_are_told_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "fetch", lambda steps, say: None)
+    monkeypatch.setattr(preparation, "fetch", lambda steps, say: None)
     failed = grid.run_sweep(sweep(), Elsewhere(monkeypatch, tmp_path / "a pod's own"), say=lambda line: None)
     assert len(failed) == 4 and all("must share the folder runs/" in sentence for sentence in failed)
 
 
 def test_a_worker_with_other_code_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "fetch", lambda steps, say: None)
+    monkeypatch.setattr(preparation, "fetch", lambda steps, say: None)
     workers = Elsewhere(monkeypatch)
     honest = grid.run_cell
     monkeypatch.setattr(

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny, tiny_tokenizer
 
 from depthprune_core import text
-from depthprune_study import places, provenance, run, settings
+from depthprune_study import places, preparation, provenance, run, settings
 from depthprune_study.settings import Common, StudyError
 
 ROOT = places.ROOT
@@ -588,18 +588,18 @@ def test_more_layers_to_drop_than_there_are_stop_the_study_before_any_work(
 def test_a_precision_that_this_cpu_is_slow_at_is_told_before_any_work(
     monkeypatch: pytest.MonkeyPatch, processor: str, capability: str, precision: str, told: bool
 ) -> None:
-    monkeypatch.setattr(run.platform, "machine", lambda: processor)
+    monkeypatch.setattr(preparation.platform, "machine", lambda: processor)
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
     step = run.Step("03_recovery", {"precision": precision, "device": "cpu"}, "key", False, 0.0)
     warning = (
         f"03_recovery: precision={precision} can take many times as long as float32 on this CPU, which has no AVX-512: "
         "a GPU is wanted, or precision=auto"
     )
-    assert run.slow_precisions([step]) == ([warning] if told else [])
+    assert preparation.slow_precisions([step]) == ([warning] if told else [])
 
 
 def test_a_study_says_so_first(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "slow_precisions", lambda steps: [f"slow: {step.notebook}" for step in steps])
+    monkeypatch.setattr(preparation, "slow_precisions", lambda steps: [f"slow: {step.notebook}" for step in steps])
     said: list[str] = []
     run.run("small", say=said.append, terminal=io.StringIO())
     running = next(at for at, line in enumerate(said) if ": running" in line)
@@ -609,9 +609,9 @@ def test_a_study_says_so_first(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_host_without_a_gpu_fetches_for_cells_that_run_on_one_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     step = run.Step("sweeps/cell", {"precision": "bfloat16", "device": "cuda"}, "key", False, 0.0)
-    run.fetch([step], lambda line: pytest.fail(line))
+    preparation.fetch([step], lambda line: pytest.fail(line))
     with pytest.raises(StudyError, match="no GPU is there"):
-        run.slow_precisions([step])
+        preparation.slow_precisions([step])
 
 
 def test_a_task_that_is_not_known_stops_the_study_before_any_work(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:

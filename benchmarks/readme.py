@@ -54,9 +54,15 @@ def reliability(folder: Path) -> str:
     lines = []
     if (folder / "reliability.json").exists():
         tried = _read(folder / "reliability.json")
-        lines = ["| fault | tried | results lost or wrong |", "| --- | ---: | ---: |"]
-        lines += [f"| {words} | {row['tried']:,} | {row['lost_or_wrong']} |" for words, row in tried["faults"].items()]
-        lines += ["", f"Seed {tried['seed']}.", ""]
+        lines = ["| fault | tried | results lost or wrong | |", "| --- | ---: | ---: | --- |"]
+        lines += [
+            f"| {words} | {row['tried']:,} | {row['lost_or_wrong']} | {row['note']} |" for words, row in tried["faults"].items()
+        ]
+        lines += [
+            "",
+            f"Moments of the kills: seed {tried['seed']}; the other faults are the same every time. ({tried['machine']}.)",
+            "",
+        ]
     return "\n".join([*lines, same_again(_read(folder / "determinism.json"))])
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 from depthprune_core import records
@@ -27,15 +29,15 @@ HERE = Path(__file__).resolve().parent
 PIECE = [sys.executable, str(HERE / "piece.py")]
 PIECE_ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(places.ROOT), str(HERE.parent)])}
 VICTIMS = ("kernel", "runner", "both")
-BY_THE_CLOCK = ("timing", "timed", "pace")  # measured times live in records of their own
+BY_THE_CLOCK = re.compile(r"timing-.*|timed_.*|.* \(timed\)|pace")  # measured times live in records of their own
 
 
 def code() -> str:
     """A hash of all that a series depends on: results of other code are not gone on with."""
     folders = ("depthprune_core", "depthprune_study", "notebooks", "params/ci", "tests/faults")
-    files = [
-        path for folder in folders for path in (places.ROOT / folder).rglob("*.*") if path.suffix in (".py", ".ipynb", ".yaml")
-    ]
+    kinds = (".py", ".ipynb", ".yaml", ".json")
+    files = [path for folder in folders for path in (places.ROOT / folder).rglob("*.*") if path.suffix in kinds]
+    files.append(places.PARAMS / "claims.yaml")
     digest = hashlib.sha256((places.ROOT / "constraints.txt").read_bytes())
     for path in sorted(files):
         digest.update(path.read_bytes())
@@ -57,7 +59,7 @@ def hashes(folder: Path) -> dict[str, str]:
     """The bytes of every record, those of recovered students too, but for measured times and what is told by them."""
     root = folder / "reports" / "ci"
     found = [path for part in ("records", "arms") for path in sorted((root / part).rglob("*.json"))]
-    kept = {path: path.read_bytes() for path in found if not any(word in path.name for word in BY_THE_CLOCK)}
+    kept = {path: path.read_bytes() for path in found if not BY_THE_CLOCK.fullmatch(path.stem)}
     timed = _trained_by_the_clock(root)
     return {
         str(path.relative_to(root)): hashlib.sha256(content).hexdigest()
@@ -75,8 +77,8 @@ def _trained_by_the_clock(root: Path) -> set[bytes]:
     return weights[True] - weights[False]
 
 
-def killed(folder: Path, victim: str, after_seconds: float) -> bool:
-    """Start the study, and kill it after so long with SIGKILL: its kernel, its runner, or both. False where it ended before.
+def killed(folder: Path, victim: str, after_seconds: float) -> str:
+    """Start the study, and kill it after so long with SIGKILL: its kernel, its runner, or both; what was killed, empty where it ended before.
 
     A runner whose kernel has died must end by itself, with a sentence and without a traceback.
     """
@@ -84,32 +86,45 @@ def killed(folder: Path, victim: str, after_seconds: float) -> bool:
         process = subprocess.Popen(
             RUN, env=environment(folder), stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
         )
-        try:
-            process.wait(after_seconds)
-            return False
-        except subprocess.TimeoutExpired:
-            pass
-        kernels = _children(process.pid)
-        while victim == "kernel" and not kernels and process.poll() is None:  # between two notebooks
-            time.sleep(0.1)
-            kernels = _children(process.pid)
-        if victim != "kernel":
-            os.kill(process.pid, signal.SIGKILL)
-        for kernel in kernels if victim != "runner" else ():  # a session of its own: no signal to the runner's group reaches it
-            with suppress(ProcessLookupError):
-                os.kill(kernel, signal.SIGKILL)
-        ended = process.wait(120)
-        # An orphan notices in a second or so that its parent is gone; the next run must not need to wait.
-        for kernel in kernels:
-            _wait_until_gone(kernel)
-        if victim == "kernel":
+        kernels: list[int] = []
+
+        def ended_by_itself(code: int, *allowed: int) -> None:
             stderr.seek(0)
             said = stderr.read()
-            if not kernels or ended == 0:  # the last kernel had nothing left to do; what the study has left is compared
-                return False
-            if ended != 1 or "Traceback" in said:
-                raise AssertionError(f"the runner ended with {ended} when its kernel was killed, and said: {said[-500:]}")
-    return True
+            if code not in allowed or "Traceback" in said:
+                raise AssertionError(f"the runner ended with {code}, and said: {said[-500:]}")
+
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                ended_by_itself(process.wait(after_seconds), 0)
+                return ""
+            kernels = _children(process.pid)
+            while victim == "kernel" and not kernels and process.poll() is None:  # between two notebooks
+                time.sleep(0.1)
+                kernels = _children(process.pid)
+            if victim == "kernel":
+                _kill(*kernels)  # a session of its own: no signal to the runner's group reaches it
+                with suppress(subprocess.TimeoutExpired):
+                    code = process.wait(120)
+                    ended_by_itself(code, 0, 1)
+                    return "kernel" if kernels and code else ""  # 0: the last kernel had nothing left to do
+                _kill(process.pid)  # the kernel had nothing left to do, and the runner went on
+                return "runner"
+            _kill(process.pid, *(kernels if victim == "both" else ()))
+            return victim if kernels else "runner"
+        finally:
+            kernels = kernels or _children(process.pid)
+            _kill(process.pid)
+            process.wait()
+            # An orphan notices in a second or so that its parent is gone; the next run must not need to wait.
+            for kernel in kernels:
+                _wait_until_gone(kernel)
+
+
+def _kill(*processes: int) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def harry(
@@ -117,7 +132,8 @@ def harry(
 ) -> dict:
     """Kill and restart until so many kills are done, and the last study has ended; each that ends is compared and begun anew.
 
-    Goes on from `results.json`; the moments are drawn by seed and number, so that a stopped series goes on as it would have.
+    Goes on from `results.json`; the moments are drawn by seed and number, so that a stopped series goes on as it would have. The folders
+    of a study that lost something, or ended otherwise, are kept.
     """
     path = folder / "results.json"
     state = (
@@ -127,24 +143,28 @@ def harry(
 
     def compare() -> None:
         found = hashes(folder)
+        lost = sorted(expected.keys() - found.keys())
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         state["studies"] += 1
-        state["lost"] += sorted(expected.keys() - found.keys())
-        state["wrong"] += sorted(name for name in expected.keys() & found.keys() if expected[name] != found[name])
-        shutil.rmtree(folder / "runs")
-        shutil.rmtree(folder / "reports")
+        state["lost"] += lost
+        state["wrong"] += [name for name in wrong if name not in lost]
+        records.write_atomically(path, json.dumps(state, indent=1))
+        for part in ("runs", "reports"):
+            if wrong:
+                (folder / part).rename(folder / f"{part}-{state['studies']}")
+            else:
+                shutil.rmtree(folder / part)
 
     while sum(state["kills"].values()) < kills:
         draw = random.Random(f"{seed} {sum(state['kills'].values())} {state['studies']}")
-        victim = draw.choice(VICTIMS)
-        if killed(folder, victim, draw.uniform(3, 45)):
-            state["kills"] = dict(Counter(state["kills"]) + Counter([victim]))
+        if hit := killed(folder, draw.choice(VICTIMS), draw.uniform(3, 45)):
+            state["kills"] = dict(Counter(state["kills"]) + Counter([hit]))
+            records.write_atomically(path, json.dumps(state, indent=1))
         else:
             compare()
-        records.write_atomically(path, json.dumps(state, indent=1))
         said(state)
     subprocess.run(RUN, env=environment(folder), check=True, capture_output=True)
     compare()
-    records.write_atomically(path, json.dumps(state, indent=1))
     said(state)
     return state
 
@@ -152,16 +172,24 @@ def harry(
 def harry_recovery(folder: Path, *, kills: int, seed: int) -> dict:
     """Kill one recovery, which keeps a checkpoint every step, until so many kills are done; each end is compared with a calm one's.
 
-    `resumed`: how many of the starts after a kill went on behind the first step. Goes on from `results.json`.
+    `resumed`: how many of the starts after a kill went on where the one before had been, or at most one step before; `repeated`: how many
+    did more again. Goes on from `results.json`.
     """
     path, calm, work = folder / "results.json", folder / "calm", folder / "work"
-    state = json.loads(path.read_text()) if path.exists() else {"seed": seed, "kills": 0, "resumed": 0, "ends": 0, "wrong": 0}
+    state = (
+        json.loads(path.read_text())
+        if path.exists()
+        else {"seed": seed, "kills": 0, "resumed": 0, "repeated": 0, "ends": 0, "wrong": 0}
+    )
     if not (calm / "ended").exists():
         subprocess.run([*PIECE, str(calm)], env=PIECE_ENVIRONMENT, check=True, capture_output=True)
 
     def ended() -> None:
-        first, *later = [path.read_text(encoding="utf-8").split() for path in sorted((work / "told").iterdir())]
-        state["resumed"] += sum(int(told[0]) > int(first[0]) for told in later if told)
+        steps = [[int(n) for n in path.read_text(encoding="utf-8").split()] for path in sorted((work / "told").iterdir())]
+        steps = [told for told in steps if told]  # one that was killed after its last step finds the student
+        on = [later[0] >= earlier[-1] for earlier, later in pairwise(steps)]
+        state["resumed"] += sum(on)
+        state["repeated"] += len(on) - sum(on)
         state["ends"] += 1
         state["wrong"] += (work / "ended").read_text() != (calm / "ended").read_text()
         shutil.rmtree(work)

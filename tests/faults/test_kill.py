@@ -15,7 +15,7 @@ from depthprune_study import places
 
 def test_a_recovery_killed_at_random_moments_goes_on_and_ends_as_a_calm_one(tmp_path: Path) -> None:
     state = killing.harry_recovery(tmp_path, kills=2, seed=0)
-    assert state["kills"] == 2 and state["wrong"] == 0 and state["ends"] >= 1
+    assert state["kills"] == 2 and state["wrong"] == state["repeated"] == 0 and state["ends"] >= 1
     assert state["resumed"] >= 1
 
 
@@ -25,6 +25,24 @@ def test_what_depends_on_the_pace_of_the_machine_is_not_compared() -> None:
     compared = "".join((places.reports("ci") / name).read_text() for name in killing.hashes(places.ROOT) if "arms/ce/" in name)
     assert by_tokens != by_time  # training without a teacher is the faster
     assert by_tokens in compared and by_time not in compared
+
+
+def test_everything_else_is() -> None:
+    compared = killing.hashes(places.ROOT)
+    every = {path.relative_to(places.reports("ci")) for path in places.reports("ci").glob("records/**/*.json")}
+    left_out = {path.stem for path in every if str(path) not in compared}
+    assert {"ce (timed)", "pace", "timing-2", "timed_test_scores"} <= left_out
+    assert all(killing.BY_THE_CLOCK.fullmatch(name) for name in left_out)
+    assert {path.stem for path in every if "evenly_spaced" in path.stem} and not any("evenly" in name for name in left_out)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kernels are found by /proc")
+def test_a_study_that_stops_by_itself_is_no_ended_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(killing, "RUN", [sys.executable, "-c", "import sys; sys.exit('it stopped')"])
+    with pytest.raises(AssertionError, match="the runner ended with 1, and said: it stopped"):
+        killing.killed(tmp_path, "runner", 60)
+    monkeypatch.setattr(killing, "RUN", [sys.executable, "-c", "import time; time.sleep(60)"])
+    assert killing.killed(tmp_path, "both", 0.5) == "runner"  # no kernel was there
 
 
 def test_a_recovery_that_is_read_back_counts_as_the_one_that_was_written(tmp_path: Path) -> None:

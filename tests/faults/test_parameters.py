@@ -28,6 +28,9 @@ TRAPS = [
 ]  # fmt: skip
 
 
+HUNDREDS = 24  # some of them come out the same: over two thousand do not
+
+
 def spoilt(lines: list[str], rng: random.Random) -> str:
     """A parameter file with one to three things wrong with it, as far as they are wrong."""
     lines = list(lines)
@@ -78,6 +81,24 @@ def spoilt(lines: list[str], rng: random.Random) -> str:
     return "\n".join(lines) + "\n"
 
 
+def a_spoilt_one(good: str, rng: random.Random) -> str:
+    """One that says something else than the good file, or nothing that can be read."""
+    while True:
+        content = spoilt(good.splitlines(), rng)
+        try:
+            if yaml.safe_load(content) != yaml.safe_load(good):
+                return content
+        except Exception:  # the reader stumbles over some of them in its own ways
+            return content
+
+
+def spoilt_file(seed: int) -> tuple[str, str]:
+    """A notebook's name, and its parameter file of study ci, spoilt."""
+    rng = random.Random(seed)
+    notebook = rng.choice(tuple(SCHEMAS))
+    return notebook, a_spoilt_one((places.ROOT / "params" / "ci" / f"{notebook}.yaml").read_text(encoding="utf-8"), rng)
+
+
 def outcome(params: Path, notebook: str, content: str) -> dict[str, Any] | None:
     """The accepted values, or None where the file was refused as it should be."""
     path = params / f"{notebook}.yaml"
@@ -94,10 +115,8 @@ def outcome(params: Path, notebook: str, content: str) -> dict[str, Any] | None:
 
 
 def check(params: Path, seed: int) -> None:
-    rng = random.Random(seed)
-    notebook = rng.choice(tuple(SCHEMAS))
+    notebook, content = spoilt_file(seed)
     good = (params / f"{notebook}.yaml").read_text(encoding="utf-8")
-    content = spoilt(good.splitlines(), rng)
     accepted = outcome(params, notebook, content)
     if accepted is not None:
         assert accepted == yaml.safe_load(content), content
@@ -121,7 +140,7 @@ def test_a_spoilt_file_is_accepted_or_refused_in_readable_lines(params: Path, hu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hundred", range(2, 20))
+@pytest.mark.parametrize("hundred", range(2, HUNDREDS))
 def test_so_are_two_thousand_of_them(params: Path, hundred: int) -> None:
     for seed in range(100 * hundred, 100 * (hundred + 1)):
         check(params, seed)

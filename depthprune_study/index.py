@@ -21,6 +21,7 @@ ABOUT = {  # in this order
     "ci": "shows that the whole chain runs; its numbers mean nothing",
 }
 REPORT = "report.html"
+MORE = ("estimate",)  # pages of no notebook
 
 
 def write(reports: Path) -> Path:
@@ -87,7 +88,8 @@ def _so_far(name: str, folder: Path) -> str:
 
 
 def _links(name: str, folder: Path) -> str:
-    return " · ".join(f"<a href='{escape(name)}/{page}.html'>{escape(page.replace('_', ' '))}</a>" for page in _pages(folder))
+    pages = [*_pages(folder), *(page for page in MORE if (folder / f"{page}.html").exists())]
+    return " · ".join(f"<a href='{escape(name)}/{page}.html'>{escape(page.replace('_', ' '))}</a>" for page in pages)
 
 
 def _pages(folder: Path) -> Iterable[str]:

@@ -29,12 +29,18 @@ def without_figures(page: str) -> str:
 
 
 def test_a_finished_study_is_there_with_its_answer_and_its_pages(tmp_path: Path) -> None:
-    published(tmp_path, "quick", pages=("report", "01_sensitivity", "03_recovery"))
+    published(tmp_path, "quick", pages=("report", "01_sensitivity", "03_recovery", "estimate"))
     page = index.write(tmp_path).read_text(encoding="utf-8")
     assert_self_contained(page)
     assert_every_image_has_a_text(page)
     links = [link["href"] for link in Elements(page).of("a")]
-    assert links == ["#quick", "quick/report.html", "quick/01_sensitivity.html", "quick/03_recovery.html"]
+    assert links == [
+        "#quick",
+        "quick/report.html",
+        "quick/01_sensitivity.html",
+        "quick/03_recovery.html",
+        "quick/estimate.html",
+    ]
     assert page.count("<p class='answer'>") >= 2
 
 

@@ -27,6 +27,7 @@ in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this 
 REPORTS = places.ROOT / "reports"
 KINDS = ("quick/*.html", "*/report.html", "*/estimate.html")
 PAGES = [REPORTS / "index.html", *sorted({path for kind in KINDS for path in REPORTS.glob(kind)})]
+OTHERS = sorted(set(REPORTS.glob("*/*.html")) - set(PAGES))
 PHONE, DESK = 390, 1280
 TLS = b"\x16\x03"  # how a record begins: kind, version (two bytes), length (two bytes)
 WHOLE = socket.MSG_PEEK | socket.MSG_WAITALL
@@ -102,7 +103,9 @@ def seen(content: str, width: int, profile: Path) -> dict[str, Any]:
 
 @in_a_browser
 @pytest.mark.parametrize(
-    ("path", "width"), list(product(PAGES, (PHONE, DESK))), ids=lambda value: getattr(value, "stem", value)
+    ("path", "width"),
+    [*product(PAGES, (PHONE, DESK)), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in product(OTHERS, (PHONE, DESK)))],
+    ids=lambda value: f"{value.parent.name}-{value.stem}" if isinstance(value, Path) else value,
 )
 def test_a_page_fits_its_screen_and_asks_for_nothing(path: Path, width: int, tmp_path: Path) -> None:
     found = seen(path.read_text(encoding="utf-8"), width, tmp_path)

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 import yaml
 from huggingface_hub import hf_hub_download, snapshot_download
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedModel
 
 from depthprune_core import decoders, distillation, evaluation, folders, intervals, models, optimisers, pruning, refitting, text
+from depthprune_core.assets import sha256_of
 from depthprune_core.intervals import Interval
-from depthprune_core.records import Plan, Score
+from depthprune_core.records import Plan, Score, write_atomically
 from depthprune_study import export, passages, places, rules, run
 from depthprune_study.arms import save_weights, weights_hash
 from depthprune_study.bench import device_of, fast_precision
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 REFIT_TOKENS = 25_600
+MOST_TOKENS = 10**10  # of recovery, 17 bytes each
 OPTIMISERS = {"adamw": "AdamW", "adamw_8bit": "AdamW with moments in 8 bits", "muon": "Muon"}  # in the card's words
 TRAINED = {"all": "", "after_first_cut": "the layers after the first cut alone, ", "lora": "low-rank adapters alone, "}
 HUB_FILES = [*models.HUB_FILES, "README.md"]  # which tells the licence
@@ -181,6 +182,8 @@ def _check_numbers(
             raise StudyError(f"{name}={value} is not possible: a whole number from 1 on is wanted")
     if not 0 <= seed < 2**63:
         raise StudyError(f"seed={seed} is not possible: a whole number from 0 on is wanted, below 2^63")
+    if recover_tokens > MOST_TOKENS:
+        raise StudyError(f"recover_tokens={recover_tokens:.3g} is not possible: they lie in memory, {MOST_TOKENS:,} at most")
     if recover_tokens < 0 or 0 < recover_tokens < batch_tokens:
         raise StudyError(f"recover_tokens={recover_tokens} is less than one step of {batch_tokens} tokens; 0 means no recovery")
 
@@ -259,7 +262,9 @@ def _recover(
     start = "as cut"
     if refitting.is_possible(student) and refitting.fitted_layers(plan):
         some = sample.take(slice(0, max(1, REFIT_TOKENS // sample.seq_len)))
-        _refit(student, teacher, plan, some, checkpoint.parent, write=accelerator is None or accelerator.is_main_process)
+        _refit(
+            student, teacher, plan, some, checkpoint.parent, write=accelerator is None or accelerator.is_main_process, say=say
+        )
         start = "refitted"
     if trained == "lora":
         pruning.share_equal(student, teacher, plan)
@@ -287,18 +292,29 @@ def _recover(
 
 
 def _refit(
-    student: PreTrainedModel, teacher: PreTrainedModel, plan: Plan, some: text.Windows, work: Path, *, write: bool
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    plan: Plan,
+    some: text.Windows,
+    work: Path,
+    *,
+    write: bool,
+    say: Callable[[str], None],
 ) -> None:
     """Refit in place, as it came out when the run began: another machine would round otherwise, and its checkpoint is of that start."""
     inputs = f"{weights_hash(teacher)} {plan.dropped} {some.token_hash}"
     kept = work / f"{hashlib.sha256(inputs.encode()).hexdigest()[:16]}.safetensors"
-    try:
-        student.load_state_dict(load_file(kept), strict=False)
-    except (OSError, SafetensorError, RuntimeError):
-        refitting.refit(student, teacher, plan, some)
-        if write:
-            maps = [decoders.mlp_outputs(student)[layer].weight for layer in refitting.fitted_layers(plan)]
-            save_weights(student, kept, only=maps)
+    checksum = kept.with_suffix(".sha256")
+    if kept.exists() and checksum.exists():
+        if checksum.read_text(encoding="utf-8", errors="replace") == sha256_of(kept):
+            student.load_state_dict(load_file(kept), strict=False)
+            return
+        say(f"{kept} is damaged: fitted anew")
+    refitting.refit(student, teacher, plan, some)
+    if write:
+        maps = [decoders.mlp_outputs(student)[layer].weight for layer in refitting.fitted_layers(plan)]
+        save_weights(student, kept, only=maps)
+        write_atomically(checksum, sha256_of(kept))
 
 
 def _sample(

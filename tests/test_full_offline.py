@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from depthprune_core import evaluation, models, pruning, records, text
 from depthprune_core.models import Source
 from depthprune_core.records import Plan
-from depthprune_study import live, settings
+from depthprune_study import live, preparation, run, settings
 from depthprune_study.bench import Bench
 
 WORDS = " ".join(f"w{i}" for i in range(1, 120))
@@ -113,6 +114,31 @@ def test_weights_that_are_damaged_in_the_hub_s_cache_are_named(tmp_path: Path, c
     assert told.startswith(f"model gpt2: weights {weights} are damaged (")
     assert told.endswith(f": remove {cached.parent.parent} and run again, it is then fetched anew")
     assert "\n" not in told
+
+
+@pytest.mark.parametrize("file", [None, "model.safetensors", "config.json"])
+def test_a_bit_that_flipped_in_the_hub_s_cache_is_named_before_any_work(tmp_path: Path, cached: Path, file: str | None) -> None:
+    blobs = (
+        cached.parent.parent / "blobs"
+    )  # as the client lays them out: by hash, large files by sha256, others as git names them
+    blobs.mkdir()
+    for path in list(cached.iterdir()):
+        content = path.read_bytes()
+        is_large = path.suffix == ".safetensors"
+        name = hashlib.sha256(content) if is_large else hashlib.sha1(b"blob %d\0%b" % (len(content), content))
+        path.rename(blobs / name.hexdigest())
+        path.symlink_to(blobs / name.hexdigest())
+        if path.name == file:
+            (blobs / name.hexdigest()).write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    step = run.Step("01_sensitivity", {"model": "gpt2"}, "key", False, 0)
+    if file is None:
+        preparation.fetch([step], lambda line: None)
+        return
+    with pytest.raises(settings.StudyError) as error:
+        preparation.fetch([step], lambda line: None)
+    if file == "model.safetensors":  # whatever else would read a config stumbles in its own way
+        assert str(error.value).startswith(f"model gpt2: {cached / file} is damaged (its hash is ")
+        assert str(error.value).endswith(f": remove {cached.parent.parent} and run again, it is then fetched anew")
 
 
 def test_a_config_without_weights_is_not_a_model_that_was_fetched(tmp_path: Path, cached: Path) -> None:

@@ -13,11 +13,12 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
-from tiny import ARCHITECTURES, FAMILIES, plan_of, tiny, tiny_tokenizer
+from tiny import ARCHITECTURES, FAMILIES, plan_of, tiny, tiny_tokenizer, tiny_windows
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from depthprune_core import distillation, models, pruning, refitting
+from depthprune_core.assets import sha256_of
 from depthprune_core.intervals import Interval
 from depthprune_core.records import Plan
 from depthprune_study import cli, export, own, passages, run
@@ -67,6 +68,10 @@ def test_any_decoder_comes_out_smaller_and_opens_plainly(
     made = own.prune(str(base), text_name=str(words), out=tmp_path / "out", drop=1, recover_tokens=256, **OPTIONS)
     model = opened(tmp_path / "out")
     assert len(made.plan.dropped) == 1
+    monkeypatch.chdir(tmp_path)
+    shown: dict[str, Any] = {}
+    exec((tmp_path / "out" / "README.md").read_text(encoding="utf-8").split("```python")[1].split("```")[0], shown)
+    assert type(shown["model"]) is type(model) and shown["tokenizer"]("w5") == tokenizer("w5")
     assert AutoConfig.from_pretrained(tmp_path / "out").get_text_config().num_hidden_layers == len(made.plan.kept)
     ids = torch.arange(1, 13)[None]
     assert torch.isfinite(model(ids).logits).all()
@@ -123,6 +128,28 @@ def test_a_run_that_was_cut_goes_on_and_ends_the_same(words: Path, tmp_path: Pat
     assert steps[8] > steps[0]  # it did not begin anew
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
     assert not (tmp_path / ".again.work").exists()
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_fitted_start_is_read_back_unless_it_is_damaged(damaged: bool, tmp_path: Path) -> None:
+    teacher, plan = tiny("llama"), plan_of(tiny("llama"), 2)
+    said: list[str] = []
+
+    def fitted() -> dict[str, torch.Tensor]:
+        student = pruning.drop_layers(teacher, plan)
+        own._refit(student, teacher, plan, tiny_windows(), tmp_path, write=True, say=said.append)
+        return student.state_dict()
+
+    first = fitted()
+    (maps,) = tmp_path.glob("*.safetensors")
+    if damaged:
+        content = bytearray(maps.read_bytes())
+        content[-3] ^= 1  # within a number
+        maps.write_bytes(content)
+    again = fitted()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert said == ([f"{maps} is damaged: fitted anew"] if damaged else [])
+    assert sha256_of(maps) == maps.with_suffix(".sha256").read_text()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -300,6 +327,7 @@ def test_a_state_space_model_is_refused(words: Path, tmp_path: Path) -> None:
         ({"seq_len": 0}, "seq_len=0 is not possible: a whole number from 1 on is wanted"),
         ({"recover_tokens": -64}, "recover_tokens=-64 is less than one step"),
         ({"recover_tokens": 10}, "recover_tokens=10 is less than one step of 64 tokens"),
+        ({"recover_tokens": int(1e300)}, r"recover_tokens=1e\+300 is not possible: they lie in memory, 10,000,000,000 at most"),
         ({"text_name": "nowhere.txt"}, "text 'nowhere.txt' is not known"),
     ],
 )

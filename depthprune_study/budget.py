@@ -57,8 +57,12 @@ class Cost:
 
 def costs(study: str) -> list[Cost]:
     """The costs of a study's notebooks. Raises StudyError for bad parameters, or a model or text whose size is not known here."""
-    steps = {step.notebook: step.parameters for step in run.plan(study)}
-    return [_cost(notebook, steps) for notebook in steps if notebook in ITEMS]
+    return costs_of({step.notebook: step.parameters for step in run.plan(study)})
+
+
+def costs_of(parameters: Mapping[str, dict[str, Any]]) -> list[Cost]:
+    """The same of parameters by notebook, which are checked already."""
+    return [_cost(notebook, parameters) for notebook in parameters if notebook in ITEMS]
 
 
 def lines(study: str) -> Iterator[str]:

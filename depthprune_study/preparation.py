@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import platform
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from depthprune_core.assets import sha256_of
 from depthprune_study import places
 from depthprune_study.settings import StudyError
 
 if TYPE_CHECKING:
+    from depthprune_core.models import Source
     from depthprune_study.run import Step
 
 
@@ -43,16 +47,82 @@ def fetch(steps: Sequence[Step], say: Callable[[str], None]) -> None:
         for name in sorted(wanted_models):
             say(f"model {name}: fetching, or checking what is cached")
             models.fetch_only(name, cache=places.cache(), assets=places.assets())
+            if (source := models.SOURCES.get(name)) is not None and source.kind == "hub":
+                _check_blobs(name, source)
         for step in steps:
             _check_depth(step, models.depth(step.parameters["model"]) if "model" in step.parameters else 0)
     except (ValueError, RuntimeError) as error:
         raise StudyError(str(error)) from None
 
 
+def _check_blobs(name: str, source: Source) -> None:
+    """Raises StudyError for a file in the cache of the hub's client whose content is not what its name there says: a hash, by the hub."""
+    from huggingface_hub import snapshot_download
+
+    from depthprune_core.models import HUB_FILES
+
+    folder = Path(
+        snapshot_download(
+            source.where, revision=source.revision, allow_patterns=HUB_FILES, ignore_patterns=["*/*"], local_files_only=True
+        )
+    )
+    for link in sorted(path for path in folder.iterdir() if path.is_symlink()):
+        blob = link.resolve()
+        if len(blob.name) == 64:  # a large file
+            actual = sha256_of(blob)
+        else:  # as git names it
+            content = blob.read_bytes()
+            actual = hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False).hexdigest()
+        if actual != blob.name:
+            raise StudyError(
+                f"model {name}: {link} is damaged (its hash is {actual[:12]}, not {blob.name[:12]}): remove {folder.parent.parent} and run "
+                "again, it is then fetched anew"
+            )
+
+
+def shortcomings(steps: Sequence[Step]) -> list[str]:
+    """Where the machine that runs the steps seems not to suit them, a sentence each; a host that hands them on need not ask.
+
+    Raises StudyError for a GPU, or an optimiser's package, that is not there.
+    """
+    from depthprune_core import optimisers
+
+    for step in steps:
+        for optimiser in {*step.parameters.get("optimisers", ()), step.parameters.get("optimiser", "recipe")} - {"recipe"}:
+            try:
+                optimisers.check(optimiser)
+            except ValueError as error:
+                raise StudyError(f"{step.notebook}: {error}") from None
+    return [*slow_precisions(steps), *short_memory(steps)]
+
+
+def short_memory(steps: Sequence[Step]) -> list[str]:
+    """A sentence for each notebook whose largest recovery needs, by arithmetic, more memory than the GPU has that it would run on."""
+    import torch
+
+    from depthprune_study import budget
+    from depthprune_study.bench import device_of
+
+    on_gpu = [step.notebook for step in steps if device_of(step.parameters.get("device", "cpu")) == "cuda"]
+    if not on_gpu:
+        return []
+    has = torch.cuda.get_device_properties(0).total_memory
+    try:
+        needs = {cost.notebook: cost.training_bytes for cost in budget.costs_of({s.notebook: s.parameters for s in steps})}
+    except (StudyError, KeyError):  # a size that only a look at the model would tell; a cell of a sweep, or its table
+        return []
+    return [
+        f"{notebook}: its largest recovery needs about {needs[notebook] / 2**30:.1f} GiB, by arithmetic, and this GPU has "
+        f"{has / 2**30:.1f}: README.md says what saves memory"
+        for notebook in on_gpu
+        if needs.get(notebook, 0) > has
+    ]
+
+
 def slow_precisions(steps: Sequence[Step]) -> list[str]:
     """A sentence for each notebook that asks for 16-bit arithmetic of an x86 processor for which PyTorch has no kernels of it.
 
-    Of the host that runs them: one that hands cells on to a cluster says nothing of the cluster's. Raises StudyError for a GPU that is not there.
+    Raises StudyError for a GPU that is not there.
     """
     asked = [step for step in steps if step.parameters.get("precision") in ("bfloat16", "float16")]
     if not asked:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from depthprune_core.assets import sha256_of
-from depthprune_core.records import read_stamp, write_atomically
+from depthprune_core.records import read, read_stamp, write_atomically
 from depthprune_study import execution, places, preparation, provenance, settings, verdict_rules
 from depthprune_study.settings import StudyError
 
@@ -71,17 +71,30 @@ def run(study: str, *, say: Callable[[str], None], terminal: TextIO = sys.stderr
     folder = places.runs(study)
     with alone(folder, say):
         if not all(step.done for step in steps):
-            for sentence in preparation.slow_precisions(steps):
+            for sentence in preparation.shortcomings(steps):
                 say(sentence)
             preparation.fetch(steps, say)
         for step in steps:
             if _is_done(study, step.notebook, step.key):  # asked anew: an earlier one may have left other records just now
                 say(f"{step.notebook}: done already")
                 continue
+            for path in damaged(places.runs(study) / "records" / step.notebook):
+                say(f"{os.path.relpath(path)} is damaged: what it held is made again")
             expected = f", about {step.expected_seconds:.0f} s on two CPU cores" if step.expected_seconds else ""
             say(f"{step.notebook}: running{expected}")
             seconds = _execute(study, step, terminal)
             say(f"{step.notebook}: done in {seconds:.0f} s")
+
+
+def damaged(folder: Path) -> list[Path]:
+    """Records that are not what their checksums say; whatever reads them finds that too, and does their work again."""
+    found = []
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            read(path)
+        except ValueError:
+            found.append(path)
+    return found
 
 
 def single(study: str, notebook: str, parameters: settings.Common, *, inputs: Sequence[str] = ()) -> Step:

@@ -66,6 +66,7 @@ def refused(folder: Path, accelerator: Accelerator) -> str:
 
 def main(folder: Path) -> None:
     accelerator = Accelerator(cpu=True)
+    assert torch.distributed.get_backend() == "gloo"
     rank = accelerator.process_index
     for name in RECIPES:
         student, curve = recovered(name, accelerator, noise=0.01 * rank if name == "all" else 0.0)

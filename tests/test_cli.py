@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,20 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path: Path, study:
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(f"study {study}: {len(run.READS)} notebooks, {len(run.READS)} to run")
     assert all(notebook in result.stdout for notebook in run.READS)
+    for told in (" tokens x ", "hours, by arithmetic", "GPU memory, by arithmetic"):
+        assert told in result.stdout
+    assert "scaled from the rehearsal" not in result.stdout  # none is published here
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_the_full_study_tells_what_the_rehearsal_found_and_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEPTHPRUNE_REPORTS", str(places.ROOT / "reports"))
+    steps = [replace(step, done=step.notebook == "01_sensitivity") for step in run.plan("full")]
+    monkeypatch.setattr(run, "plan", lambda study: steps)
+    lines = depthprune("run", "full", "--dry-run").stdout.split("\n")
+    assert lines[0] == "study full: 8 notebooks, 7 to run"
+    assert lines[1].split() == ["01_sensitivity", "done", "gpt2"]
+    assert [line for line in lines if line.startswith("  hours, scaled from the rehearsal (")]
 
 
 def test_the_default_study_is_quick() -> None:

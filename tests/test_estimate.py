@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import handmade
 import pytest
 
 from depthprune_core.records import Facts
-from depthprune_study import budget, estimate, run, settings
+from depthprune_study import budget, estimate, places, run, settings
+from depthprune_study.evidence import read_evidence
 
+ROOT = places.ROOT
 PACE = {("03b_controls", "pace"): Facts({"recovered": 30.0, "ce": 40.0, "peak_tflops": 0.3})}
 MACHINE = estimate.Machine("cpu", 40.0, 0.03, 0.3)
 COSTS = {notebook: {"seconds": 60.0, "peak_bytes": 2**30} for notebook in run.READS}
@@ -78,6 +81,23 @@ def test_where_each_study_runs_says_of_each_cell_what_it_is(tmp_path: Path, monk
     assert found is not None and found.achieved_tflops != MACHINE.achieved_tflops and days > 2
     assert f"{days * MACHINE.achieved_tflops / found.achieved_tflops:.0f} days, scaled; " in full
     assert full.count("(its largest recovery by adapters)") == 1 and full.endswith(" GiB, arithmetic |")
+
+
+def test_the_committed_rehearsal_took_an_hour_and_24_gib_at_most_and_its_page_says_what_it_measured() -> None:
+    folder = ROOT / "reports" / "rehearsal"
+    costs = run.read_costs(folder)
+    assert list(costs) == list(run.READS)
+    assert sum(cost["seconds"] for cost in costs.values()) <= 3_600
+    assert max(cost["peak_bytes"] for cost in costs.values()) <= 24 * 2**30
+    assert not any(cost.get("resumed") for cost in costs.values())
+    body = estimate.html(estimate.machine(read_evidence("rehearsal", folder / "records")), costs)
+    committed = (folder / "estimate.html").read_text(encoding="utf-8")
+    assert without_figures(body) in without_figures(committed)
+
+
+def without_figures(page: str) -> str:
+    """Another version of the plotting library draws other pixels."""
+    return re.sub(r"base64,[^']*'", "'", page)
 
 
 def test_a_rehearsal_has_the_shapes_windows_and_recipe_of_the_full_study() -> None:

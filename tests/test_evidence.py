@@ -34,7 +34,7 @@ def other_weights(stamp: records.Stamp) -> dict[str, Any]:
     return {"inputs": {item: "0" * 16 if item.split()[0] == "0" else content for item, content in stamp.inputs.items()}}
 
 
-@pytest.mark.parametrize("study", ["quick", "ci", "smollm2"])
+@pytest.mark.parametrize("study", ["quick", "ci", "smollm2", "rehearsal"])
 def test_the_committed_reports_are_not_mixed(study: str) -> None:
     assert Evidence(study, places.ROOT / "reports" / study / "records").mixed_notebooks() == []
 

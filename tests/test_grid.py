@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -88,8 +89,12 @@ def test_every_committed_site_gives_a_config(site: Path, monkeypatch: pytest.Mon
     exec(compile(site.read_text(encoding="utf-8"), site.name, "exec"), namespace)
     config = namespace["config"]()
     assert isinstance(config, parsl.Config)
+    (workers,) = config.executors
+    assert len(workers.available_accelerators) == {"kubernetes": 1, "slurm": 4, "two_workers": 2}[site.stem]  # one a worker
     if site.stem == "kubernetes":
-        assert config.executors[0].provider.extra_limits == {"nvidia.com/gpu": "1"}
+        assert workers.provider.extra_limits == {"nvidia.com/gpu": "1"}
+    if site.stem == "slurm":
+        assert "--gpus-per-node=4" in workers.provider.scheduler_options
 
 
 @pytest.mark.parametrize(
@@ -453,7 +458,7 @@ def test_a_sweep_ends_in_a_table_of_its_cells_records(tmp_path: Path) -> None:
             kept = records.read(places.runs(cell.folder) / "records" / "sweeps" / "cell" / "cell.json").values
             assert kept in table.to_list()
     notebook = json.loads(run.executed("sweep-try", grid.TABLE).read_text(encoding="utf-8"))
-    assert "2 cells" in json.dumps(notebook)
+    assert "2 cells" in json.dumps(notebook) and "image/png" in json.dumps(notebook)
     code, said = depthprune("sweep", written(path), "--workers", 2)
     assert code == 0
     assert "4 cells, 2 to run" in said
@@ -461,10 +466,13 @@ def test_a_sweep_ends_in_a_table_of_its_cells_records(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_worker_of_a_cluster_loses_nothing_that_is_done(tmp_path: Path) -> None:
+    import datasets
+
     pytest.importorskip("parsl")
     site = places.PARAMS / "sites" / "two_workers.py"
     wanted = sweep()
     said: list[str] = []
+    killed: list[str] = []
     here = os.getcwd()
     os.chdir(tmp_path)  # Parsl writes its logs where it is
 
@@ -478,7 +486,9 @@ def test_a_killed_worker_of_a_cluster_loses_nothing_that_is_done(tmp_path: Path)
                     parent = int((stat.parent / "stat").read_text().rsplit(")", 1)[1].split()[1])
                 except (OSError, ValueError):
                     continue
-                if "depthprune_study.grid" in words and str(tmp_path / "runs") in (stat.parent / "environ").read_text():
+                environment = (stat.parent / "environ").read_text()
+                if "depthprune_study.grid" in words and str(tmp_path / "runs") in environment:
+                    killed.append(environment)
                     os.kill(parent, signal.SIGKILL)
                     os.kill(int(stat.parent.name), signal.SIGKILL)
                     return
@@ -492,11 +502,13 @@ def test_a_killed_worker_of_a_cluster_loses_nothing_that_is_done(tmp_path: Path)
             killer.join()
         done = [cell for cell in grid.cells(wanted) if cell.done]
         assert len(failed) == 1 and len(done) == 3
+        (environment,) = killed
+        assert re.search(r"CUDA_VISIBLE_DEVICES=[01]\0", environment)  # one GPU a worker
         before = {cell.folder: (places.runs(cell.folder) / "done" / "sweeps" / "cell.json").stat().st_mtime_ns for cell in done}
-        with grid.parsl_pool(site) as pool:
-            assert grid.run_sweep(wanted, pool, say=said.append) == []
+        code, told = depthprune("sweep", written(tmp_path / "sweep.yaml"), "--site", site)
     finally:
         os.chdir(here)
-    assert "sweep try: 4 cells, 1 to run" in said
+    assert code == 0 and "sweep try: 4 cells, 1 to run" in told
+    assert len(datasets.Dataset.from_parquet(str(places.runs("sweep-try") / "table.parquet"))) == 4
     assert all((places.runs(f) / "done" / "sweeps" / "cell.json").stat().st_mtime_ns == at for f, at in before.items())
     assert all(cell.done for cell in grid.cells(wanted))

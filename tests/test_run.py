@@ -21,7 +21,8 @@ from pydantic import create_model
 from safetensors.torch import load_file, save_file
 from tiny import tiny, tiny_tokenizer
 
-from depthprune_core import text
+from depthprune_core import records, text
+from depthprune_core.records import Facts
 from depthprune_study import places, preparation, provenance, run, settings
 from depthprune_study.settings import Common, StudyError
 
@@ -255,6 +256,19 @@ def test_a_run_that_was_killed_in_a_notebook_and_goes_on_says_so_in_its_costs(do
     run._mark("small", "01_one").unlink()
     run.run("small", say=print)
     assert run.read_costs(done)["01_one"]["resumed"]
+
+
+def test_a_damaged_record_is_named_when_its_notebook_runs_again(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(done)
+    path = done / "records" / "01_one" / "facts.json"
+    records.write(path, Facts({"a": 1}), records.Stamp("small", "01_one", "", "", {}, {}, {}, "cpu", "", 0, ""))
+    assert run.damaged(done / "records") == [
+        done / "records" / "01_one" / "number.json"
+    ]  # of this study, which writes no records
+    path.write_text(path.read_text(encoding="utf-8").replace("1", "2", 1), encoding="utf-8")
+    said: list[str] = []
+    run.run("small", say=said.append, terminal=io.StringIO())
+    assert "records/01_one/facts.json is damaged: what it held is made again" in said
 
 
 # ---------------------------------------------------------------- what makes a notebook run again
@@ -576,42 +590,12 @@ def test_more_layers_to_drop_than_there_are_stop_the_study_before_any_work(
     assert not (fresh / "notebooks").exists()
 
 
-@pytest.mark.parametrize(
-    ("processor", "capability", "precision", "told"),
-    [
-        ("x86_64", "AVX2", "bfloat16", True),
-        ("x86_64", "AVX512", "bfloat16", False),
-        ("x86_64", "AVX2", "float32", False),
-        ("aarch64", "DEFAULT", "bfloat16", False),
-    ],
-)
-def test_a_precision_that_this_cpu_is_slow_at_is_told_before_any_work(
-    monkeypatch: pytest.MonkeyPatch, processor: str, capability: str, precision: str, told: bool
-) -> None:
-    monkeypatch.setattr(preparation.platform, "machine", lambda: processor)
-    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
-    step = run.Step("03_recovery", {"precision": precision, "device": "cpu"}, "key", False, 0.0)
-    warning = (
-        f"03_recovery: precision={precision} can take many times as long as float32 on this CPU, which has no AVX-512: "
-        "a GPU is wanted, or precision=auto"
-    )
-    assert preparation.slow_precisions([step]) == ([warning] if told else [])
-
-
-def test_a_study_says_so_first(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "slow_precisions", lambda steps: [f"slow: {step.notebook}" for step in steps])
+def test_what_a_machine_falls_short_of_is_told_first(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "shortcomings", lambda steps: [f"short: {step.notebook}" for step in steps])
     said: list[str] = []
     run.run("small", say=said.append, terminal=io.StringIO())
     running = next(at for at, line in enumerate(said) if ": running" in line)
-    assert {"slow: 01_one", "slow: 06_report"} <= set(said[:running])
-
-
-def test_a_host_without_a_gpu_fetches_for_cells_that_run_on_one_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    step = run.Step("sweeps/cell", {"precision": "bfloat16", "device": "cuda"}, "key", False, 0.0)
-    preparation.fetch([step], lambda line: pytest.fail(line))
-    with pytest.raises(StudyError, match="no GPU is there"):
-        preparation.slow_precisions([step])
+    assert {"short: 01_one", "short: 06_report"} <= set(said[:running])
 
 
 def test_a_task_that_is_not_known_stops_the_study_before_any_work(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:

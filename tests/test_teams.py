@@ -102,6 +102,7 @@ def test_a_model_of_one_s_own_is_recovered_together_and_written_once(tmp_path: P
 
     def command(out: str, n_tokens: int = 8_192) -> list[str]:
         options = ["--text", str(tmp_path / "words.txt"), "--drop", "1", "--recover-tokens", str(n_tokens), "--device", "cpu"]
+        options += ["--lr", "1e-2"]  # so that it moves weights by more than sums in another order do
         prune = [sys.executable, "-m", "depthprune_study.cli", "prune", str(tmp_path / "base"), *options]
         return [*prune, "--out", str(tmp_path / out)]
 
@@ -115,4 +116,4 @@ def test_a_model_of_one_s_own_is_recovered_together_and_written_once(tmp_path: P
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
-    assert not torch.allclose(one["model.norm.weight"], base["model.norm.weight"], atol=1e-5)
+    assert sum(float((one[name] - base[name]).abs().max()) > 1e-2 for name in one if one[name].shape == base[name].shape) > 5

@@ -28,7 +28,7 @@ def report(tmp_path: Path) -> Path:
 
 
 def test_the_committed_reports_fit_together() -> None:
-    for name in ("ci", "quick", "smollm2"):
+    for name in ("ci", "quick", "smollm2", "rehearsal"):
         assert verify.differences(places.ROOT / "reports" / name) == []
 
 

@@ -3,6 +3,7 @@
 # make torture               set up, kill a study at 50 random moments, damage its files; goes on where it was stopped
 # make audit                 look the pinned packages up among known vulnerabilities; fails for none of them
 # make lowest                the fast tests and the imitation of Colab, with the oldest versions allowed (on Linux: several GB for that torch)
+# make test-gguf             set up, compile llama.cpp (some minutes), load in it what was written for it
 # make bench                 set up, time this package next to the plain loop
 STUDY ?= quick
 KILLS ?= 50
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: study test test-slow torture audit lowest bench lint clean
+.PHONY: study test test-slow test-gguf torture audit lowest bench lint clean
 
 study: $(READY)
 	@$(BIN)/depthprune run $(STUDY)
@@ -36,6 +37,10 @@ lowest:
 	@.lowest/uv/bin/uv pip install -q --system-certs --python .lowest/env/bin/python --resolution lowest-direct -e '.[dev]'
 	.lowest/env/bin/python -m pytest -q -m "not slow"
 	.lowest/env/bin/python -m pytest -q tests/test_colab.py
+
+test-gguf: $(READY)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[gguf]'
+	$(BIN)/python -m pytest -q tests/test_llama_cpp.py
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks

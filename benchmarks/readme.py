@@ -11,6 +11,7 @@ from benchmarks import table
 from benchmarks.decode import Depth
 from benchmarks.machine import RESULTS
 from benchmarks.measure import Row
+from depthprune_core import models
 from depthprune_core.records import write_atomically
 from depthprune_study import readme
 from depthprune_study.settings import StudyError
@@ -37,15 +38,16 @@ def block(folder: Path) -> str:
         *table.notes(rows),
         "",
         table.decode_lines([Depth(**depth) for depth in measured["decode"]]),
-        "",
     ]
+    if (folder / "llama-cpp.json").exists():
+        found = _read(folder / "llama-cpp.json")
+        lines += [*llama_cpp_lines(found), "", f"- {llama_cpp_note(found)}"]
+    lines += [""] if lines[-1].startswith("|") else []
     lines += [race_line(_read(path)) for path in sorted(folder.glob("race-*.json"))]
     if (folder / "beyond-pairs.json").exists():
         lines += ["", *beyond_lines(_read(folder / "beyond-pairs.json"))]
     if (folder / "teacher-cache.json").exists():
         lines += ["", cache_line(_read(folder / "teacher-cache.json"))]
-    if (folder / "llama-cpp.json").exists():
-        lines += ["", llama_cpp_line(_read(folder / "llama-cpp.json"))]
     return "\n".join(lines)
 
 
@@ -129,18 +131,26 @@ def cache_line(found: dict[str, Any]) -> str:
     )
 
 
-def llama_cpp_line(found: dict[str, Any]) -> str:
-    """Decode of cut GGUF files in llama.cpp, in a sentence."""
-    whole = found["depths"]["whole"]
-    cuts = "; ".join(
-        f"without layers {' + '.join(map(str, row['dropped']))} {row['gain'][0]:.3f}x [{row['gain'][1]:.3f}, {row['gain'][2]:.3f}] as fast, "
-        f"the file {1 - row['bytes'] / whole['bytes']:.1%} smaller"
-        for name, row in found["depths"].items()
-        if name != "whole"
-    )
+def llama_cpp_lines(found: dict[str, Any]) -> list[str]:
+    """Rows of the decode table: a GGUF file as it came, and its cuts, in llama.cpp. No floor was measured there."""
+    whole, n_layers = found["depths"]["whole"], models.depth(found["model"])
+    lines = []
+    for row in found["depths"].values():
+        left = n_layers - len(row["dropped"])
+        gain = "{:.3f} [{:.3f}, {:.3f}]".format(*row["gain"])
+        ratios = (n_layers / left, whole["bytes"] / row["bytes"])
+        cells = [f"{found['model']} in llama.cpp", str(left), f"{row['ms_per_token']:.1f}", "", "", gain]
+        lines.append(f"| {' | '.join([*cells, *(f'{ratio:.2f}x' for ratio in ratios)])} |")
+    return lines
+
+
+def llama_cpp_note(found: dict[str, Any]) -> str:
+    """What those rows are of."""
+    cuts = [" + ".join(map(str, row["dropped"])) for row in found["depths"].values() if row["dropped"]]
     return (
-        f"In llama.cpp (llama-cpp-python {found['version']}, {found['machine']}), {found['model']} as the GGUF file that it comes in decodes at "
-        f"{whole['ms_per_token']:.1f} ms a token behind {found['context']} tokens; {cuts} (`python -m benchmarks.llama_cpp`, with the extra `gguf`)."
+        f"In llama.cpp (llama-cpp-python {found['version']}, {found['machine']}): the GGUF file that {found['model']} comes in, behind "
+        f"{found['context']} tokens, and the same without layers {', or '.join(cuts)}; by bytes: of the files "
+        "(`python -m benchmarks.llama_cpp`, with the extra `gguf`)."
     )
 
 

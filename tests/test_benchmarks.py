@@ -158,6 +158,8 @@ def test_decode_in_llama_cpp_is_told_with_gain_and_size():
 
     found = llama_cpp.rows({"whole": [10.0, 10.2, 9.8], "2 fewer": [9.0, 9.1, 8.9]}, {"whole": 1_000, "2 fewer": 950})
     assert found["depths"]["whole"]["gain"][0] == 1
-    line = bench_readme.llama_cpp_line({**found, "model": "a model", "version": "0.3", "machine": "a machine"})
-    assert "10.0 ms a token behind 64 tokens" in line
-    assert "without layers 14 + 17 1.111x [" in line and "the file 5.0% smaller" in line
+    found |= {"model": "smollm2-135m", "version": "0.3", "machine": "a machine"}
+    whole, cut = bench_readme.llama_cpp_lines(found)
+    assert whole == "| smollm2-135m in llama.cpp | 30 | 10.0 |  |  | 1.000 [1.000, 1.000] | 1.00x | 1.00x |"
+    assert cut.startswith("| smollm2-135m in llama.cpp | 28 | 9.0 |  |  | 1.111 [") and cut.endswith(" | 1.07x | 1.05x |")
+    assert "behind 64 tokens, and the same without layers 14 + 17;" in bench_readme.llama_cpp_note(found)

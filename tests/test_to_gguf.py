@@ -15,9 +15,10 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, trainers
 from tokenizers import models as models_of_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
 from depthprune_core import gguf_files, models, pruning
-from depthprune_study import to_gguf
+from depthprune_study import cli, own, to_gguf
 
 MINI = models.BUNDLED / "gpt2-mini"
 
@@ -276,3 +277,37 @@ def test_a_file_that_computes_something_else_is_not_left_there(
     folder = saved(tmp_path / "model", tiny("llama", vocab_size=len(tokenizer)), tokenizer)
     assert "does not compute what the folder does" in refused(folder, tmp_path / "model.gguf")
     assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
+
+
+def depthprune(*words: object) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, [*map(str, words)])
+    return result.exit_code, result.output + result.stderr
+
+
+def test_a_model_that_was_cut_and_recovered_becomes_a_file_that_computes_what_its_folder_does(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    base, out, target = (
+        saved(tmp_path / "base", tiny("llama", vocab_size=len(tokenizer)), tokenizer),
+        tmp_path / "out",
+        tmp_path / "x.gguf",
+    )
+    (tmp_path / "words.txt").write_text(
+        "".join(f"a{i} bc {i * i} over and over again\n" for i in range(3_000)), encoding="utf-8"
+    )
+    options = {"seq_len": 32, "batch_tokens": 64, "say": lambda line: None}
+    own.prune(str(base), text_name=str(tmp_path / "words.txt"), out=out, drop=1, recover_tokens=256, **options)
+    code, said = depthprune("to-gguf", out, target, "--type", "f32")
+    assert code == 0 and "opened, and its logits compared\n" in said
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=target.name, dtype=torch.float32)
+    torch.testing.assert_close(logits(opened), logits(AutoModelForCausalLM.from_pretrained(out)), rtol=0, atol=1e-5)
+
+
+def test_a_command_whose_file_computes_something_else_says_so_by_its_exit_code(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(tmp_path / "model", tiny("llama", vocab_size=len(tokenizer)), tokenizer)
+    monkeypatch.setattr(to_gguf, "_turned_pairwise", lambda data, n_heads: data)
+    code, said = depthprune("to-gguf", folder, tmp_path / "model.gguf")
+    assert code == 1 and "does not compute what the folder does" in said and "Traceback" not in said
+    assert not (tmp_path / "model.gguf").exists()

@@ -21,7 +21,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder  # two processes of one thread each
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile --no-loadscope-reorder
 
 torture: $(READY)
 	@PYTHONPATH=. $(BIN)/python tests/faults/torture.py --kills $(KILLS) --seed $(SEED)
@@ -29,8 +29,10 @@ torture: $(READY)
 audit: $(READY)
 	@test -x .audit/bin/pip-audit || { $(BIN)/python -m venv .audit && .audit/bin/pip install -qq pip-audit; }
 	@.audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip --progress-spinner off > .audit/found 2>&1 || true
-	@echo "$$(grep -c 'could not be audited' .audit/found) of $$(grep -c == constraints.txt) packages could not be looked up; of the others:"
-	@grep -v 'could not be audited' .audit/found || true
+	@if grep -q 'known vulnerabilit' .audit/found; then \
+	  echo "$$(grep -c 'could not be audited' .audit/found) of $$(grep -c == constraints.txt) packages could not be looked up; of the others:"; \
+	  grep -v 'could not be audited' .audit/found || true; \
+	else echo "nothing could be looked up: $$(tail -1 .audit/found)"; fi
 
 lowest:
 	@python=$$(sh tools/find-python.sh) && rm -rf .lowest && $$python -m venv .lowest/env && $$python -m venv .lowest/uv && .lowest/uv/bin/pip install -qq uv

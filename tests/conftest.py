@@ -16,7 +16,17 @@ from depthprune_core.text import Windows
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(min(2, os.cpu_count() or 1))  # the models are tiny: more threads only wait for each other
 
-LONG = ("test_verify.py", "test_kill.py", "test_nbval.py", "test_teams.py", "test_report.py", "test_run.py", "test_figures.py")
+LONG = (
+    "test_verify.py",
+    "test_kill.py",
+    "test_nbval.py",
+    "test_colab.py",
+    "test_corruption.py",
+    "test_teams.py",
+    "test_report.py",
+    "test_run.py",
+    "test_figures.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

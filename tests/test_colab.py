@@ -19,6 +19,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
+from depthprune_core import records
 from depthprune_study import places, run
 
 pytestmark = pytest.mark.slow
@@ -132,6 +133,9 @@ def test_every_notebook_runs_and_nothing_that_was_there_is_replaced(colab: Colab
     after = colab.versions()
     assert {name: after.pop(name) for name in ("depthprune", "gguf", "mwparserfromhell")}
     assert after == before and before["torch"]
+    profile = colab.drive / "ci" / "records" / "01_sensitivity" / "profile.json"
+    assert records.read_stamp(profile).versions["transformers"] == before["transformers"]
+    assert before["transformers"].startswith("5.12.")
     assert not (content / ".venv").exists() and not (content / "runs").exists()
     assert {path.name for path in (colab.drive / "ci" / "records").iterdir()} >= set(run.READS) - {"06_report"}
 

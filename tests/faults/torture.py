@@ -60,14 +60,14 @@ def killed(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     return {
         "tried": sum(state["kills"].values()),
         "lost_or_wrong": len(state["lost"]) + len(state["wrong"]),
-        "note": f"{state['studies']} studies ended, {len(expected)} records of each compared",
+        "note": f"studies ended: {state['studies']}; records of each compared: {len(expected)}",
     }
 
 
 def recoveries_killed(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     """How often a recovery was killed and begun again, and how many ended otherwise than a calm one, or did more than a step twice."""
     state = killing.harry_recovery(folder / f"recovery-{seed}", kills=kills, seed=seed)
-    told = f"{state['ends']} recoveries ended, bit for bit as a calm one but for {state['wrong']}; {state['resumed']} starts went on"
+    told = f"recoveries ended: {state['ends']}, otherwise than a calm one: {state['wrong']}; starts that went on: {state['resumed']}"
     print(f"{state['kills']} kills of recoveries: {told}; {state['repeated']} did more than a step twice", flush=True)
     return {"tried": state["kills"], "lost_or_wrong": state["wrong"] + state["repeated"], "note": told}
 

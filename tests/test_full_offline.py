@@ -96,7 +96,27 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "hub" / "models--openai-community--gpt2" / "snapshots" / revision
     tiny("gpt2").save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
+    laid_out(folder)
     return folder
+
+
+def laid_out(snapshot: Path) -> None:
+    """Its files named by their hashes (large ones by sha256, others as git names them), with links to them, and a listing of all."""
+    from huggingface_hub import _tree_cache
+
+    blobs = snapshot.parent.parent / "blobs"
+    blobs.mkdir()
+    listed = {}
+    for path in sorted(snapshot.iterdir()):
+        content = path.read_bytes()
+        git, sha256 = hashlib.sha1(b"blob %d\0%b" % (len(content), content)).hexdigest(), hashlib.sha256(content).hexdigest()
+        is_large = path.suffix == ".safetensors"
+        blob = blobs / (sha256 if is_large else git)
+        path.rename(blob)
+        path.symlink_to(blob)
+        of_large = {"lfs_sha256": sha256, "lfs_size": len(content)} if is_large else {"lfs_sha256": None, "lfs_size": None}
+        listed[path.name] = _tree_cache.TreeCacheEntry(size=len(content), blob_id=git, xet_hash=None, **of_large)
+    _tree_cache.write_tree_cache(str(snapshot.parent.parent), snapshot.name, listed)
 
 
 def test_a_model_that_the_hub_s_cache_holds_whole_is_fetched_and_loaded(tmp_path: Path, cached: Path) -> None:
@@ -118,18 +138,9 @@ def test_weights_that_are_damaged_in_the_hub_s_cache_are_named(tmp_path: Path, c
 
 @pytest.mark.parametrize("file", [None, "model.safetensors", "config.json"])
 def test_a_bit_that_flipped_in_the_hub_s_cache_is_named_before_any_work(tmp_path: Path, cached: Path, file: str | None) -> None:
-    blobs = (
-        cached.parent.parent / "blobs"
-    )  # as the client lays them out: by hash, large files by sha256, others as git names them
-    blobs.mkdir()
-    for path in list(cached.iterdir()):
-        content = path.read_bytes()
-        is_large = path.suffix == ".safetensors"
-        name = hashlib.sha256(content) if is_large else hashlib.sha1(b"blob %d\0%b" % (len(content), content))
-        path.rename(blobs / name.hexdigest())
-        path.symlink_to(blobs / name.hexdigest())
-        if path.name == file:
-            (blobs / name.hexdigest()).write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    if file is not None:
+        content = (cached / file).read_bytes()
+        (cached / file).resolve().write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
     step = run.Step("01_sensitivity", {"model": "gpt2"}, "key", False, 0)
     if file is None:
         preparation.fetch([step], lambda line: None)

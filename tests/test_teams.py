@@ -42,6 +42,7 @@ def together(command: list[str], n: int, **environment: str) -> list[subprocess.
     finally:
         for process in started:
             process.kill()
+    told = [("".join(line for line in said.splitlines(True) if not line.startswith("[Gloo] ")), cried) for said, cried in told]
     done = [subprocess.CompletedProcess(command, p.returncode, *said) for p, said in zip(started, told, strict=True)]
     assert all(process.returncode == 0 for process in done), "".join(process.stderr[-2_000:] for process in done)
     return done

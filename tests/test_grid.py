@@ -486,8 +486,10 @@ def test_a_killed_worker_of_a_cluster_loses_nothing_that_is_done(tmp_path: Path)
                     parent = int((stat.parent / "stat").read_text().rsplit(")", 1)[1].split()[1])
                 except (OSError, ValueError):
                     continue
+                if "depthprune_study.grid" not in words:
+                    continue
                 environment = (stat.parent / "environ").read_text()
-                if "depthprune_study.grid" in words and str(tmp_path / "runs") in environment:
+                if str(tmp_path / "runs") in environment:
                     killed.append(environment)
                     os.kill(parent, signal.SIGKILL)
                     os.kill(int(stat.parent.name), signal.SIGKILL)

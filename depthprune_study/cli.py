@@ -135,7 +135,9 @@ def why_it_says_so(
 
 @app.command("sweep")
 def run_sweep(
-    sweep_file: Annotated[Path, typer.Argument(help="A file such as params/sweeps/rules.yaml.")],
+    sweep_files: Annotated[
+        list[Path], typer.Argument(help="Files such as params/sweeps/rules.yaml, one sweep after the other.")
+    ],
     workers: Annotated[int, typer.Option(help="Cells at a time on this machine; 0: one a GPU, or one.", min=0)] = 0,
     site: Annotated[
         Path | None, typer.Option(help="A Parsl site, such as params/sites/slurm.py, in place of this machine.")
@@ -145,12 +147,15 @@ def run_sweep(
     from depthprune_study import grid, settings
 
     with _sentences():
-        sweep = settings.read_sweep(sweep_file)
-        grid.cells(sweep)  # refuses bad parameters before any worker starts
-        with grid.stopped_at_once(grid.parsl_pool(site) if site else grid.local_pool(workers)) as pool:
-            failed = grid.run_sweep(sweep, pool, say=_say)
-        if not failed or any(cell.done for cell in grid.cells(sweep)):
-            _say(f"\ntable and figures: {grid.gather(sweep)}")
+        sweeps = [settings.read_sweep(path) for path in sweep_files]
+        for sweep in sweeps:
+            grid.cells(sweep)  # refuses bad parameters before any worker starts
+        failed = []
+        for sweep in sweeps:
+            with grid.stopped_at_once(grid.parsl_pool(site) if site else grid.local_pool(workers)) as pool:
+                failed += grid.run_sweep(sweep, pool, say=_say)
+            if any(cell.done for cell in grid.cells(sweep)):
+                _say(f"\ntable and figures: {grid.gather(sweep)}")
         if failed:
             raise StudyError("\n".join([f"{len(failed)} cells failed; the same command runs them again:", *failed]))
 

@@ -38,7 +38,7 @@ class Card:
     license: str = ""
     revision: str = ""  # of the hub
     source: str = ""
-    perplexities: dict[str, float] = field(default_factory=dict)  # "whole model", and as `ratios`
+    perplexities: dict[str, Interval] = field(default_factory=dict)  # "whole model", and as `ratios`
 
 
 def folder(out: Path, model: PreTrainedModel, tokenizer: Any, card: Card, *, dtype: torch.dtype) -> None:
@@ -108,7 +108,7 @@ def model_card(card: Card, name: str) -> str:
         else "It was not trained after the cut."
     )
     at = f" (revision {card.revision[:12]})" if card.revision else ""
-    ppl = {when: f"{value:.2f}" for when, value in card.perplexities.items()}
+    ppl = {when: f"{value.point:.2f} [{value.low:.2f}, {value.high:.2f}]" for when, value in card.perplexities.items()}
     rows = [f"| {when} | {ppl.get(when, '')} | {ratio} | {ratio.n} |" for when, ratio in card.ratios.items()]
     if "whole model" in ppl:
         rows.insert(0, f"| whole model | {ppl['whole model']} | 1 | |")
@@ -122,7 +122,7 @@ def model_card(card: Card, name: str) -> str:
 {card.base}{at} without layers {gone} (counted from 0) of its {card.plan.n_layers}: {card.n_parameters:,} parameters, made by
 [depthprune](https://github.com/{places.REPOSITORY}). Layers kept: {kept}. {recovered}
 
-| | perplexity a token | ratio to {card.base}, 95 % interval | held-out passages |
+| | perplexity a token, 95 % interval | ratio to {card.base}, 95 % interval | held-out passages |
 |---|---|---|---|
 {table}
 

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -150,7 +150,10 @@ def prune(
             license=_license(model, folder),
             revision=_revision(model, folder),
             source=_source(model),
-            perplexities={"whole model": whole.ppl, "before recovery": cut.ppl, "as saved": as_saved.ppl},
+            perplexities={
+                name: _perplexity(score)
+                for name, score in (("whole model", whole), ("before recovery", cut), ("as saved", as_saved))
+            },
         )
         export.folder(out, student, tokenizer, card, dtype=dtype)
         shutil.rmtree(_work(out), ignore_errors=True)
@@ -234,6 +237,11 @@ def _checked(model: str, n_layers: int, *, drop: int, layers: tuple[int, ...]) -
 def _rounded(student: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The student as its file will hold it, in the arithmetic of its measurement."""
     return export.cast(export.cast(student, dtype), torch.float32)
+
+
+def _perplexity(score: Score) -> Interval:
+    """A token's, on the held-out passages: the ratio to a model that knows every token."""
+    return intervals.ppl_ratio(score, replace(score, nll_nats=(0.0,) * len(score.nll_nats)))
 
 
 def _finite(score: Score, what: str) -> Score:

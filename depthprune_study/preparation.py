@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import platform
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,11 +69,13 @@ def _check_blobs(name: str, source: Source) -> None:
     )
     for link in sorted(path for path in folder.iterdir() if path.is_symlink()):
         blob = link.resolve()
-        if len(blob.name) == 64:  # a large file
+        if re.fullmatch("[0-9a-f]{64}", blob.name):  # a large file
             actual = sha256_of(blob)
-        else:  # as git names it
+        elif re.fullmatch("[0-9a-f]{40}", blob.name):  # as git names it
             content = blob.read_bytes()
             actual = hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False).hexdigest()
+        else:
+            continue
         if actual != blob.name:
             raise StudyError(
                 f"model {name}: {link} is damaged (its hash is {actual[:12]}, not {blob.name[:12]}): remove {folder.parent.parent} and run "

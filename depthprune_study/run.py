@@ -73,7 +73,8 @@ def run(study: str, *, say: Callable[[str], None], terminal: TextIO = sys.stderr
         if not all(step.done for step in steps):
             for sentence in preparation.shortcomings(steps):
                 say(sentence)
-            preparation.fetch(steps, say)
+            with told_of_replaced([places.cache()], say):
+                preparation.fetch(steps, say)
         for step in steps:
             if _is_done(study, step.notebook, step.key):  # asked anew: an earlier one may have left other records just now
                 say(f"{step.notebook}: done already")
@@ -82,7 +83,8 @@ def run(study: str, *, say: Callable[[str], None], terminal: TextIO = sys.stderr
                 say(f"{os.path.relpath(path)} is damaged: what it held is made again")
             expected = f", about {step.expected_seconds:.0f} s on two CPU cores" if step.expected_seconds else ""
             say(f"{step.notebook}: running{expected}")
-            seconds = _execute(study, step, terminal)
+            with told_of_replaced([places.cache(), places.runs(study) / "arms"], say):
+                seconds = _execute(study, step, terminal)
             say(f"{step.notebook}: done in {seconds:.0f} s")
 
 
@@ -95,6 +97,20 @@ def damaged(folder: Path) -> list[Path]:
         except ValueError:
             found.append(path)
     return found
+
+
+@contextmanager
+def told_of_replaced(folders: Sequence[Path], say: Callable[[str], None]) -> Iterator[None]:
+    """Says which files of theirs were replaced meanwhile: each is known by what it was made from, so it was damaged, or made otherwise.
+    Checkpoints apart, which are replaced as work goes on.
+    """
+    paths = [path for folder in folders for part in ("*", "*/*") for path in folder.glob(part)]
+    paths = [path for path in paths if path.suffix != ".ckpt" and path.is_file()]
+    before = {path: path.stat().st_ino for path in paths}
+    yield
+    for path, inode in before.items():
+        if path.exists() and path.stat().st_ino != inode:
+            say(f"{os.path.relpath(path)} was not what it should be: it was made again")
 
 
 def single(study: str, notebook: str, parameters: settings.Common, *, inputs: Sequence[str] = ()) -> Step:

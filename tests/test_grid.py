@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -169,6 +170,21 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], set[str]]:
     monkeypatch.setattr(preparation, "fetch", lambda steps, say: None)
     monkeypatch.setattr(grid.Cell, "done", property(lambda cell: cell.folder in done))
     return ran, broken
+
+
+def test_sweeps_run_one_after_the_other_and_none_before_all_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(grid, "local_pool", lambda workers: nullcontext())
+    monkeypatch.setattr(grid, "stopped_at_once", lambda pool: pool)
+    monkeypatch.setattr(grid, "run_sweep", lambda sweep, pool, say: ran.append(sweep.name) or [f"{sweep.name} broke"])
+    first, second = (written(tmp_path / f"{name}.yaml", name=name) for name in ("one", "two"))
+    bad = written(tmp_path / "bad.yaml", seeds=[0, 0])
+    code, said = depthprune("sweep", first, bad)
+    assert (code, ran) == (1, []) and "seeds=[0, 0]" in said
+    code, said = depthprune("sweep", first, second)
+    assert (code, ran) == (1, ["one", "two"]) and "one broke\ntwo broke" in said
 
 
 def test_a_cell_that_fails_stops_no_other_and_alone_runs_again(stand_in: tuple[list[str], set[str]]) -> None:

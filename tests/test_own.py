@@ -13,6 +13,9 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
+from hypothesis import HealthCheck, given
+from hypothesis import settings as given_settings
+from hypothesis import strategies as st
 from tiny import ARCHITECTURES, FAMILIES, plan_of, tiny, tiny_tokenizer, tiny_windows
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
@@ -98,6 +101,8 @@ def test_weights_are_saved_in_the_bases_precision_and_measured_so(words: Path, t
     test = own.text.windows(parts["test"], tiny_tokenizer(), seq_len=32, tokens_per_document=1_024)
     whole, small = (own.evaluation.score(opened(folder), test) for folder in (base, tmp_path / "out"))
     assert made.ratios["as saved"] == own.intervals.ppl_ratio(small, whole)
+    page = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"| whole model | {whole.ppl:.2f} [" in page and f"| as saved | {small.ppl:.2f} [" in page
 
 
 def test_a_run_that_was_cut_goes_on_and_ends_the_same(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +265,7 @@ def test_the_card_of_a_local_base_names_no_path_and_no_hub_model(words: Path, tm
     assert "base without layers" in page
     assert str(tmp_path) not in page and "base_model" not in page
     assert "license" not in yaml.safe_load(page.split("---")[1])
-    whole, cut = (float(re.search(rf"\| {when} \| ([\d.]+) \|", page)[1]) for when in ("whole model", "before recovery"))
+    whole, cut = (float(re.search(rf"\| {when} \| ([\d.]+) \[", page)[1]) for when in ("whole model", "before recovery"))
     assert cut / whole == pytest.approx(made.ratios["before recovery"].point, rel=1e-2)
 
 
@@ -497,6 +502,41 @@ def test_a_folder_that_does_not_open_as_what_it_is_is_not_left_there(tmp_path: P
 def prune(*arguments: object) -> tuple[int, str]:
     result = CliRunner().invoke(cli.app, ["prune", *map(str, arguments)])
     return result.exit_code, result.output + result.stderr
+
+
+ANY = st.one_of(
+    st.text(st.characters(exclude_characters="\0"), max_size=12),
+    st.sampled_from(
+        ["-1", "0", "1e300", "nan", "inf", "-0.0", "1e-400", "9" * 40, "14,17", "1,,2", "1_000", "é", "東京", "--", "-", " "]
+    ),
+    st.floats().map(str),
+    st.integers().map(str),
+)
+OPTIONS_OF_PRUNE = (
+    "--drop",
+    "--layers",
+    "--rule",
+    "--recover-tokens",
+    "--lr",
+    "--trained",
+    "--optimiser",
+    "--seed",
+    "--device",
+)
+
+
+@given_settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.sampled_from(OPTIONS_OF_PRUNE), ANY), max_size=4))
+def test_whatever_the_command_is_given_it_refuses_readably_before_any_work(
+    tmp_path: Path, given_options: list[tuple[str, str]]
+) -> None:
+    arguments = [word for option in given_options for word in option]
+    result = CliRunner().invoke(
+        cli.app, ["prune", "gpt2-mini", "--text", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"), *arguments]
+    )
+    assert result.exit_code in (1, 2) and isinstance(result.exception, SystemExit)
+    assert "Traceback" not in result.output + result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_writes_a_folder(words: Path, tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import errno
 import fcntl
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny, tiny_tokenizer
 
 from depthprune_core import records, text
-from depthprune_core.records import Facts
+from depthprune_core.records import Facts, write_atomically
 from depthprune_study import places, preparation, provenance, run, settings
 from depthprune_study.settings import Common, StudyError
 
@@ -269,6 +271,44 @@ def test_a_damaged_record_is_named_when_its_notebook_runs_again(done: Path, monk
     said: list[str] = []
     run.run("small", say=said.append, terminal=io.StringIO())
     assert "records/01_one/facts.json is damaged: what it held is made again" in said
+
+
+def test_what_was_replaced_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    for name in ("text.json", "kept.json", "model/config.json", "model/run.ckpt"):
+        (tmp_path / name).write_text("damaged")
+    said: list[str] = []
+    with run.told_of_replaced([tmp_path, tmp_path / "nowhere"], said.append):
+        for name in ("text.json", "model/config.json", "model/run.ckpt", "new.json"):
+            write_atomically(tmp_path / name, "whole")
+    assert said == [f"{name} was not what it should be: it was made again" for name in ("text.json", "model/config.json")]
+
+
+def test_a_damaged_file_of_the_cache_is_named_by_the_run(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEPTHPRUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr(preparation, "fetch", lambda steps, say: write_atomically(tmp_path / "text.json", "whole"))
+    (tmp_path / "text.json").write_text("damaged")
+    said: list[str] = []
+    run.run("small", say=said.append, terminal=io.StringIO())
+    assert f"{os.path.relpath(tmp_path / 'text.json')} was not what it should be: it was made again" in said
+
+
+def test_a_study_whose_runner_is_killed_goes_on_where_it_was(fresh: Path) -> None:
+    waits = "import os, time\nfrom pathlib import Path\nPath(os.environ['DEPTHPRUNE_RUNS'], 'waits').touch()\ntime.sleep(60)"
+    a_notebook("06_report", 'study: str = "none"  # folder', [waits])
+    runner = multiprocessing.get_context("fork").Process(target=ran_by, args=("small",))
+    runner.start()
+    until = time.monotonic() + 60
+    while not (fresh.parent / "waits").exists():
+        assert runner.is_alive() and time.monotonic() < until
+        time.sleep(0.05)
+    runner.kill()
+    runner.join()
+    before = run.executed("small", "01_one").read_bytes()
+    a_notebook("06_report", 'study: str = "none"  # folder', LAST)
+    assert ran_by("small") == ["06_report"]
+    assert run.executed("small", "01_one").read_bytes() == before and state() == {"01_one": True, "06_report": True}
 
 
 # ---------------------------------------------------------------- what makes a notebook run again

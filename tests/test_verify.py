@@ -14,12 +14,18 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from depthprune_core import evaluation, records
+from depthprune_core import evaluation, figures, records
 from depthprune_core.records import Score
 from depthprune_study import cli, places, verify
 from depthprune_study.settings import StudyError
 
 CI = places.ROOT / "reports" / "ci"
+
+
+@pytest.fixture(autouse=True)
+def no_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn again for their texts alone: what takes most of the time is thrown away."""
+    monkeypatch.setattr(figures, "png", lambda figure: b"")
 
 
 @pytest.fixture

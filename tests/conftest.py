@@ -22,6 +22,7 @@ LONG = (
     "test_nbval.py",
     "test_colab.py",
     "test_corruption.py",
+    "test_page.py",
     "test_teams.py",
     "test_report.py",
     "test_run.py",

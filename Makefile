@@ -11,8 +11,8 @@ SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-IN_TWO := OMP_NUM_THREADS=1
-OF_FILES := -n 2 --dist loadfile --no-loadscope-reorder  # two processes of one thread each, a file of tests at a time
+ONE_THREAD := OMP_NUM_THREADS=1
+TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder  # each takes a file of tests at a time
 
 .PHONY: study test test-slow test-gguf torture audit lowest bench lint clean
 
@@ -20,10 +20,10 @@ study: $(READY)
 	@$(BIN)/depthprune run $(STUDY)
 
 test: $(READY)
-	$(IN_TWO) $(BIN)/python -m pytest -q -m "not slow" $(OF_FILES)
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -m "not slow" $(TWO_PROCESSES)
 
 test-slow: $(READY)
-	$(IN_TWO) $(BIN)/python -m pytest -q -m slow $(OF_FILES)
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -m slow $(TWO_PROCESSES)
 
 torture: $(READY)
 	@PYTHONPATH=. $(BIN)/python tests/faults/torture.py --kills $(KILLS) --seed $(SEED)
@@ -39,7 +39,7 @@ audit: $(READY)
 lowest:
 	@python=$$(sh tools/find-python.sh) && rm -rf .lowest && $$python -m venv .lowest/env && $$python -m venv .lowest/uv && .lowest/uv/bin/pip install -qq uv
 	@.lowest/uv/bin/uv pip install -q --system-certs --python .lowest/env/bin/python --resolution lowest-direct -e '.[dev]'
-	$(IN_TWO) .lowest/env/bin/python -m pytest -q -m "not slow" $(OF_FILES)
+	$(ONE_THREAD) .lowest/env/bin/python -m pytest -q -m "not slow" $(TWO_PROCESSES)
 	.lowest/env/bin/python -m pytest -q tests/test_colab.py
 
 test-gguf: $(READY)

@@ -104,12 +104,22 @@ def told_of_replaced(folders: Sequence[Path], say: Callable[[str], None]) -> Ite
     """Says which files of theirs were replaced meanwhile: each is known by what it was made from, so it was damaged, or made otherwise.
     Checkpoints apart, which are replaced as work goes on.
     """
-    paths = [path for folder in folders for part in ("*", "*/*") for path in folder.glob(part)]
-    paths = [path for path in paths if path.suffix != ".ckpt" and path.is_file()]
-    before = {path: path.stat().st_ino for path in paths}
+
+    def inodes() -> dict[Path, int]:
+        found: dict[Path, int] = {}
+        for folder in folders:
+            for path in sorted(
+                [*folder.glob("[!.]*"), *folder.glob("[!.]*/[!.]*")]
+            ):  # hidden ones are on their way to their names
+                with suppress(FileNotFoundError):  # another process may share the cache
+                    if path.is_file() and path.suffix != ".ckpt":
+                        found[path] = path.stat().st_ino
+        return found
+
+    before = inodes()
     yield
-    for path, inode in before.items():
-        if path.exists() and path.stat().st_ino != inode:
+    for path, inode in inodes().items():
+        if before.get(path, inode) != inode:
             say(f"{os.path.relpath(path)} was not what it should be: it was made again")
 
 

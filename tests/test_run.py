@@ -276,13 +276,13 @@ def test_a_damaged_record_is_named_when_its_notebook_runs_again(done: Path, monk
 def test_what_was_replaced_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
-    for name in ("text.json", "kept.json", "model/config.json", "model/run.ckpt"):
+    for name in ("text.json", "kept.json", "model/config.json", "model/run.ckpt", ".hidden"):
         (tmp_path / name).write_text("damaged")
     said: list[str] = []
     with run.told_of_replaced([tmp_path, tmp_path / "nowhere"], said.append):
-        for name in ("text.json", "model/config.json", "model/run.ckpt", "new.json"):
+        for name in ("text.json", "model/config.json", "model/run.ckpt", "new.json", ".hidden"):
             write_atomically(tmp_path / name, "whole")
-    assert said == [f"{name} was not what it should be: it was made again" for name in ("text.json", "model/config.json")]
+    assert said == [f"{name} was not what it should be: it was made again" for name in ("model/config.json", "text.json")]
 
 
 def test_a_damaged_file_of_the_cache_is_named_by_the_run(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

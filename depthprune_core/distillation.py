@@ -89,8 +89,9 @@ def recover(
 
     `validation` is scored at the end; with `validate_every_tokens` also at the start and in between.
 
-    With `checkpoint`, the run goes on from that file if it is there, bit for bit on a CPU; the file is the caller's to remove. The
-    student is to be the one that the run began with: cut it anew after an interruption.
+    With `checkpoint`, the run goes on from that file if it is there, bit for bit on a CPU; the file is the caller's to remove. It is
+    written where a step's loss and gradient were found finite, before its update, so it holds nothing that broke. The student is to be
+    the one that the run began with: cut it anew after an interruption.
 
     accelerator: that of one of several processes, each of which calls with the same arguments (its models on its own device). They
     begin with the first one's weights, share the windows of each step and add up their gradients, so every process ends with the student
@@ -179,6 +180,13 @@ def recover(
         if validation is not None and validate_every_tokens and not log["validation_tokens"]:
             validate(0)
         saved_at = time.monotonic()
+
+        def keep() -> None:
+            nonlocal saved_at
+            if checkpoint is not None and team.rank == 0 and time.monotonic() - saved_at >= checkpoint_every_seconds:
+                checkpoints.save(Path(checkpoint), key, student, opts, scaler, log)
+                saved_at = time.monotonic()
+
         while log["step"] < len(batches):
             step = log["step"]
             # by seed, step and process alone: a resumed run draws the same dropout
@@ -192,6 +200,7 @@ def recover(
             norm = nn.utils.clip_grad_norm_([p for p in student.parameters() if p.grad is not None], 1.0)
             if problem := _not_finite(terms, 0.0 if scaler.is_enabled() else float(norm)):
                 raise DivergedError(f"{problem} at step {step}: {advice}", curve())
+            keep()
             for opt in opts:
                 scaler.step(opt)
                 opt.zero_grad(set_to_none=True)
@@ -207,14 +216,12 @@ def recover(
             due = validate_every_tokens and seen // validate_every_tokens > before // validate_every_tokens
             if validation is not None and (due or step + 1 == len(batches)):
                 validate(seen)
-            if checkpoint is not None and team.rank == 0 and time.monotonic() - saved_at >= checkpoint_every_seconds:
-                checkpoints.save(Path(checkpoint), key, student, opts, scaler, log)
-                saved_at = time.monotonic()
             progress(seen, len(windows) * windows.seq_len, "tokens")
         if log["skipped"] == len(batches):
             raise DivergedError(f"no step of {len(batches)} had a gradient that {precision} can hold: {advice}", curve())
         if not all(bool(p.isfinite().all()) for p in student.parameters() if p.requires_grad):
             raise DivergedError(f"a weight is not finite after the last step: {advice}", curve())
+        keep()
     return student, curve()
 
 

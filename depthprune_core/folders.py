@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from depthprune_core.assets import sha256_of
+
 WEIGHTS, INDEX, CONFIG = "*.safetensors", "model.safetensors.index.json", "config.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 def check(folder: Path) -> None:
     """Raises ValueError unless the folder has a config that transformers knows, whole safetensors files of finite numbers in the
-    shapes that the config asks for, and a tokenizer. Remote code is never run, pickled weights are never opened.
+    shapes that the config asks for, and a tokenizer, and all that the hub's client keeps there is what was fetched. Remote code is
+    never run, pickled weights are never opened.
     """
     folder = Path(folder)
+    _check_fetched(folder)
     files = sorted(folder.glob(WEIGHTS))
     if not files:
         raise ValueError(f"model folder {folder} holds no .safetensors file: other weight formats are not read")
@@ -37,6 +43,21 @@ def check_fit(model: PreTrainedModel, tokenizer: Any, name: str) -> None:
         raise ValueError(
             f"model {name}: its tokenizer has {n_tokens:,} tokens, but the model embeds {n_rows:,}: they do not fit"
         )
+
+
+def _check_fetched(folder: Path) -> None:
+    """Of a folder in the cache of the hub's client: each file's content has the hash by which the hub names it."""
+    for link in sorted(path for path in folder.iterdir() if path.is_symlink() and path.is_file()):
+        blob = link.resolve()
+        if re.fullmatch("[0-9a-f]{64}", blob.name):  # a large file
+            actual = sha256_of(blob)
+        elif re.fullmatch("[0-9a-f]{40}", blob.name):  # as git names it
+            content = blob.read_bytes()
+            actual = hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False).hexdigest()
+        else:
+            continue
+        if actual != blob.name:
+            raise ValueError(f"{link} is damaged (its hash is {actual[:12]}, not {blob.name[:12]})")
 
 
 def _shapes(folder: Path) -> dict[str, torch.Size]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from depthprune_core import folders
@@ -139,6 +139,7 @@ def load(
         model, tokenizer = _from_folder(folder, dtype), _tokenizer(folder)
     elif source.kind == "hub":
         with _from_hub(name, source):
+            _check_snapshot(name, source)
             model = _checked(source.where, dtype, revision=source.revision)
             tokenizer = _tokenizer(source.where, revision=source.revision)
     else:
@@ -171,13 +172,9 @@ def fetch_only(name: str, *, cache: Path, assets: Path | None = None) -> None:
 
 @contextmanager
 def _from_hub(name: str, source: Source) -> Iterator[None]:
-    """What the hub's client says in a page is said in a sentence; what is damaged in its cache is named."""
+    """What the hub's client says in a page is said in a sentence."""
     try:
-        try:
-            yield
-        except SafetensorError:  # which does not say of what file
-            _check_snapshot(name, source)
-            raise
+        yield
     except OSError:
         raise RuntimeError(
             f"could not fetch model {name} ({source.where} at {source.revision[:8]}) from the model hub: check the network "
@@ -186,8 +183,12 @@ def _from_hub(name: str, source: Source) -> Iterator[None]:
 
 
 def _check_snapshot(name: str, source: Source) -> None:
-    """The model's files, fetched where they are not there yet, are whole."""
-    folder = Path(snapshot_download(source.where, revision=source.revision, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
+    """The model's files, fetched where they are not there yet, are whole, and are what was fetched."""
+    wanted = {"revision": source.revision, "allow_patterns": HUB_FILES, "ignore_patterns": ["*/*"]}
+    try:
+        folder = Path(snapshot_download(source.where, **wanted))
+    except LocalEntryNotFoundError:  # offline, some releases of the client say so of files whose list they have not kept
+        folder = Path(snapshot_download(source.where, **wanted, local_files_only=True))
     if not list(folder.glob(folders.WEIGHTS)):
         raise FileNotFoundError(f"{folder} holds no weights yet")
     try:

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 import torch
 
+from depthprune_core.products import has_bfloat16
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that takes singular values from 0..1 to about 1 in five rounds
 ROUNDS = 5
 
@@ -33,7 +35,8 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(p)
                 average = state["momentum"]
                 average.lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonal(p.grad.lerp(average, group["momentum"]), _products(p.device))
+                in_which = torch.bfloat16 if has_bfloat16(p.device) else torch.float32
+                update = orthogonal(p.grad.lerp(average, group["momentum"]), in_which)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(p.shape)))
 
@@ -48,8 +51,3 @@ def orthogonal(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         gram = wide @ wide.T
         wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=cubic, alpha=quintic), wide, beta=linear)
     return wide if x.shape[0] <= x.shape[1] else wide.T
-
-
-def _products(device: torch.device) -> torch.dtype:
-    has_half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has_half else torch.float32

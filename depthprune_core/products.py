@@ -53,6 +53,11 @@ def onednn_is_better() -> bool:
     return has_op and wide and _CPUINFO.exists() and "AuthenticAMD" in _CPUINFO.read_text()
 
 
+def has_bfloat16(device: torch.device | str) -> bool:
+    """Whether the device is a GPU that multiplies in bfloat16 itself; others imitate it, many times slower than float32."""
+    return torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def _forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     weight = module.weight.t() if isinstance(module, Conv1D) else module.weight
     return linear(x, weight, module.bias)

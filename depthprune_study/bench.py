@@ -38,6 +38,7 @@ from depthprune_core import (
     zero_shot,
 )
 from depthprune_core.assets import sha256_of
+from depthprune_core.products import has_bfloat16
 from depthprune_core.records import Answers, Curve, Divergence, Facts, Plan, Score
 from depthprune_core.teachers import TeacherStates
 from depthprune_study import libraries, places, provenance, settings
@@ -476,7 +477,7 @@ def fast_precision(device: str) -> str:
     """float32 on a CPU, bfloat16 on a GPU that truly has it, else float16."""
     if device != "cuda":
         return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    return "bfloat16" if has_bfloat16(device) else "float16"
 
 
 def _as_cut(plan: Plan, teacher: PreTrainedModel, start: Student | None) -> PreTrainedModel:

@@ -26,13 +26,12 @@ from depthprune_core.records import Plan, Score, write_atomically
 from depthprune_study import export, passages, places, rules, run
 from depthprune_study.arms import save_weights, weights_hash
 from depthprune_study.bench import device_of, fast_precision
-from depthprune_study.settings import Device, StudyError
+from depthprune_study.settings import MOST_TOKENS, Device, StudyError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 REFIT_TOKENS = 25_600
-MOST_TOKENS = 10**10  # of recovery, 17 bytes each
 OPTIMISERS = {"adamw": "AdamW", "adamw_8bit": "AdamW with moments in 8 bits", "muon": "Muon"}  # in the card's words
 TRAINED = {"all": "", "after_first_cut": "the layers after the first cut alone, ", "lora": "low-rank adapters alone, "}
 HUB_FILES = [*models.HUB_FILES, "README.md"]  # which tells the licence

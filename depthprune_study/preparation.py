@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import platform
-import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from depthprune_core.assets import sha256_of
 from depthprune_study import places
 from depthprune_study.settings import StudyError
 
 if TYPE_CHECKING:
-    from depthprune_core.models import Source
     from depthprune_study.run import Step
 
 
@@ -48,39 +43,10 @@ def fetch(steps: Sequence[Step], say: Callable[[str], None]) -> None:
         for name in sorted(wanted_models):
             say(f"model {name}: fetching, or checking what is cached")
             models.fetch_only(name, cache=places.cache(), assets=places.assets())
-            if (source := models.SOURCES.get(name)) is not None and source.kind == "hub":
-                _check_blobs(name, source)
         for step in steps:
             _check_depth(step, models.depth(step.parameters["model"]) if "model" in step.parameters else 0)
     except (ValueError, RuntimeError) as error:
         raise StudyError(str(error)) from None
-
-
-def _check_blobs(name: str, source: Source) -> None:
-    """Raises StudyError for a file in the cache of the hub's client whose content is not what its name there says: a hash, by the hub."""
-    from huggingface_hub import snapshot_download
-
-    from depthprune_core.models import HUB_FILES
-
-    folder = Path(
-        snapshot_download(
-            source.where, revision=source.revision, allow_patterns=HUB_FILES, ignore_patterns=["*/*"], local_files_only=True
-        )
-    )
-    for link in sorted(path for path in folder.iterdir() if path.is_symlink()):
-        blob = link.resolve()
-        if re.fullmatch("[0-9a-f]{64}", blob.name):  # a large file
-            actual = sha256_of(blob)
-        elif re.fullmatch("[0-9a-f]{40}", blob.name):  # as git names it
-            content = blob.read_bytes()
-            actual = hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False).hexdigest()
-        else:
-            continue
-        if actual != blob.name:
-            raise StudyError(
-                f"model {name}: {link} is damaged (its hash is {actual[:12]}, not {blob.name[:12]}): remove {folder.parent.parent} and run "
-                "again, it is then fetched anew"
-            )
 
 
 def shortcomings(steps: Sequence[Step]) -> list[str]:

@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from depthprune_study import places, yaml_files
 
-Tokens = Annotated[int, Field(ge=8, le=10**10)]  # a training sample lies in memory, 17 bytes a token
-CountOrZero = Annotated[int, Field(ge=0, le=10**10)]
+MOST_TOKENS = 10**10  # a training sample lies in memory, 17 bytes a token
+Tokens = Annotated[int, Field(ge=8, le=MOST_TOKENS)]
+CountOrZero = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
 Count = Annotated[int, Field(ge=1, le=10**6)]  # of what is timed
 Layers = Annotated[int, Field(ge=1, le=1_000)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what NumPy takes

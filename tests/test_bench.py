@@ -17,7 +17,7 @@ import pytest
 import torch
 from tiny import count_layer_passes, tiny
 
-from depthprune_core import pruning, records, refitting
+from depthprune_core import evaluation, pruning, records, refitting
 from depthprune_core.records import Curve, Facts, Plan, Score
 from depthprune_study import arms, live, places, settings
 from depthprune_study import bench as bench_module
@@ -167,7 +167,7 @@ def test_a_recovery_that_was_cut_goes_on_and_ends_bit_for_bit_where_an_uninterru
 ) -> None:
     def cut(done: int, of: int, what: str) -> None:
         seen.append(done)
-        if done == 96:
+        if seen.count(96) == 1 and done == 96:
             raise KeyboardInterrupt
 
     bench, seen = new_bench(), []
@@ -177,7 +177,7 @@ def test_a_recovery_that_was_cut_goes_on_and_ends_bit_for_bit_where_an_uninterru
     bench = new_bench()
     bench.progress = cut
     weights, curve = recovered(bench)
-    assert seen == [32, 64, 96, 128, 160, 192]
+    assert seen == [32, 64, 96, 96, 128, 160, 192]  # the step at whose end it was cut, again
     monkeypatch.setenv("DEPTHPRUNE_RUNS", str(runs / "uninterrupted"))
     other_weights, other_curve = recovered(new_bench())
     assert same(weights, other_weights)
@@ -732,6 +732,31 @@ def test_a_run_that_diverges_is_marked_and_its_start_stands_in_its_place(bench: 
     assert pieces == scores  # also what is kept of a trial, whose scores are in no record of all arms, tells that it diverged
     checkpoint = list((bench.folder / "arms" / "wild").glob("*.ckpt"))
     assert len(checkpoint) == min(1, len(curve.tokens))  # the last good one stays, where there was one
+    for path in checkpoint:
+        state = torch.load(path, weights_only=True)
+        assert state["log"]["step"] == len(curve.tokens) - 1  # before the step after which the loss was no number
+        assert all(bool(tensor.isfinite().all()) for tensor in state["student"].values())
+
+
+def test_the_checkpoint_that_a_run_which_diverged_leaves_has_a_finite_loss(bench: Bench) -> None:
+    teacher, tokenizer = bench.model("llama-tiny")
+    windows = bench.recovery_windows(tokenizer, tokens=192, seed=0)
+    honest = bench_module.distillation.optimisers.schedule
+
+    def breaks_at_the_third_step(step: int, n_steps: int, warmup: float) -> float:
+        return 1e30 if step == 2 else honest(step, n_steps, warmup)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(bench_module.distillation.optimisers, "schedule", breaks_at_the_third_step)
+        arm, curve = bench.recover("wild", PLAN, teacher, windows, **RECIPE)
+    assert arm.diverged and len(curve.tokens) == 3
+    (path,) = (bench.folder / "arms" / "wild").glob("*.ckpt")
+    state = torch.load(path, weights_only=True)
+    student = pruning.drop_layers(teacher, PLAN)
+    student.load_state_dict(state["student"], strict=False)
+    assert state["log"]["step"] == 2
+    assert math.isfinite(evaluation.score(student, windows).mean_nll_nats)
+    assert state["log"]["losses"]["kl"] == list(curve.losses["kl"][:2])
 
 
 @pytest.mark.parametrize("tokens", [192, 32], ids=["on the way", "in the last step"])

@@ -25,11 +25,12 @@ WORDS = " ".join(f"w{i}" for i in range(1, 120))
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, PreTrainedModel]:
-    """A folder with GPT-2's layout that stands where the hub's gpt2 does."""
-    model, folder = tiny("gpt2"), tmp_path / "openai-community" / "gpt2"
+    """A tiny gpt2 in the cache of the hub's client, its files copies (as on a file system without links), and where they lie."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "models--openai-community--gpt2" / "snapshots" / models.SOURCES["gpt2"].revision
+    model = tiny("gpt2")
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
-    monkeypatch.setitem(models.SOURCES, "gpt2", Source("hub", str(folder), "0" * 40))
     return folder, model
 
 
@@ -89,15 +90,10 @@ def test_a_model_of_the_hub_without_safetensors_is_refused_in_a_sentence(
 
 
 @pytest.fixture
-def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny gpt2 as the hub's client keeps it; returns the folder of its files."""
-    revision = models.SOURCES["gpt2"].revision
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    folder = tmp_path / "hub" / "models--openai-community--gpt2" / "snapshots" / revision
-    tiny("gpt2").save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    laid_out(folder)
-    return folder
+def cached(hub: tuple[Path, PreTrainedModel]) -> Path:
+    """The same as it usually lies there: links to files that are named by their hashes, and a list of them."""
+    laid_out(hub[0])
+    return hub[0]
 
 
 def laid_out(snapshot: Path) -> None:
@@ -126,30 +122,52 @@ def test_a_model_that_the_hub_s_cache_holds_whole_is_fetched_and_loaded(tmp_path
 
 @pytest.mark.parametrize("get", [models.load, models.fetch_only])
 def test_weights_that_are_damaged_in_the_hub_s_cache_are_named(tmp_path: Path, cached: Path, get: Any) -> None:
+    """By hash where the cache links to it, by what it holds where it is a copy (as on a file system without links)."""
     weights = cached / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:5_000])
-    with pytest.raises(ValueError) as error:
-        get("gpt2", cache=tmp_path)
-    told = str(error.value)
-    assert told.startswith(f"model gpt2: weights {weights} are damaged (")
-    assert told.endswith(f": remove {cached.parent.parent} and run again, it is then fetched anew")
-    assert "\n" not in told
+    whole = weights.read_bytes()
+    for is_link, words in ((True, f"{weights} is damaged ("), (False, f"weights {weights} are damaged (")):
+        if not is_link:
+            weights.unlink()
+        weights.write_bytes(whole[:5_000])
+        with pytest.raises(ValueError) as error:
+            get("gpt2", cache=tmp_path)
+        told = str(error.value)
+        assert told.startswith(f"model gpt2: {words}")
+        assert told.endswith(f": remove {cached.parent.parent} and run again, it is then fetched anew")
+        assert "\n" not in told
 
 
-@pytest.mark.parametrize("file", [None, "model.safetensors", "config.json"])
-def test_a_bit_that_flipped_in_the_hub_s_cache_is_named_before_any_work(tmp_path: Path, cached: Path, file: str | None) -> None:
-    if file is not None:
-        content = (cached / file).read_bytes()
-        (cached / file).resolve().write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
-    step = run.Step("01_sensitivity", {"model": "gpt2"}, "key", False, 0)
-    if file is None:
-        preparation.fetch([step], lambda line: None)
-        return
-    with pytest.raises(settings.StudyError) as error:
-        preparation.fetch([step], lambda line: None)
-    if file == "model.safetensors":  # whatever else would read a config stumbles in its own way
-        assert str(error.value).startswith(f"model gpt2: {cached / file} is damaged (its hash is ")
-        assert str(error.value).endswith(f": remove {cached.parent.parent} and run again, it is then fetched anew")
+def prepared(cache: Path) -> None:
+    preparation.fetch([run.Step("01_sensitivity", {"model": "gpt2"}, "key", False, 0)], lambda line: None)
+
+
+@pytest.mark.parametrize("get", [lambda cache: models.load("gpt2", cache=cache), prepared], ids=["load", "fetch"])
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_bit_that_flipped_in_the_hub_s_cache_is_named(tmp_path: Path, cached: Path, file: str, get: Any) -> None:
+    get(tmp_path)
+    content = (cached / file).read_bytes()
+    (cached / file).resolve().write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    with pytest.raises((ValueError, settings.StudyError)) as error:
+        get(tmp_path)
+    assert str(error.value).startswith(f"model gpt2: {cached / file} is damaged (its hash is ")
+    assert str(error.value).endswith(f": remove {cached.parent.parent} and run again, it is then fetched anew")
+
+
+def test_a_cache_without_its_own_list_of_files_is_enough_offline(
+    tmp_path: Path, cached: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As huggingface_hub 1.33 has it, which does not find such a cache unless it is told to look nowhere else."""
+    asked = []
+
+    def forgetful(where: str, *, local_files_only: bool = False, **options: Any) -> str:
+        asked.append(local_files_only)
+        if not local_files_only:
+            raise huggingface_hub.errors.LocalEntryNotFoundError("Cannot find an appropriate cached snapshot folder")
+        return str(cached)
+
+    monkeypatch.setattr(models, "snapshot_download", forgetful)
+    models.fetch_only("gpt2", cache=tmp_path)
+    assert asked == [False, True]
 
 
 def test_a_config_without_weights_is_not_a_model_that_was_fetched(tmp_path: Path, cached: Path) -> None:

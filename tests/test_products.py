@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from depthprune_core import products
 from depthprune_core.decoders import decoder, hidden_states
-from depthprune_core.products import fast_products, linear
+from depthprune_core.products import fast_products, has_bfloat16, linear
 
 HAS_OP = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -102,3 +102,12 @@ def test_the_library_is_chosen_by_the_processors_name(monkeypatch, tmp_path, ven
     assert products.onednn_is_better.__wrapped__() is expected
     monkeypatch.setattr(products, "_CPUINFO", tmp_path / "missing")
     assert products.onednn_is_better.__wrapped__() is False
+
+
+def test_bfloat16_counts_where_a_gpu_has_it_in_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not has_bfloat16("cpu")
+    for has_it in (True, False):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True, has_it=has_it: including_emulation or has_it
+        )
+        assert has_bfloat16(torch.device("cuda")) is has_it

@@ -6,7 +6,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -55,6 +55,20 @@ def decoder(model: PreTrainedModel) -> Decoder:
     """
     if model in _known:
         return _known[model]
+    parts = structure(model)
+    was_training = model.training
+    model.eval()  # dropout would draw random numbers
+    try:
+        found = replace(parts, returns_tuple=_probe(parts.layers, parts.base))
+        _check_logits(model, found)
+    finally:
+        model.train(was_training)
+    _known[model] = found
+    return found
+
+
+def structure(model: PreTrainedModel) -> Decoder:
+    """The parts as names and types tell them: of a model on torch's meta device too, which cannot be run. Raises as `decoder`."""
     name = type(model).__name__
     config = text_config(model.config)
     if getattr(model.config, "is_encoder_decoder", False):
@@ -77,15 +91,7 @@ def decoder(model: PreTrainedModel) -> Decoder:
     path = min(stacks, key=lambda candidate: candidate.count("."))  # the outermost stack
     base = getattr(model, model.base_model_prefix)
     softcap = getattr(config, "final_logit_softcapping", None) or 0.0
-    was_training = model.training
-    model.eval()  # dropout would draw random numbers
-    try:
-        found = Decoder(stacks[path], path, base, head, float(softcap), _probe(stacks[path], base))
-        _check_logits(model, found)
-    finally:
-        model.train(was_training)
-    _known[model] = found
-    return found
+    return Decoder(stacks[path], path, base, head, float(softcap), returns_tuple=False)
 
 
 def text_config(config: Any) -> Any:

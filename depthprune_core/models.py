@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from depthprune_core import folders
 from depthprune_core.assets import WheelFile, fetch, sha256_of
-from depthprune_core.decoders import decoder, text_config
+from depthprune_core.decoders import decoder, structure, text_config
 
 BUNDLED = Path(__file__).resolve().parent.parent / "models"
 # Files of gpt2-mini, by name. Where models/gpt2-mini/train.ipynb has made another one on purpose, its hashes go here.
@@ -154,12 +154,13 @@ def load(
 
 def fetch_only(name: str, *, cache: Path, assets: Path | None = None) -> None:
     """Make sure that a named model or local folder can be loaded, without loading it; weights and all. Errors as in `load`, and
-    ValueError for a local folder whose tokenizer does not fit.
+    ValueError for a local folder that holds no decoder or whose tokenizer does not fit.
     """
     source = _source(name)
     if source is None:
         folders.check(Path(name))
         outline = _checked(name, torch.float32, device_map="meta")  # every tensor's name and shape, none of its numbers
+        structure(outline)
         folders.check_fit(outline, _tokenizer(name), name)
     elif source.kind in ("bundled", "config"):
         _bundled(SOURCES["gpt2-mini"])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny import (
     ARCHITECTURES,
     FAMILIES,
+    VOCABULARY,
     count_layer_passes,
     final_norm_of,
     layers_of,
@@ -404,6 +405,17 @@ def test_the_depth_of_a_model_is_known_before_its_weights_are_there(folder):
         name: models.depth(name) for name in ("gpt2", "gpt2-mini", "smollm2-135m", "llama-tiny", "distilgpt2", str(folder))
     }
     assert list(depths.values()) == [12, 12, 30, 6, 0, 5]
+
+
+@pytest.mark.parametrize("get", [models.load, models.fetch_only])
+def test_a_folder_that_holds_no_decoder_is_refused_before_it_is_loaded_too(tmp_path, get):
+    shape = {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "vocab_size": VOCABULARY, "conv_kernel": 2}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **shape)).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"carries a state from token to token .* only transformer decoders can be pruned here$"
+    ):
+        get(str(tmp_path), cache=tmp_path)
 
 
 @pytest.fixture

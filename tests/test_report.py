@@ -241,6 +241,24 @@ def test_every_run_that_diverged_is_told(tmp_path: Path, where: tuple[str, str])
     assert told in page and page.count("stands in its place") == 1
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("notebook", "arm", "piece"),
+    [
+        ("03_recovery", "unrecovered", "answer"),
+        ("03_recovery", "mixed", "recovery"),
+        ("03b_controls", "width", "controls"),
+        ("04_transfer_tinyllama", "unrecovered", "answer"),
+    ],
+)
+def test_a_perplexity_that_overflows_is_told_as_such(tmp_path: Path, notebook: str, arm: str, piece: str) -> None:
+    honest = handmade.contents()[notebook]["test_scores"]
+    evidence = handmade.evidence(tmp_path, changes={(notebook, "test_scores"): {**honest, arm: handmade.score(800.0)}})
+    pages = {name: make(evidence) for name, make in PIECES.items()}
+    assert "inf [inf, inf]" in pages[piece]
+    assert not any(re.search(r"\bnan\b", re.sub("base64,[^'\"]*", "", page)) for page in pages.values())
+
+
 def test_a_figure_carries_its_caption_and_escapes_both() -> None:
     figure = plt.figure()
     page = story.figure_html(figure, 'a "text" <b>', "a caption <b>")

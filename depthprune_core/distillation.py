@@ -90,8 +90,9 @@ def recover(
     `validation` is scored at the end; with `validate_every_tokens` also at the start and in between.
 
     With `checkpoint`, the run goes on from that file if it is there, bit for bit on a CPU; the file is the caller's to remove. It is
-    written where a step's loss and gradient were found finite, before its update, so it holds nothing that broke. The student is to be
-    the one that the run began with: cut it anew after an interruption.
+    written before the update of a step whose loss and gradient are finite (in float16, whose loss is: it passes over what it cannot
+    hold), and at the end where all weights are, so it holds nothing that broke. The student is to be the one that the run began with:
+    cut it anew after an interruption.
 
     accelerator: that of one of several processes, each of which calls with the same arguments (its models on its own device). They
     begin with the first one's weights, share the windows of each step and add up their gradients, so every process ends with the student
@@ -197,16 +198,17 @@ def recover(
                 for group, rate in zip(opt.param_groups, rates, strict=True):
                     group["lr"] = rate * optimisers.schedule(step, len(batches), warmup)
                 scaler.unscale_(opt)
-            norm = nn.utils.clip_grad_norm_([p for p in student.parameters() if p.grad is not None], 1.0)
-            if problem := _not_finite(terms, 0.0 if scaler.is_enabled() else float(norm)):
+            norm = float(nn.utils.clip_grad_norm_([p for p in student.parameters() if p.grad is not None], 1.0))
+            if problem := _not_finite(terms, 0.0 if scaler.is_enabled() else norm):
                 raise DivergedError(f"{problem} at step {step}: {advice}", curve())
             keep()
+            fits = math.isfinite(norm)  # else float16 could not hold the gradient: none of the optimisers steps
             for opt in opts:
-                scaler.step(opt)
+                if fits:
+                    scaler.step(opt)
                 opt.zero_grad(set_to_none=True)
-            scale = scaler.get_scale()
             scaler.update()
-            log["skipped"] += scaler.get_scale() < scale
+            log["skipped"] += not fits
             log["step"] = step + 1
             seen = min((step + 1) * batch_size, len(windows)) * windows.seq_len
             log["tokens"].append(seen)

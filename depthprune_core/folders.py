@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import re
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from depthprune_core.assets import sha256_of
 
+HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]  # no code, and weights in no other format
 WEIGHTS, INDEX, CONFIG = "*.safetensors", "model.safetensors.index.json", "config.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -46,8 +48,10 @@ def check_fit(model: PreTrainedModel, tokenizer: Any, name: str) -> None:
 
 
 def _check_fetched(folder: Path) -> None:
-    """Of a folder in the cache of the hub's client: each file's content has the hash by which the hub names it."""
+    """Of a folder in the cache of the hub's client: each file that is read has the hash by which the hub names it."""
     for link in sorted(path for path in folder.iterdir() if path.is_symlink() and path.is_file()):
+        if not any(fnmatch.fnmatch(link.name, pattern) for pattern in HUB_FILES):
+            continue
         blob = link.resolve()
         if re.fullmatch("[0-9a-f]{64}", blob.name):  # a large file
             actual = sha256_of(blob)

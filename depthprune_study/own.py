@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 import yaml
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedModel
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 REFIT_TOKENS = 25_600
 OPTIMISERS = {"adamw": "AdamW", "adamw_8bit": "AdamW with moments in 8 bits", "muon": "Muon"}  # in the card's words
 TRAINED = {"all": "", "after_first_cut": "the layers after the first cut alone, ", "lora": "low-rank adapters alone, "}
-HUB_FILES = [*models.HUB_FILES, "README.md"]  # which tells the licence
 
 
 @dataclass(frozen=True)
@@ -343,8 +342,10 @@ def _sample(
 def _loaded(model: str, *, device: str, seed: int) -> tuple[str, PreTrainedModel, Any]:
     """The folder where the model lies (empty for a named one), the model, its tokenizer. Raises StudyError for an unknown name."""
     folder = _at_hand(model)
-    if folder:
+    if folder and Path(model).is_dir():
         folders.check(Path(folder))
+    elif folder:
+        models.check_snapshot(model, Path(folder))
     elif model not in models.SOURCES:
         raise StudyError(f"model {model!r} is not known: name one of {', '.join(models.SOURCES)}, a local folder or a hub id")
     return folder, *models.load(folder or model, cache=places.cache(), assets=places.assets(), device=device, seed=seed)
@@ -357,7 +358,7 @@ def _at_hand(model: str) -> str:
     if Path(model).is_dir() or model.count("/") != 1:
         return model if Path(model).is_dir() else ""
     try:
-        return snapshot_download(model, allow_patterns=HUB_FILES, ignore_patterns=["*/*"])
+        return str(models.snapshot(model, also=["README.md"]))  # which tells the licence
     except (OSError, ValueError) as error:
         raise StudyError(
             f"model {model!r} is no local folder, and could not be fetched from the model hub ({type(error).__name__}): check the name "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import os
 import random
@@ -697,6 +698,22 @@ def test_a_run_in_half_precision_that_never_made_a_step_is_no_recovery():
     final_norm_of(student).weight.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(DivergedError, match=r"no step of \d+ had a gradient that float16 can hold"):
         recover(student, teacher, TRAINING, plan=plan, precision="float16", **RECIPE)
+
+
+@pytest.mark.parametrize("factor", [math.inf, math.nan])
+def test_in_half_precision_no_optimiser_steps_where_one_of_them_could_not(factor):
+    """Muon has the matrices, AdamW the rest: of a third step whose gradient breaks in one matrix, all is passed over."""
+    teacher, student, plan = pruned("llama", 2)
+    after = []
+
+    def break_it(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * factor if len(after) == 2 else gradient
+
+    layers_of(student)[0].mlp.up_proj.weight.register_hook(break_it)
+    settings = {**RECIPE, "precision": "float16", "optimiser": "muon"}
+    recover(student, teacher, TRAINING, plan=plan, progress=lambda *_: after.append(weights_of(student)), **settings)
+    moved = [any(not torch.equal(one[name], two[name]) for name in one) for one, two in itertools.pairwise(after)]
+    assert moved == [True, False, True, True, True]
 
 
 def test_weights_that_the_last_step_broke_are_no_result():

@@ -153,21 +153,29 @@ def test_a_bit_that_flipped_in_the_hub_s_cache_is_named(tmp_path: Path, cached: 
     assert str(error.value).endswith(f": remove {cached.parent.parent} and run again, it is then fetched anew")
 
 
+@pytest.mark.parametrize("error", [huggingface_hub.errors.LocalEntryNotFoundError, ConnectionError, KeyError])
 def test_a_cache_without_its_own_list_of_files_is_enough_offline(
-    tmp_path: Path, cached: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cached: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    """As huggingface_hub 1.33 has it, which does not find such a cache unless it is told to look nowhere else."""
+    """As huggingface_hub 1.33 has it, which does not find such a cache unless it is told to look nowhere else; or behind a proxy."""
     asked = []
 
     def forgetful(where: str, *, local_files_only: bool = False, **options: Any) -> str:
         asked.append(local_files_only)
         if not local_files_only:
-            raise huggingface_hub.errors.LocalEntryNotFoundError("Cannot find an appropriate cached snapshot folder")
+            raise error("Cannot find an appropriate cached snapshot folder")
         return str(cached)
 
     monkeypatch.setattr(models, "snapshot_download", forgetful)
     models.fetch_only("gpt2", cache=tmp_path)
     assert asked == [False, True]
+
+
+def test_a_damaged_file_that_is_not_read_is_no_matter(tmp_path: Path, cached: Path) -> None:
+    blob = cached.parent.parent / "blobs" / ("0" * 64)
+    blob.write_text("not what it is called")
+    (cached / "pytorch_model.bin").symlink_to(blob)
+    models.fetch_only("gpt2", cache=tmp_path)
 
 
 def test_a_config_without_weights_is_not_a_model_that_was_fetched(tmp_path: Path, cached: Path) -> None:

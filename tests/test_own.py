@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -365,6 +366,12 @@ def test_a_model_of_the_hub_is_taken_by_its_id(words: Path, tmp_path: Path, monk
     card = yaml.safe_load((tmp_path / "out" / "README.md").read_text(encoding="utf-8").split("---")[1])
     assert (card["base_model"], card["license"]) == ("org/base", "mit")
     assert f"org/base@{revision}" in (tmp_path / "out" / "mergekit.yaml").read_text(encoding="utf-8")
+    weights = snapshot / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5_000])
+    shutil.rmtree(tmp_path / "out")
+    told = refused("org/base", tmp_path, words, layers=(1,), drop=0)
+    assert told.startswith(f"model org/base: weights {weights} are damaged (")
+    assert told.endswith(f": remove {repository} and run again, it is then fetched anew")
 
 
 def spoil(model: Any) -> Any:

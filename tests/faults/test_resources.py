@@ -45,7 +45,7 @@ def test_memory_that_ends_stops_a_recovery_which_then_goes_on(tmp_path: Path) ->
         done = subprocess.run(command, env=killing.PIECE_ENVIRONMENT, capture_output=True, text=True)
         return done.returncode, done.stderr
 
-    code, said = ended("work", "32")
+    code, said = ended("work", "64")  # behind the second step, before which there is a checkpoint
     assert code != 0 and ("memory" in said or "MemoryError" in said)
     assert not (tmp_path / "work" / "ended").exists()
     assert ended("work")[0] == ended("calm")[0] == 0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils.sha import git_hash
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -56,8 +56,7 @@ def _check_fetched(folder: Path) -> None:
         if re.fullmatch("[0-9a-f]{64}", blob.name):  # a large file
             actual = sha256_of(blob)
         elif re.fullmatch("[0-9a-f]{40}", blob.name):  # as git names it
-            content = blob.read_bytes()
-            actual = hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False).hexdigest()
+            actual = git_hash(blob.read_bytes())
         else:
             continue
         if actual != blob.name:

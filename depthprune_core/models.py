@@ -196,7 +196,8 @@ def check_snapshot(name: str, folder: Path) -> None:
         folders.check(folder)
     except ValueError as error:
         raise ValueError(
-            f"model {name}: {error}: remove {folder.parent.parent} and run again, it is then fetched anew"
+            f"model {name}: {error}: with the network at hand, remove {folder.parent.parent} and run again, "
+            "it is then fetched anew"
         ) from None
 
 

@@ -308,7 +308,7 @@ def windows(
 ) -> Windows:
     """Cut each document's first `tokens_per_document` tokens (None: all) into windows of `seq_len`.
 
-    `whole` keeps full windows only (for training); else a document's last window is padded and masked.
+    `whole` keeps full windows only (for training); else a document's last window is padded and masked, up to the longest one.
 
     Raises ValueError when no window results, or when the tokenizer has neither BOS nor EOS.
     """
@@ -328,8 +328,9 @@ def windows(
     if not pieces:
         total = sum(len(d.text) for d in documents)
         raise ValueError(f"the text is shorter than one window: {total} characters give no window of seq_len={seq_len} tokens")
-    targets = torch.zeros(len(pieces), seq_len, dtype=torch.long)
-    mask = torch.zeros(len(pieces), seq_len, dtype=torch.bool)
+    longest = max(map(len, pieces))  # what is padding in every window would only be computed
+    targets = torch.zeros(len(pieces), longest, dtype=torch.long)
+    mask = torch.zeros(len(pieces), longest, dtype=torch.bool)
     for row, piece in enumerate(pieces):
         targets[row, : len(piece)] = torch.tensor(piece)
         mask[row, : len(piece)] = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,6 +52,12 @@ def test_padded_tokens_do_not_count(model, windows):
     for tensor in (windows.inputs, windows.targets):
         tensor[~windows.mask] = 77
     assert score(model, windows).nll_nats == pytest.approx(expected.nll_nats, rel=1e-6)
+
+
+def test_wider_padding_changes_no_score(model, windows):
+    wide = replace(windows, **{n: functional.pad(getattr(windows, n), (0, 7)) for n in ("inputs", "targets", "mask")})
+    assert wide.seq_len == 12 + 7
+    assert score(model, wide).nll_nats == pytest.approx(score(model, windows).nll_nats, rel=1e-6)
 
 
 def test_documents_do_not_see_each_other(model):

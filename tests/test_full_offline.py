@@ -133,7 +133,9 @@ def test_weights_that_are_damaged_in_the_hub_s_cache_are_named(tmp_path: Path, c
             get("gpt2", cache=tmp_path)
         told = str(error.value)
         assert told.startswith(f"model gpt2: {words}")
-        assert told.endswith(f": remove {cached.parent.parent} and run again, it is then fetched anew")
+        assert told.endswith(
+            f": with the network at hand, remove {cached.parent.parent} and run again, it is then fetched anew"
+        )
         assert "\n" not in told
 
 
@@ -150,7 +152,9 @@ def test_a_bit_that_flipped_in_the_hub_s_cache_is_named(tmp_path: Path, cached: 
     with pytest.raises((ValueError, settings.StudyError)) as error:
         get(tmp_path)
     assert str(error.value).startswith(f"model gpt2: {cached / file} is damaged (its hash is ")
-    assert str(error.value).endswith(f": remove {cached.parent.parent} and run again, it is then fetched anew")
+    assert str(error.value).endswith(
+        f": with the network at hand, remove {cached.parent.parent} and run again, it is then fetched anew"
+    )
 
 
 @pytest.mark.parametrize("error", [huggingface_hub.errors.LocalEntryNotFoundError, ConnectionError, KeyError])

@@ -371,7 +371,7 @@ def test_a_model_of_the_hub_is_taken_by_its_id(words: Path, tmp_path: Path, monk
     shutil.rmtree(tmp_path / "out")
     told = refused("org/base", tmp_path, words, layers=(1,), drop=0)
     assert told.startswith(f"model org/base: weights {weights} are damaged (")
-    assert told.endswith(f": remove {repository} and run again, it is then fetched anew")
+    assert told.endswith(f": with the network at hand, remove {repository} and run again, it is then fetched anew")
 
 
 def spoil(model: Any) -> Any:

@@ -41,7 +41,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Cost:
-    """A notebook's work, and the memory of its largest recovery."""
+    """A notebook's work, and the memory that it needs at most: of its largest recovery, or between two stages of one."""
 
     notebook: str
     items: tuple[Item, ...]
@@ -69,7 +69,8 @@ def lines(study: str) -> Iterator[str]:
     """The costs as text, a line a kind of work."""
     found = costs(study)
     for cost in found:
-        yield f"  {cost.notebook}"
+        memory = f": {cost.training_bytes / 2**30:.1f} GiB of GPU memory at most" if cost.training_bytes else ""
+        yield f"  {cost.notebook}{memory}"
         for item in cost.items:
             yield f"    {item.what:<44} {item.tokens:>14,} tokens x {item.forwards:4.1f} forward passes, {item.model}"
     yield ""
@@ -89,6 +90,8 @@ def _cost(notebook: str, steps: Mapping[str, dict[str, Any]]) -> Cost:
     items = tuple(ITEMS[notebook](own, steps))
     in_training = [] if notebook in MEASURE_ONLY else [item for item in items if item.forwards >= TRAINED]
     largest = _largest_recovery(own, steps["03_recovery"]) if in_training else 0
+    if notebook == "04_transfer_tinyllama":
+        largest = max(largest, _between_stages(_model(own["model"]), own["drop_count"]))
     return Cost(notebook, items, _teraflops(items), _teraflops(in_training), largest)
 
 
@@ -242,6 +245,11 @@ def _largest_recovery(own: dict[str, Any], recovery: dict[str, Any], *, first_cu
     )
 
 
+def _between_stages(model: Any, drop: int) -> int:
+    """A student that was recovered is cut once more: teacher, student and its cut are there at once, in float32."""
+    return 4 * (3 * model.num_parameters() - (2 * drop + 1) * _weights_of_a_layer(model))
+
+
 def training_bytes(
     model: Any,
     *,
@@ -262,7 +270,7 @@ def training_bytes(
     config, n = text_config(model.config), model.num_parameters()
     embedding = model.get_input_embeddings().weight.numel()
     head = 0 if config.tie_word_embeddings else embedding
-    layer = (n - embedding - head) / config.num_hidden_layers
+    layer = _weights_of_a_layer(model)
     student = n - layer * drop
     a_moment = 1 if optimiser == "adamw_8bit" else 4
     per_weight = 4 + 2 * a_moment  # its gradient and two moments
@@ -277,3 +285,9 @@ def training_bytes(
         return int(4 * n + max((4 + per_weight) * adapters + step, 4 * student))
     learning = student if trained == "all" else layer * (layers - first_cut) + head
     return int(4 * n + 4 * student + per_weight * learning + step)
+
+
+def _weights_of_a_layer(model: Any) -> int:
+    config, embedding = text_config(model.config), model.get_input_embeddings().weight.numel()
+    words = embedding if config.tie_word_embeddings else 2 * embedding
+    return (model.num_parameters() - words) // config.num_hidden_layers

@@ -267,11 +267,11 @@ def _say_budget(study: str) -> None:
     from depthprune_study import budget, estimate
 
     try:
-        rehearsed = estimate.published() if study == estimate.REHEARSED else None
+        rehearsed = estimate.published() if study in (estimate.REHEARSED, estimate.ON_A_T4) else None
     except ValueError:  # a damaged report, which `depthprune verify` names
         rehearsed = None
     try:
-        found = [*budget.lines(study), *(estimate.lines(rehearsed) if rehearsed is not None else [])]
+        found = [*budget.lines(study), *(estimate.lines(rehearsed, study) if rehearsed is not None else [])]
     except StudyError:  # sizes that only a look at the model or the text would tell
         return
     _say("")

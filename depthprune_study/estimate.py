@@ -11,7 +11,7 @@ from depthprune_study import budget, places, run, settings, story
 from depthprune_study.evidence import Evidence, read_evidence
 from depthprune_study.report import REHEARSAL
 
-REHEARSED = "full"
+REHEARSED, ON_A_T4 = "full", "full-t4"
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ def published() -> Machine | None:
     return machine(evidence) if evidence.has("03b_controls", "pace") else None
 
 
-def lines(found: Machine) -> list[str]:
+def lines(found: Machine, study: str = REHEARSED) -> list[str]:
     """The estimate as text."""
-    in_all = ", ".join(f"{gpu} {sum(by_notebook.values()):.1f}" for gpu, by_notebook in hours(found.share).items())
+    in_all = ", ".join(f"{gpu} {sum(by_notebook.values()):.1f}" for gpu, by_notebook in hours(found.share, study).items())
     return [f"  hours, scaled from the rehearsal ({found.device}, {found.share:.0%} of its peak): {in_all}"]
 
 
@@ -61,7 +61,7 @@ def html(found: Machine, costs: Mapping[str, Mapping[str, float]]) -> str:
     scaled = hours(found.share)
     memory = {cost.notebook: cost.training_bytes / 2**30 for cost in budget.costs(REHEARSED)}
     head = ["notebook", "rehearsal, measured", "its peak memory, measured", *(f"{gpu}, scaled" for gpu in scaled)]
-    head.append("GPU memory of its largest recovery in the full study, arithmetic")
+    head.append("GPU memory at most in the full study, arithmetic")
     rows = []
     for notebook in run.READS:
         cost = costs.get(notebook, {"seconds": 0, "peak_bytes": 0})
@@ -103,25 +103,24 @@ def _fits(memory: Mapping[str, float]) -> str:
         too_large = [notebook for notebook, needed in memory.items() if needed > room]
         says = f"all but {', '.join(too_large)}" if too_large else "every notebook"
         lines.append(f"{gpu} ({room} GiB): {says} fits, by arithmetic.")
-    tokens = max(settings.read_study(REHEARSED)["03_recovery"].train_seq_lens)
-    adapted = budget.training_bytes(models.shape("tinyllama-1.1b"), drop=2, tokens_at_once=tokens, trained="lora") / 2**30
-    lines.append(f"TinyLlama by adapters (trained: lora, windows_at_once: 1 in notebook 04): {adapted:.1f} GiB, by arithmetic.")
+    adapted = max(cost.training_bytes for cost in budget.costs(ON_A_T4)) / 2**30
+    lines.append(f"TinyLlama by adapters, a window at a time (the study {ON_A_T4}): {adapted:.1f} GiB at most, by arithmetic.")
     return "<ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
 
 
-def where(studies: Sequence[str] = ("ci", "quick", "smollm2", "rehearsal", "full")) -> str:
+def where(studies: Sequence[str] = ("ci", "quick", "smollm2", "rehearsal", REHEARSED, ON_A_T4)) -> str:
     """Where each study can be run, as a table of README.md: time and memory, each cell saying which it is. Raises StudyError."""
     found = published()
     if found is None:
         raise settings.StudyError(f"the report of study {REHEARSAL} is not there: `make study STUDY={REHEARSAL}` writes it")
-    head = ["study", "CPU, two cores", *budget.PEAK_TFLOPS, "GPU memory of its largest recovery"]
+    head = ["study", "CPU, two cores", *budget.PEAK_TFLOPS, "GPU memory at most"]
     rows = [head, ["---"] * len(head)]
     for study in studies:
         needed = max(cost.training_bytes for cost in budget.costs(study)) / 2**30
         cells = []
         for gpu, by_notebook in hours(found.share, study).items():
-            fits = "" if needed <= budget.GPU_GIB[gpu] else " (its largest recovery by adapters)"
-            cells.append(f"{_time(3_600 * sum(by_notebook.values()))}, scaled{fits}")
+            fits = needed <= budget.GPU_GIB[gpu]
+            cells.append(f"{_time(3_600 * sum(by_notebook.values()))}, scaled" if fits else "does not fit, by arithmetic")
         rows.append([f"`{study}`", _on_a_cpu(study, found, needed), *cells, f"{needed:.1f} GiB, arithmetic"])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

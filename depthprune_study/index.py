@@ -17,6 +17,7 @@ ABOUT = {  # in this order
     "quick": "the main job on any machine: a stand-in, then SmolLM2 135M, on a small excerpt of Wikipedia",
     "smollm2": "the whole protocol on real pretrained weights: SmolLM2 135M, controls and rivals at full length",
     "full": "the source's own models: GPT-2 124M, then TinyLlama 1.1B",
+    "full-t4": "the same, with TinyLlama recovered by adapters, which a GPU of 15 GiB holds",
     "rehearsal": "the shapes of the study full with random weights: shows that its notebooks run, and how long they take",
     "ci": "shows that the whole chain runs; its numbers mean nothing",
 }

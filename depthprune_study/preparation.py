@@ -66,7 +66,7 @@ def shortcomings(steps: Sequence[Step]) -> list[str]:
 
 
 def short_memory(steps: Sequence[Step]) -> list[str]:
-    """A sentence for each notebook whose largest recovery needs, by arithmetic, more memory than the GPU has that it would run on."""
+    """A sentence for each notebook that needs, by arithmetic, more memory than the GPU has that it would run on."""
     import torch
 
     from depthprune_study import budget
@@ -81,7 +81,7 @@ def short_memory(steps: Sequence[Step]) -> list[str]:
     except (StudyError, KeyError):  # a size that only a look at the model would tell; a cell of a sweep, or its table
         return []
     return [
-        f"{notebook}: its largest recovery needs about {needs[notebook] / 2**30:.1f} GiB, by arithmetic, and this GPU has "
+        f"{notebook}: it needs about {needs[notebook] / 2**30:.1f} GiB at most, by arithmetic, and this GPU has "
         f"{has / 2**30:.1f}: README.md says what saves memory"
         for notebook in on_gpu
         if needs.get(notebook, 0) > has

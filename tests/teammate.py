@@ -1,4 +1,5 @@
-"""One of several processes that recover a tiny student together: RANK and WORLD_SIZE say which; argument: the folder for its results."""
+"""One of several processes that recover a tiny student together: RANK and WORLD_SIZE say which; arguments: the folder for its results and,
+where not all are wanted, one recipe."""
 
 from __future__ import annotations
 
@@ -12,13 +13,14 @@ from accelerate import Accelerator
 from tiny import plan_of, tiny, tiny_windows
 
 from depthprune_core.distillation import recover
-from depthprune_core.pruning import drop_layers
+from depthprune_core.pruning import drop_layers, share_equal
 
 RECIPES = {
     "all": {"loss": {"kl": 0.5, "ce": 0.5}, "weight_decay": 0.1},
     "small steps": {"loss": {"kl": 1.0}, "micro_batch_size": 1},
     "hidden": {"loss": {"kl": 1.0, "hidden": 1.0}, "optimiser": "muon"},
     "lora": {"loss": {"ce": 1.0}, "trained": "lora", "lora_rank": 2},
+    "lora, the teacher's weights": {"loss": {"kl": 1.0}, "trained": "lora", "lora_rank": 2},
     "after_first_cut": {"loss": {"kl": 1.0}, "trained": "after_first_cut"},
 }
 WINDOWS = tiny_windows(seed=3, lengths=(60, 29, 31))
@@ -35,6 +37,9 @@ def recovered(
     with torch.no_grad():
         for p in student.parameters():
             p.add_(noise)
+    if name == "lora, the teacher's weights":
+        share_equal(student, teacher, plan)
+        assert set(student.parameters()) <= set(teacher.parameters())
     return recover(
         student, teacher, WINDOWS, plan=plan, lr=1e-2, seed=0, batch_size=5, accelerator=accelerator, **options, **RECIPES[name]
     )
@@ -67,14 +72,17 @@ def refused(folder: Path, accelerator: Accelerator) -> str:
     return "nothing"
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *names: str) -> None:
     accelerator = Accelerator(cpu=True)
     assert torch.distributed.get_backend() == "gloo"
     rank = accelerator.process_index
-    for name in RECIPES:
+    for name in names or RECIPES:
         student, curve = recovered(name, accelerator, noise=0.01 * rank if name == "all" else 0.0)
         torch.save(dict(student.named_parameters()), folder / f"{name}-{rank}.pt")
         (folder / f"{name}-{rank}.json").write_text(json.dumps([curve.losses, curve.tokens, curve.recipe, curve.token_hash]))
+    if names:
+        accelerator.end_training()
+        return
     student, curve = resumed(folder, accelerator)
     torch.save(dict(student.named_parameters()), folder / f"resumed-{rank}.pt")
     (folder / f"resumed-{rank}.json").write_text(json.dumps(curve.losses))
@@ -83,4 +91,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

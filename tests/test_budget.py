@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_tinyllama_with_all_weights_trained_needs_more_than_a_t4_has() -> None:
 
 
 def of_notebook_04(first_cut: int = 0, **changes: object) -> float:
-    """GiB of its largest recovery, with the parameters of `full` and what README.md says to change."""
+    """GiB of its largest recovery, with the parameters of `full` and these changes."""
     own = {name: parameters.model_dump() for name, parameters in settings.read_study("full").items()}
     changed = settings.check("04_transfer_tinyllama", {**own["04_transfer_tinyllama"], **changes}).model_dump()
     return budget._largest_recovery(changed, own["03_recovery"], first_cut=first_cut) / 2**30
@@ -88,6 +89,18 @@ def test_tinyllama_fits_a_t4_by_adapters_or_behind_the_first_cut() -> None:
     assert of_notebook_04(windows_at_once=1, **ADAPTED) < room
     assert of_notebook_04(first_cut=4, windows_at_once=1, **BEHIND) < room
     assert of_notebook_04(windows_at_once=1) > room
+
+
+def test_every_notebook_of_the_study_for_a_t4_fits_one() -> None:
+    needed = {cost.notebook: cost.training_bytes / 2**30 for cost in budget.costs("full-t4")}
+    assert all(gib < budget.GPU_GIB["T4"] for gib in needed.values())
+    assert needed["04_transfer_tinyllama"] > of_notebook_04(windows_at_once=1, **ADAPTED)  # its stages take more than training
+
+
+def test_memory_between_two_stages_by_hand() -> None:
+    whole, layer = 1_100_048_384, 44_044_288
+    found = budget._between_stages(models.shape("tinyllama-1.1b"), 2)
+    assert found == pytest.approx(4 * (whole + (whole - 2 * layer) + (whole - 3 * layer)), rel=1e-5)
 
 
 def test_memory_of_a_recovery_by_hand() -> None:
@@ -173,6 +186,7 @@ def test_the_lines_tell_hours_and_memory_and_say_that_they_are_no_measurement() 
     assert "by arithmetic at 25% of each GPU's peaks (16 bits in recovery, 32 elsewhere): T4 " in told and "H100" in told
     assert "GPU memory, by arithmetic:" in told
     assert "5,000,000 tokens" in told
+    assert re.search(r"^  04_transfer_tinyllama: \d+\.\d GiB of GPU memory at most$", told, re.MULTILINE)
 
 
 def test_what_is_not_known_is_not_made_up() -> None:

@@ -62,12 +62,15 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path: Path, study:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_of_the_full_study_tells_what_the_rehearsal_found_and_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("study", ["full", "full-t4"])
+def test_a_dry_run_of_the_full_study_tells_what_the_rehearsal_found_and_what_is_done(
+    study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DEPTHPRUNE_REPORTS", str(places.ROOT / "reports"))
-    steps = [replace(step, done=step.notebook == "01_sensitivity") for step in run.plan("full")]
+    steps = [replace(step, done=step.notebook == "01_sensitivity") for step in run.plan(study)]
     monkeypatch.setattr(run, "plan", lambda study: steps)
-    lines = depthprune("run", "full", "--dry-run").stdout.split("\n")
-    assert lines[0] == "study full: 8 notebooks, 7 to run"
+    lines = depthprune("run", study, "--dry-run").stdout.split("\n")
+    assert lines[0] == f"study {study}: 8 notebooks, 7 to run"
     assert lines[1].split() == ["01_sensitivity", "done", "gpt2"]
     assert [line for line in lines if line.startswith("  hours, scaled from the rehearsal (")]
 
@@ -92,7 +95,7 @@ def test_status_says_what_is_done_and_what_is_current(tmp_path: Path) -> None:
 def test_an_unknown_study_is_refused_in_one_sentence(words: list[str]) -> None:
     result = depthprune(*words)
     assert result.exit_code == 1
-    assert result.stderr.startswith("study 'nosuch' is not known: name one of ci, full, quick")
+    assert result.stderr.startswith("study 'nosuch' is not known: name one of ci, full, full-t4, quick")
     assert len(result.stderr.strip().split("\n")) == 1
 
 

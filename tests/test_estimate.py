@@ -72,15 +72,16 @@ def test_where_each_study_runs_says_of_each_cell_what_it_is(tmp_path: Path, monk
     }.items():
         handmade.evidence(tmp_path / study / "records", first="gpt2-shape", changes=PACE)
         (tmp_path / study / "costs.json").write_text(json.dumps(costs), encoding="utf-8")
-    head, _, rehearsed, resumed, full = estimate.where(("rehearsal", "smollm2", "full")).split("\n")
-    assert head == "| study | CPU, two cores | T4 | A100 | H100 | GPU memory of its largest recovery |"
+    head, _, rehearsed, resumed, full, on_a_t4 = estimate.where(("rehearsal", "smollm2", "full", "full-t4")).split("\n")
+    assert head == "| study | CPU, two cores | T4 | A100 | H100 | GPU memory at most |"
     assert rehearsed.startswith("| `rehearsal` | 8 min, 1.0 GiB, measured | ")
     assert resumed.startswith("| `smollm2` | more than 7 min, 1.0 GiB, measured | ")
     days = sum(cost.teraflops for cost in budget.costs("full")) / MACHINE.achieved_tflops / 86_400
     found = estimate.published()
     assert found is not None and found.achieved_tflops != MACHINE.achieved_tflops and days > 2
     assert f"{days * MACHINE.achieved_tflops / found.achieved_tflops:.0f} days, scaled; " in full
-    assert full.count("(its largest recovery by adapters)") == 1 and full.endswith(" GiB, arithmetic |")
+    assert full.count("does not fit, by arithmetic") == 1 and full.endswith(" GiB, arithmetic |")
+    assert full.index("does not fit") < full.index(" h, scaled") and "does not fit" not in on_a_t4
 
 
 def test_the_committed_rehearsal_took_an_hour_and_24_gib_at_most_and_its_page_says_what_it_measured() -> None:
@@ -98,6 +99,16 @@ def test_the_committed_rehearsal_took_an_hour_and_24_gib_at_most_and_its_page_sa
 def without_figures(page: str) -> str:
     """Another version of the plotting library draws other pixels."""
     return re.sub(r"base64,[^']*'", "'", page)
+
+
+def test_the_study_for_a_t4_differs_from_the_full_one_in_how_tinyllama_is_recovered() -> None:
+    full, smaller = settings.read_study("full"), settings.read_study("full-t4")
+    for notebook, parameters in full.items():
+        changed = {name for name, value in parameters.model_dump().items() if getattr(smaller[notebook], name) != value}
+        own = {"trained", "lr_grid", "windows_at_once"} if notebook == "04_transfer_tinyllama" else set()
+        assert changed == own | {"study"}
+    rehearsed = settings.read_study("rehearsal")["04_transfer_tinyllama"]
+    assert smaller["04_transfer_tinyllama"].trained == rehearsed.trained == "lora"
 
 
 def test_a_rehearsal_has_the_shapes_windows_and_recipe_of_the_full_study() -> None:

@@ -154,14 +154,18 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert source.read_bytes() == before
 
 
-def test_a_written_file_that_is_wrong_is_found_and_not_left_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, target = write(tmp_path / "whole.gguf"), tmp_path / "cut.gguf"
+def spoil_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = GGUFWriter.write_tensor_data
 
     def spoilt(self: GGUFWriter, tensor: np.ndarray, **options: Any) -> None:
         honest(self, tensor[::-1] if tensor.ndim == 1 else tensor, **options)
 
     monkeypatch.setattr(GGUFWriter, "write_tensor_data", spoilt)
+
+
+def test_a_written_file_that_is_wrong_is_found_and_not_left_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = write(tmp_path / "whole.gguf"), tmp_path / "cut.gguf"
+    spoil_the_writer(monkeypatch)
     with pytest.raises(RuntimeError, match=r"tensor blk\.0\.attn_norm\.weight is not what it is in"):
         gguf_files.cut(source, target, [1])
     assert [path.name for path in tmp_path.iterdir()] == ["whole.gguf"]
@@ -208,6 +212,15 @@ def test_the_command_refuses_in_a_sentence(tmp_path: Path, architecture: str, dr
     assert code == 1
     assert sentence in said and "Traceback" not in said
     assert not (tmp_path / "cut.gguf").exists()
+
+
+def test_the_command_fails_where_what_it_wrote_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "whole.gguf")
+    spoil_the_writer(monkeypatch)
+    code, said = cut_gguf(source, tmp_path / "cut.gguf", "--drop", "1,3")
+    assert code == 1
+    assert "is not what it is in" in said and "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.gguf"]
 
 
 @pytest.mark.slow

@@ -21,11 +21,11 @@ from tiny import ARCHITECTURES, FAMILIES, plan_of, tiny, tiny_tokenizer, tiny_wi
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from depthprune_core import distillation, models, pruning, refitting
+from depthprune_core import distillation, evaluation, models, pruning, refitting
 from depthprune_core.assets import sha256_of
 from depthprune_core.intervals import Interval
 from depthprune_core.records import Plan
-from depthprune_study import cli, export, own, passages, run
+from depthprune_study import cli, export, own, passages, places, run
 from depthprune_study.settings import StudyError
 
 OPTIONS = {"seq_len": 32, "batch_tokens": 64, "say": lambda line: None}
@@ -553,6 +553,37 @@ def test_the_command_writes_a_folder(words: Path, tmp_path: Path) -> None:
     assert "layers 1, 3 go (named)" in said and "opened and checked" in said
     assert "4,096 tokens" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert math.isfinite(opened(tmp_path / "out")(torch.arange(1, 9)[None]).logits.sum().item())
+
+
+def test_the_command_fails_where_what_it_wrote_is_wrong(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = saved(tmp_path / "base", tiny("llama"))
+    kind = type(tiny("llama"))
+    honest = kind.save_pretrained
+
+    def spoilt(self: Any, folder: Path, **options: Any) -> None:
+        honest(pruning.drop_layers(tiny("llama", seed=1), plan_of(tiny("llama"), 1, 3)), folder, **options)
+
+    monkeypatch.setattr(kind, "save_pretrained", spoilt)
+    code, said = prune(base, "--text", words, "--out", tmp_path / "out", "--layers", "1,3")
+    assert code == 1
+    assert "does not open as what it is" in said and "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+@pytest.mark.slow
+def test_a_real_model_by_its_name_comes_out_smaller_and_better_than_its_cut(tmp_path: Path) -> None:
+    options = ["--text", "wikipedia-excerpt", "--drop", "2", "--recover-tokens", "20480", "--device", "cpu"]
+    code, said = prune("gpt2-mini", *options, "--out", tmp_path / "out")
+    assert code == 0, said
+    articles = own.text.split_named("wikipedia-excerpt", cache=places.cache(), assets=places.assets())["test"]
+    whole, tokenizer = models.load("gpt2-mini", cache=places.cache())
+    windows = own.text.windows(articles, tokenizer, seq_len=256, tokens_per_document=512)
+    found = re.search(r"layers (\d+), (\d+) go", said)
+    assert found is not None
+    plan = plan_of(whole, *map(int, found.groups()))
+    recovered, cut = opened(tmp_path / "out"), pruning.drop_layers(whole, plan)
+    reached, before, at_best = (evaluation.score(model, windows).mean_nll_nats for model in (recovered, cut, whole))
+    assert at_best < reached < before
 
 
 @pytest.mark.parametrize(

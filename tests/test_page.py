@@ -28,7 +28,7 @@ REPORTS = places.ROOT / "reports"
 KINDS = ("quick/*.html", "*/report.html", "*/estimate.html")
 PAGES = [REPORTS / "index.html", *sorted({path for kind in KINDS for path in REPORTS.glob(kind)})]
 OTHERS = sorted(set(REPORTS.glob("*/*.html")) - set(PAGES))
-PHONE, DESK = 390, 1280
+PHONE, DESK, SHEET = 390, 1280, 718  # the last: A4 less its margins, 96 pixels an inch
 TLS = b"\x16\x03"  # how a record begins: kind, version (two bytes), length (two bytes)
 WHOLE = socket.MSG_PEEK | socket.MSG_WAITALL
 LOOK = """<!DOCTYPE html><html><body><iframe width='{width}' height='900' srcdoc='{content}'></iframe><script>
@@ -36,7 +36,9 @@ window.onload = () => {{
   const frame = document.querySelector('iframe'), page = frame.contentDocument, root = page.documentElement;
   const broken = [...page.images].filter(image => !image.naturalWidth).length;
   const font = parseFloat(frame.contentWindow.getComputedStyle(page.body).fontSize);
-  const seen = {{width: root.clientWidth, wanted: root.scrollWidth, images: page.images.length, broken, font,
+  const scrolls = e => frame.contentWindow.getComputedStyle(e).overflowX !== 'visible' && e.scrollWidth > e.clientWidth + 1;
+  const cut = [...page.body.querySelectorAll('*')].filter(scrolls).length;
+  const seen = {{width: root.clientWidth, wanted: root.scrollWidth, images: page.images.length, broken, font, cut,
     text: page.body.innerText.length}};
   document.body.textContent = 'SEEN' + JSON.stringify(seen) + 'END';
 }};</script></body></html>"""
@@ -148,6 +150,34 @@ def test_the_report_prints(tmp_path: Path) -> None:
     chromium(f"--print-to-pdf={tmp_path / 'report.pdf'}", "--no-pdf-header-footer", address, profile=tmp_path / "profile")
     sheets = len(re.findall(rb"/Type\s*/Page\b", (tmp_path / "report.pdf").read_bytes()))
     assert 3 <= sheets <= 40
+
+
+def printed(content: str) -> str:
+    """A page whose rules for print hold on the screen."""
+    assert content.count("@media print") == 1
+    return content.replace("@media print", "@media all")
+
+
+@in_a_browser
+@pytest.mark.parametrize(
+    "path",
+    [*PAGES, *(pytest.param(path, marks=pytest.mark.slow) for path in OTHERS)],
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
+def test_nothing_is_cut_off_on_paper(path: Path, tmp_path: Path) -> None:
+    found = seen(printed(path.read_text(encoding="utf-8")), SHEET, tmp_path)
+    assert (found["cut"], found["wanted"] <= found["width"]) == (0, True)
+
+
+@in_a_browser
+def test_the_browser_would_see_what_paper_cuts_off(tmp_path: Path) -> None:
+    line = "".join(f"<td>column {i}</td>" for i in range(40))
+    for wrong in (
+        f"<div class='wide'><table><tr>{line}</tr></table></div>",
+        "<div style='overflow: hidden'><div style='width: 900px'>x</div></div>",
+    ):
+        found = seen(printed(page.page("x", navigation="", main=wrong)), SHEET, tmp_path)
+        assert found["cut"] or found["wanted"] > found["width"]
 
 
 def luminance(colour: str) -> float:

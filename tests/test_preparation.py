@@ -50,7 +50,7 @@ def test_a_gpu_with_too_little_memory_for_a_recovery_is_told_of_first(
     steps = [run.Step(name, own.model_dump(), "", False, 0) for name, own in settings.read_study("full").items()]
     told = preparation.short_memory(steps)
     assert [sentence.split(":")[0] for sentence in told] == short
-    assert all("37.0 GiB, by arithmetic, and this GPU has 15.0" in sentence for sentence in told)
+    assert all("37.0 GiB at most, by arithmetic, and this GPU has 15.0" in sentence for sentence in told)
     on_a_cpu = [replace(step, parameters=step.parameters | {"device": "cpu"}) for step in steps if "device" in step.parameters]
     assert preparation.short_memory(on_a_cpu) == []
 

@@ -142,7 +142,9 @@ def test_the_defaults_are_valid(notebook: str) -> None:
 
 
 def test_an_unknown_study_is_refused_and_the_known_ones_named() -> None:
-    with pytest.raises(StudyError, match=r"^study 'nosuch' is not known: name one of ci, full, quick, rehearsal, smollm2"):
+    with pytest.raises(
+        StudyError, match=r"^study 'nosuch' is not known: name one of ci, full, full-t4, quick, rehearsal, smollm2"
+    ):
         settings.read_study("nosuch")
 
 

@@ -48,6 +48,21 @@ def together(command: list[str], n: int, **environment: str) -> list[subprocess.
     return done
 
 
+@pytest.mark.slow
+def test_the_launcher_that_accelerate_calls_starts_such_a_team(tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch += [str(HERE / "teammate.py"), str(tmp_path), "all"]
+    path = os.pathsep.join([str(HERE), str(HERE.parent)])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "none")}
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    student, _ = recovered("all", None)
+    first, second = (torch.load(tmp_path / f"all-{rank}.pt", weights_only=False) for rank in (0, 1))
+    for n, p in student.named_parameters():
+        assert torch.equal(first[n], second[n])
+        torch.testing.assert_close(first[n], p, rtol=1e-3, atol=2e-4)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("team")
@@ -115,6 +130,8 @@ def test_a_model_of_one_s_own_is_recovered_together_and_written_once(tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "cut", "one", "two", "words.txt"]
     one, two, base = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two", "base"))
     assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
+    for (
+        name
+    ) in one:  # Adam's step is as long for a gradient that is nothing but rounding; those that count move a weight by 1e-2
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=2e-3)
     assert sum(float((one[name] - base[name]).abs().max()) > 1e-2 for name in one if one[name].shape == base[name].shape) > 5

@@ -13,6 +13,7 @@ from pathlib import Path
 from depthprune_core import figures
 from depthprune_study import index, places, run
 from depthprune_study.evidence import read_evidence
+from depthprune_study.executed import of_other_notebooks
 from depthprune_study.page import page as in_page
 from depthprune_study.settings import StudyError
 
@@ -50,7 +51,12 @@ def _publish(study: str, unfinished: bool) -> Path:
         (building / "figures" / "answer.png").write_bytes(figures.png(figures.controls(evidence.answer_ratios())))
     for notebook in shown:
         shutil.copy(run.executed(study, notebook), building / "notebooks" / f"{notebook}.ipynb")
-        page_of = page(building / "notebooks" / f"{notebook}.ipynb", study, with_code=notebook != REPORT, among=shown)
+    foreign = list(of_other_notebooks(building, building / "records"))
+    if foreign:
+        foreign = [f"Not all records are of the notebooks beside them: {len(foreign)} are not, such as this one: {foreign[0]}."]
+    for notebook in shown:
+        options = {"with_code": notebook != REPORT, "among": shown, "warnings": foreign if notebook == REPORT else ()}
+        page_of = page(building / "notebooks" / f"{notebook}.ipynb", study, **options)
         (building / _file_name(notebook)).write_text(page_of, encoding="utf-8")
     (building / "costs.json").write_text(json.dumps(run.read_costs(runs), indent=1) + "\n", encoding="utf-8")
     (building / "made-from.json").write_text(json.dumps(keys, indent=1) + "\n", encoding="utf-8")
@@ -92,8 +98,10 @@ def is_current(study: str) -> dict[str, bool]:
     return {step.notebook: made_from.get(step.notebook) == step.key for step in run.plan(study)}
 
 
-def page(notebook: Path, study: str, *, with_code: bool, among: Sequence[str] = tuple(run.READS)) -> str:
-    """One executed notebook as a page of its own: no script, nothing fetched, readable on a phone and on paper."""
+def page(
+    notebook: Path, study: str, *, with_code: bool, among: Sequence[str] = tuple(run.READS), warnings: Sequence[str] = ()
+) -> str:
+    """One executed notebook as a page of its own: no script, nothing fetched, readable on a phone and on paper. Warnings stand first."""
     import nbformat
     from nbconvert import HTMLExporter
 
@@ -110,7 +118,8 @@ def page(notebook: Path, study: str, *, with_code: bool, among: Sequence[str] = 
     body = re.sub(r"<script.*?</script>", "", body, flags=re.DOTALL)
     body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
     title = content.cells[0].source.split("\n")[0].lstrip("# ") if content.cells else notebook.stem
-    return in_page(f"depthprune {study}: {title}", navigation=_navigation(study, notebook.stem, among), main=body)
+    told = "".join(f"<p class='warning'>{escape(warning)}</p>" for warning in warnings)
+    return in_page(f"depthprune {study}: {title}", navigation=_navigation(study, notebook.stem, among), main=told + body)
 
 
 def _is_plumbing(cell: dict, with_code: bool) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import base64
 import math
 import re
@@ -11,12 +10,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from depthprune_core import records
 from depthprune_core.records import Score
-from depthprune_study import claims, pieces, provenance, report, story
+from depthprune_study import claims, pieces, report, story
 from depthprune_study.evidence import read_evidence
+from depthprune_study.executed import cells_of, of_other_notebooks
 from depthprune_study.settings import SCHEMAS
 from depthprune_study.why import SECTIONS
 
@@ -31,7 +29,7 @@ def differences(folder: Path) -> list[str]:
     be there; what there is of an unfinished report is looked at until then.
     """
     root = report.records_of(folder)
-    for check in (_damaged, _of_other_notebooks, _pieces, _figures, _pages, _missing, _verdicts):
+    for check in (_damaged, of_other_notebooks, _pieces, _figures, _pages, _missing, _verdicts):
         if found := list(check(folder, root)):
             return found
     return []
@@ -89,29 +87,11 @@ def _damaged(folder: Path, root: Path) -> Iterator[str]:
         except ValueError:
             yield f"{path.relative_to(folder)} is damaged: its content is not what its checksum says"
     for path in sorted((folder / "notebooks").glob("*.ipynb")):
-        if _cells(path) is None:
+        if cells_of(path) is None:
             yield f"notebooks/{path.name} is damaged"
     for path in sorted(folder.glob("*.html")):
         if not _text(path).endswith("</html>\n"):
             yield f"{path.name} is damaged"
-
-
-def _of_other_notebooks(folder: Path, root: Path) -> Iterator[str]:
-    """Records that another version of their notebook, or other parameters, have left."""
-    for notebook in SCHEMAS:
-        cells = _cells(folder / "notebooks" / f"{notebook}.ipynb")
-        if cells is None:
-            continue
-        now, parameters = provenance.hash_of_cells(cells), _injected(cells)
-        if parameters is None:
-            yield f"notebooks/{notebook}.ipynb was given parameters that are no plain values"
-            continue
-        for path in sorted((root / notebook).rglob("*.json")):
-            stamp = records.read_stamp(path)
-            if stamp.notebook_hash != now:
-                yield f"{path.relative_to(folder)} was made by another version of notebook {notebook} than the one beside it"
-            elif stamp.parameters != parameters:
-                yield f"{path.relative_to(folder)} was made with other parameters than notebook {notebook} shows"
 
 
 def _pieces(folder: Path, root: Path) -> Iterator[str]:
@@ -213,18 +193,8 @@ def _page_of(notebook: str) -> str:
     return "report.html" if notebook == report.REPORT else f"{notebook}.html"
 
 
-def _cells(path: Path) -> list[dict[str, Any]] | None:
-    """The cells of a notebook; None where it is missing or no valid one."""
-    try:
-        notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
-        nbformat.validate(notebook)
-    except Exception:  # nbformat says many things of what is no notebook
-        return None
-    return notebook.cells
-
-
 def _outputs(path: Path) -> list[dict[str, Any]]:
-    return [output for cell in _cells(path) or [] for output in cell.get("outputs", [])]
+    return [output for cell in cells_of(path) or [] for output in cell.get("outputs", [])]
 
 
 def _images(path: Path) -> list[str]:
@@ -243,17 +213,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return ""
-
-
-def _injected(cells: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The parameters that papermill wrote into an executed notebook; read, never executed. None where they are no plain values."""
-    values: dict[str, Any] = {}
-    for cell in cells:
-        if "injected-parameters" in cell["metadata"].get("tags", []):
-            try:
-                for node in ast.parse("".join(cell["source"])).body:
-                    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                        values[node.targets[0].id] = ast.literal_eval(node.value)
-            except (ValueError, SyntaxError):
-                return None
-    return values

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given
+from hypothesis import settings as given_settings
+from hypothesis import strategies as st
 from safetensors import SafetensorError
 from typer.testing import CliRunner, Result
 
-from depthprune_study import cli, places, report, run
+from depthprune_study import cli, places, report, run, settings
 from depthprune_study.settings import StudyError
 
 
@@ -97,6 +101,48 @@ def test_an_unknown_study_is_refused_in_one_sentence(words: list[str]) -> None:
     assert result.exit_code == 1
     assert result.stderr.startswith("study 'nosuch' is not known: name one of ci, full, full-t4, quick")
     assert len(result.stderr.strip().split("\n")) == 1
+
+
+ODD = ("", " ", "nosuch", "..", "/", "-1", "--drop", "1e99", "é 東京", "<script>", "C4", "recovery", "06_report", "14,17")
+COMMANDS = {
+    "run": ("--dry-run",),  # else a study would begin
+    "report": ("--unfinished",),
+    "restore": ("--from", "empty"),
+    "status": (),
+    "verify": ("--no-recompute",),
+    "why": (),
+    "sweep": ("--workers", "1"),
+    "cut-gguf": ("--drop", "1,3"),
+    "to-gguf": ("--type", "f32"),
+}
+
+
+@given_settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(sorted(COMMANDS)),
+    st.lists(
+        st.sampled_from(("empty", "unfinished", "text", "text/below", *ODD))
+        | st.text(st.characters(exclude_characters="\0"), max_size=8).filter(lambda word: word not in settings.studies()),
+        min_size=1,
+        max_size=4,
+    ),
+    st.booleans(),
+)
+def test_whatever_a_command_is_given_it_is_done_or_refused_in_a_sentence(
+    tmp_path: Path, command: str, words: list[str], with_options: bool
+) -> None:
+    """In a folder that holds nothing that a command could work on for long."""
+    (tmp_path / "unfinished" / "records" / "03_recovery").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "empty").mkdir(exist_ok=True)
+    (tmp_path / "text").write_text("neither a GGUF file nor a sweep", encoding="utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    options = COMMANDS[command] if with_options or command == "run" else ()
+    with contextlib.chdir(tmp_path):
+        result = depthprune(command, *words, *options)
+    assert result.exit_code in (0, 1, 2), result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+    assert "Traceback" not in result.output + result.stderr
+    assert result.exit_code == 0 or sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("study", ["../params/ci", "..", "", "/etc", "ci/"])

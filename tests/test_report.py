@@ -288,6 +288,18 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "ci"
 
 
+def test_records_of_another_version_of_a_notebook_are_told_on_the_reports_face(
+    study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n = len(list((places.runs(study) / "records").rglob("*.json")))  # made by hand: none is of the notebook beside it
+    first = r"records/01_sensitivity/\S+\.json was made by another version of notebook 01_sensitivity than the one beside it"
+    warning = rf"<p class='warning'>Not all records are of the notebooks beside them: {n} are not, such as this one: {first}"
+    assert re.search(warning, report.publish(study).read_text(encoding="utf-8"))
+    assert "class='warning'" not in (places.reports(study) / "03_recovery.html").read_text(encoding="utf-8")
+    monkeypatch.setattr(report, "of_other_notebooks", lambda folder, root: iter(()))
+    assert "Not all records" not in report.publish(study).read_text(encoding="utf-8")
+
+
 def test_a_report_holds_pages_notebooks_records_and_the_answer(study: str) -> None:
     page = report.publish(study)
     folder = places.reports(study)

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import psutil
 import pytest
 import yaml
 from pydantic import create_model
@@ -294,21 +296,43 @@ def test_a_damaged_file_of_the_cache_is_named_by_the_run(fresh: Path, tmp_path: 
     assert f"{os.path.relpath(tmp_path / 'text.json')} was not what it should be: it was made again" in said
 
 
-def test_a_study_whose_runner_is_killed_goes_on_where_it_was(fresh: Path) -> None:
-    waits = "import os, time\nfrom pathlib import Path\nPath(os.environ['DEPTHPRUNE_RUNS'], 'waits').touch()\ntime.sleep(60)"
-    a_notebook("06_report", 'study: str = "none"  # folder', [waits])
+@pytest.mark.parametrize(
+    ("victim", "notebook"), [("kernel", "01_one"), ("runner", "01_one"), ("runner", "06_report"), ("both", "06_report")]
+)
+def test_a_study_whose_kernel_or_runner_is_killed_goes_on_where_it_was(
+    fresh: Path, finished: Path, victim: str, notebook: str
+) -> None:
+    waits = (
+        "waits = Path(os.environ['DEPTHPRUNE_RUNS'], 'waits')\nif not waits.exists():\n    waits.touch()\n    time.sleep(60)"
+    )
+    number = "\nnumber: int = 1  # any" if notebook == "01_one" else ""
+    cells = FIRST if notebook == "01_one" else LAST
+    a_notebook(
+        notebook, f'study: str = "none"  # folder{number}', [*cells, f"import os, time\nfrom pathlib import Path\n{waits}"]
+    )
     runner = multiprocessing.get_context("fork").Process(target=ran_by, args=("small",))
     runner.start()
     until = time.monotonic() + 60
     while not (fresh.parent / "waits").exists():
         assert runner.is_alive() and time.monotonic() < until
         time.sleep(0.05)
-    runner.kill()
-    runner.join()
-    before = run.executed("small", "01_one").read_bytes()
-    a_notebook("06_report", 'study: str = "none"  # folder', LAST)
-    assert ran_by("small") == ["06_report"]
-    assert run.executed("small", "01_one").read_bytes() == before and state() == {"01_one": True, "06_report": True}
+    kernels = [
+        child for child in psutil.Process(runner.pid).children(recursive=True) if "ipykernel" in " ".join(child.cmdline())
+    ]
+    assert len(kernels) == 1
+    for process in {"kernel": kernels, "runner": [runner], "both": [runner, *kernels]}[victim]:
+        process.kill()
+    runner.join(60)
+    assert runner.exitcode == (1 if victim == "kernel" else -signal.SIGKILL)
+    kept = run.executed("small", "01_one").read_bytes() if notebook == "06_report" else b""
+    assert ran_by("small") == (["06_report"] if kept else ["01_one", "06_report"])
+    assert state() == {"01_one": True, "06_report": True}
+    assert not kept or run.executed("small", "01_one").read_bytes() == kept
+    ours, theirs = (
+        {path.relative_to(root): path.read_bytes() for path in (root / "records").rglob("*.json")}
+        for root in (fresh, finished / "small")
+    )
+    assert ours == theirs and ours
 
 
 # ---------------------------------------------------------------- what makes a notebook run again

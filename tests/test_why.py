@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 from depthprune_core import records
 from depthprune_study import claims, places, why
+from depthprune_study.evidence import read_evidence
 from depthprune_study.settings import StudyError
 
 CI = places.ROOT / "reports" / "ci"
@@ -92,6 +95,19 @@ def test_the_recovery_of_every_report_leads_to_its_arms(study: str) -> None:
     arms = arm_lines(why.explain(folder, "recovery"))
     scored = records.read_stamp(folder / "records" / "03_recovery" / "test" / "recovered.json").inputs.values()
     assert any(f"(weights {weights})" in said[0] for said in arms.values() for weights in scored)
+
+
+def test_every_figure_of_a_page_is_in_a_section_that_can_be_followed() -> None:
+    notebook = json.loads((CI / "notebooks" / "06_report.ipynb").read_text(encoding="utf-8"))
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    shown = ["".join(output.get("data", {}).get("text/html", "")) for output in outputs]
+    assert not any("image/png" in output.get("data", {}) for output in outputs)
+    evidence = read_evidence("ci", CI / "records")
+    drawn = ["".join(section(evidence)) for section in why.SECTIONS.values()]
+    texts, known = (
+        sorted(alt for page in pages for alt in re.findall(r"<img [^>]*alt='([^']*)'", page)) for pages in (shown, drawn)
+    )
+    assert texts == known and len(texts) > 8
 
 
 def test_a_recipe_leads_to_the_arms_of_its_trials() -> None:

@@ -62,7 +62,7 @@ def reliability(folder: Path) -> str:
         ]
         lines += [
             "",
-            f"Moments of the kills: seed {tried['seed']}; the other faults are the same every time. ({tried['machine']}.)",
+            f"Moments of the kills: seed {tried['seed']}; the other faults are the same every time. ({tried['machine']}, commit {tried['commit']}.)",
             "",
         ]
     return "\n".join([*lines, same_again(_read(folder / "determinism.json"))])

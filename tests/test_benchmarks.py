@@ -136,7 +136,7 @@ def test_what_was_tried_lost_and_wrong_is_a_table(tmp_path: Path):
         "killed": {"tried": 50, "lost_or_wrong": 1, "note": "2 studies ended"},
         "spoilt": {"tried": 2_000, "lost_or_wrong": 0, "note": ""},
     }
-    (tmp_path / "reliability.json").write_text(json.dumps({"seed": 7, "faults": rows, "machine": "a machine"}))
+    (tmp_path / "reliability.json").write_text(json.dumps({"seed": 7, "faults": rows, "machine": "a machine", "commit": "abc"}))
     same = {"teacher_nats": 0.0, "student_nats": 0.0}
     other = {"teacher_nats": 2e-7, "student_nats": 3e-6}
     settings = {"2 threads": same, "2 threads, again": {**same, "same_bits_as_before": True}, "1 thread": other}
@@ -145,7 +145,7 @@ def test_what_was_tried_lost_and_wrong_is_a_table(tmp_path: Path):
     (tmp_path / "determinism.json").write_text(json.dumps(found))
     told = bench_readme.reliability(tmp_path).split("\n")
     assert told[2:4] == ["| killed | 50 | 1 | 2 studies ended |", "| spoilt | 2,000 | 0 |  |"]
-    assert told[5] == "Moments of the kills: seed 7; the other faults are the same every time. (a machine.)"
+    assert told[5] == "Moments of the kills: seed 7; the other faults are the same every time. (a machine, commit abc.)"
     assert told[-1].startswith(
         "The same work twice on as many threads agrees bit for bit. 1 thread, next to 2 threads: at most 2e-07 nats"
     )

@@ -16,13 +16,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
 from depthprune_core import records
-from depthprune_study import places
+from depthprune_study import places, run
 
 RUN = [sys.executable, "-m", "depthprune_study.cli", "run", "ci"]
 HERE = Path(__file__).resolve().parent
@@ -128,16 +128,27 @@ def _kill(*processes: int) -> None:
 
 
 def harry(
-    folder: Path, expected: dict[str, str], *, kills: int, seed: int, said: Callable[[dict], None] = lambda state: None
+    folder: Path,
+    expected: dict[str, str],
+    *,
+    kills: int,
+    seed: int,
+    seconds: Sequence[tuple[float, float]] = ((3, 45),),
+    said: Callable[[dict], None] = lambda state: None,
 ) -> dict:
     """Kill and restart until so many kills are done, and the last study has ended; each that ends is compared and begun anew.
+
+    seconds: between which two a start is killed, in turn: where all are short, a study that makes little way in them ends but once.
+    `where`: how many kills fell on each notebook.
 
     Goes on from `results.json`; the moments are drawn by seed and number, so that a stopped series goes on as it would have. The folders
     of a study that lost something, or ended otherwise, are kept.
     """
     path = folder / "results.json"
     state = (
-        json.loads(path.read_text()) if path.exists() else {"seed": seed, "kills": {}, "studies": 0, "wrong": [], "lost": []}
+        json.loads(path.read_text())
+        if path.exists()
+        else {"seed": seed, "kills": {}, "where": {}, "studies": 0, "wrong": [], "lost": []}
     )
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -156,9 +167,11 @@ def harry(
                 shutil.rmtree(folder / part)
 
     while sum(state["kills"].values()) < kills:
-        draw = random.Random(f"{seed} {sum(state['kills'].values())} {state['studies']}")
-        if hit := killed(folder, draw.choice(VICTIMS), draw.uniform(3, 45)):
+        n = sum(state["kills"].values())
+        draw = random.Random(f"{seed} {n} {state['studies']}")
+        if hit := killed(folder, draw.choice(VICTIMS), draw.uniform(*seconds[n % len(seconds)])):
             state["kills"] = dict(Counter(state["kills"]) + Counter([hit]))
+            state["where"] = dict(Counter(state["where"]) + Counter([_first_undone(folder)]))
             records.write_atomically(path, json.dumps(state, indent=1))
         else:
             compare()
@@ -167,6 +180,11 @@ def harry(
     compare()
     said(state)
     return state
+
+
+def _first_undone(folder: Path) -> str:
+    done = {path.stem for path in (folder / "runs" / "ci" / "done").glob("*.json")}
+    return next((notebook for notebook in run.READS if notebook not in done), "none")
 
 
 def harry_recovery(folder: Path, *, kills: int, seed: int) -> dict:

@@ -10,7 +10,7 @@ import killing
 import pytest
 
 from depthprune_core import records
-from depthprune_study import places
+from depthprune_study import places, run
 
 
 def test_a_recovery_killed_at_random_moments_goes_on_and_ends_as_a_calm_one(tmp_path: Path) -> None:
@@ -59,5 +59,6 @@ def test_a_study_killed_at_random_moments_ends_in_the_records_of_an_undisturbed_
     expected = killing.undisturbed(tmp_path / "calm")
     state = killing.harry(tmp_path / "harried", expected, kills=6, seed=0)
     assert (state["lost"], state["wrong"]) == ([], [])
-    assert sum(state["kills"].values()) == 6
+    assert sum(state["kills"].values()) == sum(state["where"].values()) == 6
+    assert set(state["where"]) <= {*run.READS, "none"}
     assert len(expected) > 20

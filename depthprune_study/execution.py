@@ -80,7 +80,8 @@ def _with_a_hint(failure: str, folder: Path) -> str:
         return f"the disk is full ({failure}): free some space, then the same command goes on from here"
     if any(sign in failure for sign in ("MemoryError", "OutOfMemoryError", "allocate memory")):
         return f"memory ran out ({failure}): give the machine more, or take a smaller model, shorter windows or fewer of them at once"
-    return f"{failure} (often because memory ran out)" if "kernel died" in failure.lower() else failure
+    is_likely = any(sign in failure.lower() for sign in ("kernel died", "could not create a primitive"))  # the second: oneDNN
+    return f"{failure} (often because memory ran out)" if is_likely else failure
 
 
 def _unfinished(path: Path) -> str:

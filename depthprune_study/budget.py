@@ -23,6 +23,7 @@ PEAK_TFLOPS = {"T4": 65, "A100": 312, "H100": 989}  # dense, in the 16-bit type 
 # In float32, in which everything but a recovery's steps is computed; the same sheets.
 PEAK_TFLOPS_32 = {"T4": 8.1, "A100": 19.5, "H100": 67}
 MEASURE_ONLY = ("01_sensitivity", "02_prune_gpt2")  # which train nothing
+IN_STAGES = ("03b_controls", "04_transfer_tinyllama")  # which cut a recovered student once more
 GPU_GIB = {"T4": 14.5, "A100": 79, "H100": 79}  # what CUDA itself leaves of 15 and 80
 SHARE_OF_PEAK = 0.25  # what a plain training loop of this size is taken to reach: an assumption, not a measurement
 # A token, a layer and a hidden unit, attention computed in tiles (Korthikanti et al. 2022, arXiv:2205.05198).
@@ -47,7 +48,7 @@ class Cost:
     items: tuple[Item, ...]
     teraflops: float  # floating-point operations, in 10^12
     training_teraflops: float  # those of them that are a recovery's steps, in 16 bits
-    training_bytes: int
+    peak_bytes: int
 
     def hours(self, gpu: str, share: float = SHARE_OF_PEAK) -> float:
         """On a GPU of PEAK_TFLOPS, at this share of its peaks: in 16 bits for a recovery's steps, in float32 for the rest."""
@@ -69,7 +70,7 @@ def lines(study: str) -> Iterator[str]:
     """The costs as text, a line a kind of work."""
     found = costs(study)
     for cost in found:
-        memory = f": {cost.training_bytes / 2**30:.1f} GiB of GPU memory at most" if cost.training_bytes else ""
+        memory = f": {cost.peak_bytes / 2**30:.1f} GiB of GPU memory at most" if cost.peak_bytes else ""
         yield f"  {cost.notebook}{memory}"
         for item in cost.items:
             yield f"    {item.what:<44} {item.tokens:>14,} tokens x {item.forwards:4.1f} forward passes, {item.model}"
@@ -78,10 +79,10 @@ def lines(study: str) -> Iterator[str]:
         f"  hours, by arithmetic at {SHARE_OF_PEAK:.0%} of each GPU's peaks (16 bits in recovery, 32 elsewhere): "
         + ", ".join(f"{gpu} {sum(cost.hours(gpu) for cost in found):.1f}" for gpu in PEAK_TFLOPS)
     )
-    largest = max(found, key=lambda cost: cost.training_bytes)
+    largest = max(found, key=lambda cost: cost.peak_bytes)
     yield (
-        f"  GPU memory, by arithmetic: {largest.training_bytes / 2**30:.1f} GiB at most ({largest.notebook}: teacher, student, gradients and "
-        "moments, activations of what is computed at once)"
+        f"  GPU memory, by arithmetic: {largest.peak_bytes / 2**30:.1f} GiB at most ({largest.notebook}: teacher, student, gradients and "
+        "moments, activations of what is computed at once; or, between two stages, teacher, student and what is cut from it)"
     )
 
 
@@ -89,10 +90,10 @@ def _cost(notebook: str, steps: Mapping[str, dict[str, Any]]) -> Cost:
     own = steps[notebook]
     items = tuple(ITEMS[notebook](own, steps))
     in_training = [] if notebook in MEASURE_ONLY else [item for item in items if item.forwards >= TRAINED]
-    largest = _largest_recovery(own, steps["03_recovery"]) if in_training else 0
-    if notebook == "04_transfer_tinyllama":
-        largest = max(largest, _between_stages(_model(own["model"]), own["drop_count"]))
-    return Cost(notebook, items, _teraflops(items), _teraflops(in_training), largest)
+    peak = _largest_recovery(own, steps["03_recovery"]) if in_training else 0
+    if notebook in IN_STAGES:
+        peak = max(peak, _between_stages(_model(own["model"]), own.get("drop_count", steps["03_recovery"]["drop_count"])))
+    return Cost(notebook, items, _teraflops(items), _teraflops(in_training), peak)
 
 
 def _teraflops(items: Iterable[Item]) -> float:

@@ -59,7 +59,7 @@ def lines(found: Machine, study: str = REHEARSED) -> list[str]:
 def html(found: Machine, costs: Mapping[str, Mapping[str, float]]) -> str:
     """What was measured, what is scaled, what is arithmetic; each figure says which."""
     scaled = hours(found.share)
-    memory = {cost.notebook: cost.training_bytes / 2**30 for cost in budget.costs(REHEARSED)}
+    memory = {cost.notebook: cost.peak_bytes / 2**30 for cost in budget.costs(REHEARSED)}
     head = ["notebook", "rehearsal, measured", "its peak memory, measured", *(f"{gpu}, scaled" for gpu in scaled)]
     head.append("GPU memory at most in the full study, arithmetic")
     rows = []
@@ -103,7 +103,7 @@ def _fits(memory: Mapping[str, float]) -> str:
         too_large = [notebook for notebook, needed in memory.items() if needed > room]
         says = f"all but {', '.join(too_large)}" if too_large else "every notebook"
         lines.append(f"{gpu} ({room} GiB): {says} fits, by arithmetic.")
-    adapted = max(cost.training_bytes for cost in budget.costs(ON_A_T4)) / 2**30
+    adapted = max(cost.peak_bytes for cost in budget.costs(ON_A_T4)) / 2**30
     lines.append(f"TinyLlama by adapters, a window at a time (the study {ON_A_T4}): {adapted:.1f} GiB at most, by arithmetic.")
     return "<ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
 
@@ -116,7 +116,7 @@ def where(studies: Sequence[str] = ("ci", "quick", "smollm2", "rehearsal", REHEA
     head = ["study", "CPU, two cores", *budget.PEAK_TFLOPS, "GPU memory at most"]
     rows = [head, ["---"] * len(head)]
     for study in studies:
-        needed = max(cost.training_bytes for cost in budget.costs(study)) / 2**30
+        needed = max(cost.peak_bytes for cost in budget.costs(study)) / 2**30
         cells = []
         for gpu, by_notebook in hours(found.share, study).items():
             fits = needed <= budget.GPU_GIB[gpu]

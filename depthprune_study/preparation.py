@@ -77,7 +77,7 @@ def short_memory(steps: Sequence[Step]) -> list[str]:
         return []
     has = torch.cuda.get_device_properties(0).total_memory
     try:
-        needs = {cost.notebook: cost.training_bytes for cost in budget.costs_of({s.notebook: s.parameters for s in steps})}
+        needs = {cost.notebook: cost.peak_bytes for cost in budget.costs_of({s.notebook: s.parameters for s in steps})}
     except (StudyError, KeyError):  # a size that only a look at the model would tell; a cell of a sweep, or its table
         return []
     return [

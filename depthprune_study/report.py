@@ -13,7 +13,7 @@ from pathlib import Path
 from depthprune_core import figures
 from depthprune_study import index, places, run
 from depthprune_study.evidence import read_evidence
-from depthprune_study.executed import of_other_notebooks
+from depthprune_study.executed_notebooks import of_other_notebooks
 from depthprune_study.page import page as in_page
 from depthprune_study.settings import StudyError
 
@@ -51,12 +51,15 @@ def _publish(study: str, unfinished: bool) -> Path:
         (building / "figures" / "answer.png").write_bytes(figures.png(figures.controls(evidence.answer_ratios())))
     for notebook in shown:
         shutil.copy(run.executed(study, notebook), building / "notebooks" / f"{notebook}.ipynb")
-    foreign = list(of_other_notebooks(building, building / "records"))
-    if foreign:
-        foreign = [f"Not all records are of the notebooks beside them: {len(foreign)} are not, such as this one: {foreign[0]}."]
+    warnings = _mismatches(building)
     for notebook in shown:
-        options = {"with_code": notebook != REPORT, "among": shown, "warnings": foreign if notebook == REPORT else ()}
-        page_of = page(building / "notebooks" / f"{notebook}.ipynb", study, **options)
+        page_of = page(
+            building / "notebooks" / f"{notebook}.ipynb",
+            study,
+            with_code=notebook != REPORT,
+            among=shown,
+            warnings=warnings if notebook == REPORT else (),
+        )
         (building / _file_name(notebook)).write_text(page_of, encoding="utf-8")
     (building / "costs.json").write_text(json.dumps(run.read_costs(runs), indent=1) + "\n", encoding="utf-8")
     (building / "made-from.json").write_text(json.dumps(keys, indent=1) + "\n", encoding="utf-8")
@@ -83,6 +86,16 @@ def _publish(study: str, unfinished: bool) -> Path:
     shutil.rmtree(old, ignore_errors=True)
     index.write(target.parent)
     return target if unfinished else target / "report.html"
+
+
+def _mismatches(folder: Path) -> list[str]:
+    """One sentence where records are not of the notebooks beside them, however many; else none."""
+    found = list(of_other_notebooks(folder, folder / "records"))
+    return (
+        [f"Not all records are of the notebooks beside them: {len(found)} are not, such as this one: {found[0]}."]
+        if found
+        else []
+    )
 
 
 def records_of(folder: Path) -> Path:

@@ -14,7 +14,7 @@ from depthprune_core import records
 from depthprune_core.records import Score
 from depthprune_study import claims, pieces, report, story
 from depthprune_study.evidence import read_evidence
-from depthprune_study.executed import cells_of, of_other_notebooks
+from depthprune_study.executed_notebooks import cells_of, of_other_notebooks
 from depthprune_study.settings import SCHEMAS
 from depthprune_study.why import SECTIONS
 

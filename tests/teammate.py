@@ -1,5 +1,7 @@
-"""One of several processes that recover a tiny student together: RANK and WORLD_SIZE say which; arguments: the folder for its results and,
-where not all are wanted, one recipe."""
+"""One of several processes that recover a tiny student together: RANK and WORLD_SIZE say which.
+
+Arguments: the folder for its results, and the recipes, where not everything is wanted.
+"""
 
 from __future__ import annotations
 
@@ -80,13 +82,11 @@ def main(folder: Path, *names: str) -> None:
         student, curve = recovered(name, accelerator, noise=0.01 * rank if name == "all" else 0.0)
         torch.save(dict(student.named_parameters()), folder / f"{name}-{rank}.pt")
         (folder / f"{name}-{rank}.json").write_text(json.dumps([curve.losses, curve.tokens, curve.recipe, curve.token_hash]))
-    if names:
-        accelerator.end_training()
-        return
-    student, curve = resumed(folder, accelerator)
-    torch.save(dict(student.named_parameters()), folder / f"resumed-{rank}.pt")
-    (folder / f"resumed-{rank}.json").write_text(json.dumps(curve.losses))
-    (folder / f"refused-{rank}.txt").write_text(refused(folder, accelerator))
+    if not names:
+        student, curve = resumed(folder, accelerator)
+        torch.save(dict(student.named_parameters()), folder / f"resumed-{rank}.pt")
+        (folder / f"resumed-{rank}.json").write_text(json.dumps(curve.losses))
+        (folder / f"refused-{rank}.txt").write_text(refused(folder, accelerator))
     accelerator.end_training()
 
 

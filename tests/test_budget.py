@@ -49,12 +49,12 @@ def test_a_recovery_s_work_by_hand() -> None:
     trained, rest = (2 * read * done / 1e12 for done in (4 * seeds.tokens, scored.tokens))
     assert cost.training_teraflops == pytest.approx(trained)
     assert cost.hours("T4") == pytest.approx((trained / 65 + rest / 8.1) / 0.25 / 3_600)  # what is scored is scored in float32
-    assert 4 * 124_439_808 + 16 * 110_264_064 < cost.training_bytes < 4 * 124_439_808 + 16 * 110_264_064 + 8e9
+    assert 4 * 124_439_808 + 16 * 110_264_064 < cost.peak_bytes < 4 * 124_439_808 + 16 * 110_264_064 + 8e9
 
 
 def test_a_notebook_that_trains_nothing_needs_no_memory_of_a_recovery_and_computes_in_float32() -> None:
     profile = next(cost for cost in budget.costs("full") if cost.notebook == "01_sensitivity")
-    assert (profile.training_teraflops, profile.training_bytes) == (0, 0)
+    assert (profile.training_teraflops, profile.peak_bytes) == (0, 0)
     assert profile.hours("A100", 1.0) == pytest.approx(profile.teraflops / 19.5 / 3_600)
 
 
@@ -73,8 +73,8 @@ def test_layers_that_are_computed_anew_cost_a_forward_pass_more() -> None:
 def test_tinyllama_with_all_weights_trained_needs_more_than_a_t4_has() -> None:
     cost = next(cost for cost in budget.costs("full") if cost.notebook == "04_transfer_tinyllama")
     whole, cut = 1_100_048_384, 1_011_959_808
-    assert 4 * whole + 16 * cut < cost.training_bytes < 4 * whole + 16 * cut + 20e9
-    assert cost.training_bytes > 15 * 2**30
+    assert 4 * whole + 16 * cut < cost.peak_bytes < 4 * whole + 16 * cut + 20e9
+    assert cost.peak_bytes > 15 * 2**30
 
 
 def of_notebook_04(first_cut: int = 0, **changes: object) -> float:
@@ -92,7 +92,7 @@ def test_tinyllama_fits_a_t4_by_adapters_or_behind_the_first_cut() -> None:
 
 
 def test_every_notebook_of_the_study_for_a_t4_fits_one() -> None:
-    needed = {cost.notebook: cost.training_bytes / 2**30 for cost in budget.costs("full-t4")}
+    needed = {cost.notebook: cost.peak_bytes / 2**30 for cost in budget.costs("full-t4")}
     assert all(gib < budget.GPU_GIB["T4"] for gib in needed.values())
     assert needed["04_transfer_tinyllama"] > of_notebook_04(windows_at_once=1, **ADAPTED)  # its stages take more than training
 

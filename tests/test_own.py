@@ -490,14 +490,14 @@ def test_mergekit_is_told_where_the_base_is_or_what_to_change(changes: dict[str,
     assert comment in written and written.startswith("#") == bool(comment)
 
 
+def save_this_instead(other: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = type(other).save_pretrained
+    monkeypatch.setattr(type(other), "save_pretrained", lambda self, folder, **options: honest(other, folder, **options))
+
+
 def test_a_folder_that_does_not_open_as_what_it_is_is_not_left_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
-    honest = type(model).save_pretrained
-
-    def spoilt(self: Any, folder: Path, **options: Any) -> None:
-        honest(tiny("llama", seed=1), folder, **options)
-
-    monkeypatch.setattr(type(model), "save_pretrained", spoilt)
+    save_this_instead(tiny("llama", seed=1), monkeypatch)
     with pytest.raises(StudyError, match="does not open as what it is"):
         export.folder(tmp_path / "out", model, tiny_tokenizer(), card(), dtype=torch.float32)
     assert list(tmp_path.iterdir()) == []
@@ -557,13 +557,8 @@ def test_the_command_writes_a_folder(words: Path, tmp_path: Path) -> None:
 
 def test_the_command_fails_where_what_it_wrote_is_wrong(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = saved(tmp_path / "base", tiny("llama"))
-    kind = type(tiny("llama"))
-    honest = kind.save_pretrained
-
-    def spoilt(self: Any, folder: Path, **options: Any) -> None:
-        honest(pruning.drop_layers(tiny("llama", seed=1), plan_of(tiny("llama"), 1, 3)), folder, **options)
-
-    monkeypatch.setattr(kind, "save_pretrained", spoilt)
+    other = tiny("llama", seed=1)
+    save_this_instead(pruning.drop_layers(other, plan_of(other, 1, 3)), monkeypatch)
     code, said = prune(base, "--text", words, "--out", tmp_path / "out", "--layers", "1,3")
     assert code == 1
     assert "does not open as what it is" in said and "Traceback" not in said

@@ -18,6 +18,7 @@ from tiny import plan_of, tiny, tiny_tokenizer
 from depthprune_core.pruning import drop_layers
 
 HERE = Path(__file__).resolve().parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]), "OMP_NUM_THREADS": "1"}
 
 
 def together(command: list[str], n: int, **environment: str) -> list[subprocess.CompletedProcess]:
@@ -25,8 +26,7 @@ def together(command: list[str], n: int, **environment: str) -> list[subprocess.
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    common = {**os.environ, "WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    common |= {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]), **environment}
+    common = {**ENVIRONMENT, "WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **environment}
     started = [
         subprocess.Popen(
             command,
@@ -48,19 +48,21 @@ def together(command: list[str], n: int, **environment: str) -> list[subprocess.
     return done
 
 
+def assert_both_have(student: torch.nn.Module, folder: Path, name: str) -> None:
+    """Both processes ended with the same weights, and these are the student's."""
+    first, second = (torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in (0, 1))
+    for n, p in student.named_parameters():
+        assert torch.equal(first[n], second[n])
+        torch.testing.assert_close(first[n], p, rtol=1e-3, atol=2e-4)
+
+
 @pytest.mark.slow
 def test_the_launcher_that_accelerate_calls_starts_such_a_team(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     launch += [str(HERE / "teammate.py"), str(tmp_path), "all"]
-    path = os.pathsep.join([str(HERE), str(HERE.parent)])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "none")}
-    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(launch, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2_000:]
-    student, _ = recovered("all", None)
-    first, second = (torch.load(tmp_path / f"all-{rank}.pt", weights_only=False) for rank in (0, 1))
-    for n, p in student.named_parameters():
-        assert torch.equal(first[n], second[n])
-        torch.testing.assert_close(first[n], p, rtol=1e-3, atol=2e-4)
+    assert_both_have(recovered("all", None)[0], tmp_path, "all")
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +75,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", RECIPES)
 def test_two_processes_recover_the_student_of_one(name: str, folder: Path) -> None:
     student, curve = recovered(name, None)
-    first, second = (torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in (0, 1))
     start = dict(recovered_start().named_parameters())
     assert any(not torch.allclose(p, start[n], atol=1e-3) for n, p in student.named_parameters())
-    for n, p in student.named_parameters():
-        assert torch.equal(first[n], second[n])
-        torch.testing.assert_close(first[n], p, rtol=1e-3, atol=2e-4)
+    assert_both_have(student, folder, name)
     for rank in (0, 1):
         losses, tokens, recipe, token_hash = json.loads((folder / f"{name}-{rank}.json").read_text())
         assert (tuple(tokens), recipe, token_hash) == (curve.tokens, curve.recipe, curve.token_hash)
@@ -130,8 +129,7 @@ def test_a_model_of_one_s_own_is_recovered_together_and_written_once(tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "cut", "one", "two", "words.txt"]
     one, two, base = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two", "base"))
     assert one.keys() == two.keys()
-    for (
-        name
-    ) in one:  # Adam's step is as long for a gradient that is nothing but rounding; those that count move a weight by 1e-2
+    # Adam's step is as long for a gradient that is nothing but rounding; those that count move a weight by 1e-2.
+    for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=2e-3)
     assert sum(float((one[name] - base[name]).abs().max()) > 1e-2 for name in one if one[name].shape == base[name].shape) > 5

@@ -59,7 +59,7 @@ def killed(folder: Path, kills: int, seed: int) -> dict[str, Any]:
 
     expected = killing.undisturbed(folder / "calm")
     state = killing.harry(folder / f"seed-{seed}", expected, kills=kills, seed=seed, seconds=SECONDS, said=said)
-    notebooks = len([name for name in state["where"] if name in run.READS])
+    notebooks = len(state["where"].keys() & run.READS.keys())
     return {
         "tried": sum(state["kills"].values()),
         "lost_or_wrong": len(state["lost"]) + len(state["wrong"]),

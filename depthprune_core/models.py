@@ -7,18 +7,17 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from depthprune_core import folders
-from depthprune_core.assets import WheelFile, fetch, sha256_of
+from depthprune_core.assets import WheelFile, fetch, sha256_of, snapshot
 from depthprune_core.decoders import decoder, structure, text_config
 
 BUNDLED = Path(__file__).resolve().parent.parent / "models"
@@ -181,15 +180,6 @@ def _from_hub(name: str, source: Source) -> Iterator[None]:
         ) from None
 
 
-def snapshot(where: str, revision: str | None = None, *, also: Sequence[str] = ()) -> Path:
-    """The folder of a hub model in the cache of the hub's client, fetched where it is not there yet. Raises OSError where that fails."""
-    wanted = {"revision": revision, "allow_patterns": [*folders.HUB_FILES, *also], "ignore_patterns": ["*/*"]}
-    try:
-        return Path(snapshot_download(where, **wanted))
-    except Exception:  # of the client or of what it sends with, by release; what is there already may still be whole
-        return Path(snapshot_download(where, **wanted, local_files_only=True))
-
-
 def check_snapshot(name: str, folder: Path) -> None:
     """Raises ValueError where the folder of a hub model is not whole, or not what was fetched."""
     try:
@@ -202,7 +192,7 @@ def check_snapshot(name: str, folder: Path) -> None:
 
 
 def _fetched(name: str, source: Source) -> None:
-    folder = snapshot(source.where, source.revision)
+    folder = snapshot(source.where, source.revision, files=folders.HUB_FILES)
     if not list(folder.glob(folders.WEIGHTS)):
         raise FileNotFoundError(f"{folder} holds no weights yet")
     check_snapshot(name, folder)

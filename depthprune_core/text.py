@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import hashlib
 import json
-import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,8 @@ from typing import Any
 
 import torch
 
-from depthprune_core.assets import WheelFile, fetch
+from depthprune_core.assets import WheelFile, check_hashes, fetch, snapshot
+from depthprune_core.records import write_atomically
 
 SPLITS_FILE = Path(__file__).with_name("splits.json")
 MIN_DOCUMENT_CHARS = 2_000
@@ -129,27 +129,47 @@ def _from_file(path: Path) -> Document:
 def wikitext(folder: Path | None = None) -> dict[str, list[Document]]:
     """WikiText-2 raw, as articles: {"train": [...], "validation": [...], "test": [...]}.
 
-    From the data hub at a pinned revision, or from a local folder of the same layout (parquet files named by split).
-    An article begins at a line ` = Title = `; sections (` = = Name = = `) do not begin one.
+    From the data hub at a pinned revision, its files held to the hashes by which the hub names them; or from a local folder of the same
+    layout (parquet files named by split). An article begins at a line ` = Title = `; sections (` = = Name = = `) do not begin one.
+
+    Raises RuntimeError where the hub gives nothing, ValueError for files that are missing or damaged.
     """
+    folder = _wikitext_of_the_hub() if folder is None else Path(folder)
+    files = {split: sorted(folder.glob(f"{split}-*.parquet")) for split in ("train", "validation", "test")}
+    if missing := [split for split, found in files.items() if not found]:
+        raise ValueError(f"folder {folder} has no {missing[0]}-*.parquet: it does not have WikiText-2's layout")
+    return {split: _articles(split, [line for file in found for line in _lines(file)]) for split, found in files.items()}
+
+
+def _wikitext_of_the_hub() -> Path:
+    where, revision = _WIKITEXT["path"], _WIKITEXT["revision"]
+    try:
+        folder = snapshot(where, revision, files=[f"{_WIKITEXT['name']}/*.parquet"], repo_type="dataset") / _WIKITEXT["name"]
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is not there yet")
+    except OSError:  # ConnectionError too
+        raise RuntimeError(
+            f"could not fetch wikitext-2 ({where} at {revision[:8]}) from the data hub: check the network (and HF_HUB_OFFLINE), or name "
+            "a local folder with its parquet files"
+        ) from None
+    try:
+        check_hashes(folder, files=["*.parquet"])
+    except ValueError as error:
+        raise ValueError(
+            f"wikitext-2: {error}: with the network at hand, remove {folder.parents[2]} and run again, it is then fetched anew"
+        ) from None
+    return folder
+
+
+def _lines(file: Path) -> list[str]:
+    """The column `text` of a parquet file: of the file itself, since nothing looks again at the copies that datasets keeps."""
     import datasets
 
-    if folder is None:
-        try:
-            rows = datasets.load_dataset(**_WIKITEXT)
-        except OSError:  # ConnectionError too
-            raise RuntimeError(
-                f"could not fetch wikitext-2 ({_WIKITEXT['path']} at {_WIKITEXT['revision'][:8]}) from the data hub: check the network "
-                "(and HF_HUB_OFFLINE), or name a local folder with its parquet files"
-            ) from None
-    else:
-        files = {
-            split: sorted(str(f) for f in Path(folder).glob(f"{split}-*.parquet")) for split in ("train", "validation", "test")
-        }
-        if missing := [split for split, found in files.items() if not found]:
-            raise ValueError(f"folder {folder} has no {missing[0]}-*.parquet: it does not have WikiText-2's layout")
-        rows = datasets.load_dataset("parquet", data_files=files)
-    return {split: _articles(split, rows[split]["text"]) for split in ("train", "validation", "test")}
+    try:
+        return [row["text"] for row in datasets.load_dataset("parquet", data_files=str(file), split="train", streaming=True)]
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{file} cannot be read as parquet with a column text ({type(error).__name__}: {reason})") from None
 
 
 def _articles(split: str, lines: Sequence[str]) -> list[Document]:
@@ -174,9 +194,7 @@ def _wikipedia(cache: Path, assets: Path | None) -> list[Document]:
                 f"the cleaned wikipedia-excerpt has sha256 {actual}, expected {_WIKIPEDIA_CLEANED_SHA256}: "
                 "install the mwparserfromhell version that constraints.txt names"
             )
-        temporary = cleaned.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, cleaned)
+        write_atomically(cleaned, text)
     documents = [Document(title, text) for title, text in json.loads(cleaned.read_text(encoding="utf-8"))]
     return [document for document in documents if len(document.text) >= MIN_DOCUMENT_CHARS]
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedModel
 
 from depthprune_core import decoders, distillation, evaluation, folders, intervals, models, optimisers, pruning, refitting, text
-from depthprune_core.assets import sha256_of
+from depthprune_core.assets import sha256_of, snapshot
 from depthprune_core.intervals import Interval
 from depthprune_core.records import Plan, Score, write_atomically
 from depthprune_study import export, passages, places, rules, run
@@ -358,7 +358,7 @@ def _at_hand(model: str) -> str:
     if Path(model).is_dir() or model.count("/") != 1:
         return model if Path(model).is_dir() else ""
     try:
-        return str(models.snapshot(model, also=["README.md"]))  # which tells the licence
+        return str(snapshot(model, None, files=[*folders.HUB_FILES, "README.md"]))  # which tells the licence
     except (OSError, ValueError) as error:
         raise StudyError(
             f"model {model!r} is no local folder, and could not be fetched from the model hub ({type(error).__name__}): check the name "

@@ -250,8 +250,8 @@ def _is_done(study: str, notebook: str, key: str) -> bool:
 
 
 def _files(study: str, notebook: str) -> dict[str, str]:
-    """Hashes of what a notebook leaves, the executed notebook and its records, and of the records that it has read."""
-    paths = [executed(study, notebook)]
+    """Hashes of what a notebook leaves (the executed notebook, its figures, its records) and of the records that it has read."""
+    paths = [executed(study, notebook), *_figures(study, notebook)]
     for name in (notebook, *READS.get(notebook, ())):
         paths += (places.runs(study) / "records" / name).rglob("*.json")
     return {
@@ -259,11 +259,15 @@ def _files(study: str, notebook: str) -> dict[str, str]:
     }
 
 
+def _figures(study: str, notebook: str) -> list[Path]:
+    return list((places.runs(study) / "figures").glob(f"{notebook}-*.png"))
+
+
 def _execute(study: str, step: Step, terminal: TextIO) -> float:
     """Run the notebook, note what it left and cost; returns the seconds that it took."""
     folder, began = places.runs(study), time.monotonic()
     goes_on = any((folder / "records" / step.notebook).rglob("*.json"))
-    for figure in (folder / "figures").glob(f"{step.notebook}-*.png"):
+    for figure in _figures(study, step.notebook):
         figure.unlink()  # the notebook draws them again
     try:
         execution.execute(

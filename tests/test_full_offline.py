@@ -170,7 +170,7 @@ def test_a_cache_without_its_own_list_of_files_is_enough_offline(
             raise error("Cannot find an appropriate cached snapshot folder")
         return str(cached)
 
-    monkeypatch.setattr(models, "snapshot_download", forgetful)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", forgetful)
     models.fetch_only("gpt2", cache=tmp_path)
     assert asked == [False, True]
 
@@ -192,7 +192,9 @@ def test_weights_and_tokenizer_are_fetched_at_the_pinned_revision_and_nothing_el
     tmp_path: Path, cached: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(models, "snapshot_download", lambda where, **options: asked.update(options, where=where) or str(cached))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda where, **options: asked.update(options, where=where) or str(cached)
+    )
     models.fetch_only("gpt2", cache=tmp_path)
     assert (asked["where"], asked["revision"]) == ("openai-community/gpt2", models.SOURCES["gpt2"].revision)
     files = ["model.safetensors", "model.safetensors.index.json", "config.json", "merges.txt", "tokenizer.model"]

@@ -345,6 +345,18 @@ def test_a_folder_without_one_of_the_splits_is_refused(wikitext_folder: Path) ->
         text.wikitext(wikitext_folder)
 
 
+def test_a_file_that_is_no_parquet_is_refused_by_name(wikitext_folder: Path) -> None:
+    (path,) = wikitext_folder.glob("test-*")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=rf"{path} cannot be read as parquet with a column text "):
+        text.wikitext(wikitext_folder)
+
+
+def test_a_local_copy_of_wikitext_is_read_itself_and_not_from_a_cache(wikitext_folder: Path) -> None:
+    text.wikitext(wikitext_folder)
+    assert not list(wikitext_folder.parent.glob("datasets-cache/**/*.arrow"))
+
+
 def test_wikitext_keeps_its_own_splits(wikitext_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = {part: [Document(f"{part}/{i}", "x" * 2_000) for i in range(10)] for part in ("train", "validation", "test")}
     long["train"].append(Document("train/short", "x" * 1_999))

@@ -119,6 +119,25 @@ def the_splits(folder: Path, patch: pytest.MonkeyPatch) -> Place:
     return Place(splits, json.dumps(theirs).encode(), lambda: text.split(documents, splits))
 
 
+def wikitext_of_the_hub(folder: Path, patch: pytest.MonkeyPatch) -> Place:
+    """A parquet file in the cache of the hub's client, which names it by its hash."""
+    import huggingface_hub
+    import pyarrow.parquet
+
+    patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    kept = folder / "datasets--Salesforce--wikitext"
+    named = kept / "snapshots" / text._WIKITEXT["revision"] / "wikitext-2-raw-v1"
+    for part in (kept / "blobs", named):
+        part.mkdir(parents=True)
+    for split in ("train", "validation", "test"):
+        lines = [line for i in range(9) for line in (f" = {split} {i} = \n", f" The {i} words of an article . \n")]
+        pyarrow.parquet.write_table(pyarrow.table({"text": lines}), folder / "file")
+        blob = (folder / "file").rename(kept / "blobs" / assets.sha256_of(folder / "file"))
+        (named / f"{split}-00000-of-00001.parquet").symlink_to(blob)
+    path, other = named / "train-00000-of-00001.parquet", named / "test-00000-of-00001.parquet"
+    return Place(path, other.read_bytes(), partial(text.split_named, "wikitext-2", cache=folder))
+
+
 def a_cached_model(folder: Path, patch: pytest.MonkeyPatch, name: str) -> Place:
     wheel = WheelFile("fake==1.0", "fake/model.gguf", "0" * 64)
     for seed, cached in enumerate(("model", "other")):
@@ -173,10 +192,12 @@ def what_says_that_it_is_done(folder: Path, patch: pytest.MonkeyPatch, which: st
     for study, said in (("ci", "41"), ("other", "42")):
         executed, mark = run.executed(study, "01_sensitivity"), run._mark(study, "01_sensitivity")
         write_atomically(executed, json.dumps({"cells": [{"outputs": [said]}]}, indent=1))
-        write_atomically(places.runs(study) / "records" / "01_sensitivity" / "profile.json", said)
-        write_atomically(mark, json.dumps({"key": "1" * 16, "files": run._files(study, "01_sensitivity")}, indent=1))
         record = places.runs(study) / "records" / "01_sensitivity" / "profile.json"
-        paths[study] = {"an executed notebook": executed, "its mark": mark, "its record": record}
+        figure = places.runs(study) / "figures" / "01_sensitivity-profile.png"
+        for path in (record, figure):
+            write_atomically(path, said)
+        write_atomically(mark, json.dumps({"key": "1" * 16, "files": run._files(study, "01_sensitivity")}, indent=1))
+        paths[study] = {"an executed notebook": executed, "its mark": mark, "its record": record, "its figure": figure}
     path = paths["ci"][which]
 
     def read() -> bytes:
@@ -191,10 +212,14 @@ PLACES: dict[str, Callable[[Path, pytest.MonkeyPatch], Place]] = {
     "a fetched file": partial(a_fetched_file, where="cache"),
     "a file that was fetched before": partial(a_fetched_file, where="assets"),
     "a cleaned text": a_cleaned_text,
+    "a file of wikitext-2": wikitext_of_the_hub,
     "the splits": the_splits,
     **{f"a cached model's {name}": partial(a_cached_model, name=name) for name in (*WEIGHTS_AND_WORDS, "made-from.sha256")},
     **{f"the bundled model's {name}": partial(the_bundled_model, name=name) for name in WEIGHTS_AND_WORDS},
-    **{what: partial(what_says_that_it_is_done, which=what) for what in ("an executed notebook", "its mark", "its record")},
+    **{
+        what: partial(what_says_that_it_is_done, which=what)
+        for what in ("an executed notebook", "its mark", "its record", "its figure")
+    },
     "a parameter file": partial(a_source, name="params/ci/03_recovery.yaml", theirs="params/quick/03_recovery.yaml"),
     "a notebook": partial(a_source, name="notebooks/03_recovery.ipynb", theirs="notebooks/05_seed_stability.ipynb"),
     "the claims": partial(a_source, name="params/claims.yaml", theirs="params/ci/01_sensitivity.yaml"),

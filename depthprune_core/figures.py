@@ -295,16 +295,21 @@ def profiles_before_after(before: Profile, after: Profile, *, kept: Sequence[int
 def seeds(
     points: Mapping[str, Sequence[float]], intervals: Intervals, *, noise: Interval | None = None, ylabel: str = _RATIO
 ) -> Figure:
-    """Every seed's ratio a point, beside the mean with its t-interval; `noise` is the test set's own bootstrap around one seed."""
+    """Every seed's ratio a point, beside the mean with its t-interval; `noise` is the test set's own bootstrap around one seed.
+
+    What is infinite is said in words.
+    """
     figure, ax = _axes(3.6, "Spread over seeds")
     for at, (name, values) in enumerate(points.items()):
         spread = 0.09 * (np.arange(len(values)) - (len(values) - 1) / 2)  # by index: the same picture each time
         ax.plot(at + spread - 0.15, values, linestyle="none", markersize=6, **_style(name))
         if name in intervals:
-            _dot(ax, at + 0.2, intervals[name], color="black", marker="_", label="mean")
+            n_infinite = sum(map(math.isinf, values))
+            label = f"{n_infinite} of {len(values)} seeds" if n_infinite else "mean"
+            _dot(ax, at + 0.2, intervals[name], color="black", marker="_", label=label)
     mean = _handle("mean over seeds, 95 % t-interval", color="black", marker="_")
     handles = [_handle("one seed", marker="o", line=False), mean, ax.axhline(1, **_TEACHER)]
-    if noise is not None:
+    if noise is not None and math.isfinite(noise.point):
         handles.append(ax.axhspan(noise.low, noise.high, **_BAND, label="bootstrap over documents"))
     ax.set_xticks(range(len(points)), [_words(name) for name in points])
     ax.set_xlim(-0.6, len(points) - 0.4)

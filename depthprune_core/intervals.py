@@ -127,7 +127,10 @@ def over_seeds(values: Sequence[float]) -> Interval:
     """Mean over seeds with a 95 % t-interval. Raises ValueError for fewer than two seeds."""
     if len(values) < 2:
         raise ValueError(f"an interval over seeds needs at least 2 seeds, got {len(values)}")
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
+    mean = float(np.mean(values))
+    if not math.isfinite(mean):  # one that overflows is enough
+        return Interval(mean, mean, mean, len(values), float(len(values)))
+    error = float(np.std(values, ddof=1) / math.sqrt(len(values)))
     half = float(stats.t.ppf(0.975, len(values) - 1)) * error
     return Interval(mean, mean - half, mean + half, len(values), float(len(values)))
 

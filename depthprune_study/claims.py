@@ -243,12 +243,16 @@ def _clean_then_mixed(two: Interval, three: Interval, *, clean: float, promised:
 
 
 def _seeds(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
-    facts = evidence.record("05_seed_stability", "seeds").values
-    spread = facts["spread"] / (math.fsum(facts["ratios"]) / len(facts["ratios"]))
-    verdict = (
-        REPRODUCED if spread <= rule["reproduced"] else NOT_REPRODUCED if spread > rule["not_reproduced"] else INCONCLUSIVE
-    )
-    figure = f"spread {spread:.2%} over {len(facts['ratios'])} seeds"
+    ratios = [ratio.point for ratio in evidence.seed_ratios()]
+    finite = [ratio for ratio in ratios if math.isfinite(ratio)]
+    if finite == ratios:
+        spread = (max(ratios) - min(ratios)) / (math.fsum(ratios) / len(ratios))
+        figure = f"spread {spread:.2%} over {len(ratios)} seeds"
+        close, far = spread <= rule["reproduced"], spread > rule["not_reproduced"]
+    else:
+        figure = f"the ratios of {len(ratios) - len(finite)} of {len(ratios)} seeds overflow"
+        close, far = False, bool(finite)
+    verdict = REPRODUCED if close else NOT_REPRODUCED if far else INCONCLUSIVE
     if diverged := [name for name, score in evidence.test("05_seed_stability").items() if score.diverged]:
         verdict, figure = INCONCLUSIVE, f"{figure} (diverged: {', '.join(diverged)})"
     return [Measured(evidence.parameter("05_seed_stability", "model"), figure, verdict)]

@@ -67,6 +67,11 @@ class Evidence:
         scores = self.test(notebook)
         return intervals.ppl_ratio(scores[arm], scores["teacher"])
 
+    def seed_ratios(self) -> list[Interval]:
+        """PPL ratio of the same recovery with each seed of notebook 05."""
+        seeds = self.record("05_seed_stability", "seeds").values["seeds"]
+        return [self.ratio("05_seed_stability", f"seed {seed}") for seed in seeds]
+
     def decode_gain(self, notebook: str, fewer: int) -> Interval:
         """How many times faster the cut model decodes: median of paired timings."""
         return intervals.decode_gain(self.record(notebook, f"timing-{fewer}"))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from depthprune_core.assets import sha256_of
-from depthprune_core.records import write_atomically
+from depthprune_core.records import read, write_atomically
 from depthprune_study import places, preparation, provenance, run, settings
 from depthprune_study.settings import StudyError, Sweep
 
@@ -215,21 +215,35 @@ def gather(sweep: Sweep) -> Path:
     """
     import datasets
 
-    from depthprune_core import records
-
     done = [cell for cell in cells(sweep) if cell.done]
     if not done:
         raise StudyError(f"sweep {sweep.name}: no cell is done, so there is nothing to show")
-    paths = [places.runs(cell.folder) / "records" / CELL / "cell.json" for cell in done]
+    paths = [_record(cell, name) for cell in done for name in ("cell", "validation_scores")]
     study = f"sweep-{sweep.name}"
     table = places.runs(study) / "table.parquet"
     table.parent.mkdir(parents=True, exist_ok=True)
     temporary = table.with_name(f".{table.name}.{os.getpid()}.tmp")
-    datasets.Dataset.from_list([records.read(path).values for path in paths]).to_parquet(str(temporary))
+    datasets.Dataset.from_list([_row(cell) for cell in done]).to_parquet(str(temporary))
     os.replace(temporary, table)
     parameters = settings.check(TABLE, {"study": study})
     run.run_single(study, run.single(study, TABLE, parameters, inputs=[sha256_of(path) for path in paths]))
     return run.executed(study, TABLE)
+
+
+def _row(cell: Cell) -> dict[str, Any]:
+    """What a cell was and gave: its record, and its PPL ratios to the whole model (infinity where one overflows)."""
+    from depthprune_core import intervals  # late: it brings scipy
+
+    scores = read(_record(cell, "validation_scores"))
+    row = dict(read(_record(cell, "cell")).values)
+    for when, arm in (("before", "unrecovered"), ("after", "recovered")):
+        ratio = intervals.ppl_ratio(scores[arm], scores["teacher"])
+        row |= {f"{when}_point": ratio.point, f"{when}_low": ratio.low, f"{when}_high": ratio.high}
+    return row
+
+
+def _record(cell: Cell, name: str) -> Path:
+    return places.runs(cell.folder) / "records" / CELL / f"{name}.json"
 
 
 def _asked(folder: str) -> Path:

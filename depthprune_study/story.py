@@ -289,12 +289,12 @@ def _speed_figure(model: str, timings: dict[str, Timing]) -> str:
 
 def seed_figures(evidence: Evidence) -> list[str]:
     """Seeds as points, beside the test set's own noise."""
-    facts = evidence.record("05_seed_stability", "seeds").values
-    over = intervals.over_seeds(facts["ratios"])
-    noise = evidence.ratio("05_seed_stability", f"seed {facts['seeds'][0]}")
+    ratios = evidence.seed_ratios()
+    points, noise = [ratio.point for ratio in ratios], ratios[0]
+    over = intervals.over_seeds(points)
     model = evidence.parameter("05_seed_stability", "model")
-    figure = figures.seeds({"recovered": facts["ratios"]}, {"recovered": over}, noise=noise)
-    alt = f"PPL ratios of {len(facts['ratios'])} seeds, mean {over}; bootstrap interval over the test articles {noise}"
+    figure = figures.seeds({"recovered": points}, {"recovered": over}, noise=noise)
+    alt = f"PPL ratios of {len(points)} seeds, mean {over}; bootstrap interval over the test articles {noise}"
     return [figure_html(figure, alt, f"{model}: {alt}.")]
 
 
@@ -380,9 +380,8 @@ def provenance_html(evidence: Evidence) -> str:
         name = "profile" if notebook == "01_sensitivity" else "test_scores"
         stamp = evidence.stamp(notebook, name)
         versions = ", ".join(f"{library} {version}" for library, version in stamp.versions.items())
-        rows.append(
-            [f"<a href='{notebook}.html'>{notebook}</a>", stamp.commit, stamp.code_hash, escape(stamp.device), versions]
-        )
+        told = map(escape, (stamp.commit, stamp.code_hash, stamp.device, versions))
+        rows.append([f"<a href='{notebook}.html'>{notebook}</a>", *told])
     return table(["notebook", "commit", "code", "device", "versions"], rows)
 
 

@@ -1,13 +1,15 @@
-"""The records of a whole study, made by hand: what verdicts and pages are tried on."""
+"""The records of a whole study, made by hand: what verdicts and pages are tried on; and a notebook's cells, run without a kernel."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from depthprune_core import records
 from depthprune_core.records import Curve, Facts, PairCosts, Plan, Profile, Score, Stamp, Timing
+from depthprune_study import places
 from depthprune_study.evidence import Evidence
 
 N_DOCUMENTS, N_TOKENS = 8, 100
@@ -157,7 +159,7 @@ def contents() -> dict[str, dict[str, Any]]:
             "timing-3": timing(1.09, by_layer_count=1.16),
         },
         "05_seed_stability": {
-            "seeds": Facts({"seeds": [0, 1, 2], "ratios": [1.057, 1.058, 1.057], "spread": 0.001}),
+            "seeds": Facts({"seeds": [0, 1, 2]}),
             "test_scores": {"teacher": score(3.0), **{f"seed {seed}": score(3.05 + 0.001 * seed) for seed in range(3)}},
         },
     }
@@ -179,11 +181,22 @@ def evidence(
         for name, record in named.items():
             record = (changes or {}).get((notebook, name), record)
             if record is not None:
-                records.write(folder / notebook / f"{name}.json", record, _stamp(notebook, name, parameters))
+                records.write(folder / notebook / f"{name}.json", record, stamp(notebook, name, parameters))
     return Evidence("by-hand", folder)
 
 
-def _stamp(notebook: str, name: str, parameters: dict[str, Any]) -> Stamp:
+def stamp(notebook: str, name: str, parameters: dict[str, Any]) -> Stamp:
     return Stamp(
         "by-hand", f"{notebook}/{name}", "c0de", "b00c", parameters, {}, {"torch": "2.13.0"}, "cpu", "float32", 0, "no-git"
     )
+
+
+def executed(notebook: str, **parameters: Any) -> dict[str, Any]:
+    """The names that a notebook's code leaves, run in this process with these parameters."""
+    namespace: dict[str, Any] = {}
+    for cell in json.loads((places.NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]:
+        tags = cell["metadata"].get("tags", [])
+        if cell["cell_type"] == "code" and "setup" not in tags:
+            exec("".join(cell["source"]), namespace)
+            namespace |= parameters if "parameters" in tags else {}
+    return namespace

@@ -328,6 +328,24 @@ def test_every_seed_is_a_point_beside_the_noise_of_the_test_set():
     assert "bootstrap over documents" in texts(figure)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((1.05, math.inf, 1.055), "1 of 3 seeds: infinite, off the scale"),
+        ((math.inf,) * 3, "3 of 3 seeds: infinite, off the scale"),
+    ],
+)
+@pytest.mark.parametrize("noise", [1.05, math.inf])
+def test_a_seed_whose_ratio_overflows_is_told_in_words(values: tuple[float, ...], said: str, noise: float):
+    figure = figures.seeds({"greedy": values}, {"greedy": over_seeds(values)}, noise=Interval(noise, noise, noise, 5, 5.0))
+    assert said in texts(figure)
+    (line,) = marks(figure, "greedy")
+    assert [y for y in line.get_ydata() if math.isfinite(y)] == [y for y in values if math.isfinite(y)]
+    assert ("bootstrap over documents" in texts(figure)) == math.isfinite(noise)
+    figures.png(figure)
+
+
 def row_names(figure: Figure) -> list[str]:
     return [label.get_text() for label in figure.axes[0].get_yticklabels()]
 

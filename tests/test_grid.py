@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import re
 import shutil
@@ -14,15 +15,17 @@ import threading
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
+import handmade
 import pytest
 import yaml
 from typer.testing import CliRunner
 
-from depthprune_core import distillation, figures, records
+from depthprune_core import distillation, evaluation, figures, intervals, records
 from depthprune_study import bench, cli, grid, live, places, preparation, provenance, run, settings
 from depthprune_study.settings import StudyError
 
@@ -402,6 +405,15 @@ def test_the_figure_has_a_filled_and_a_hollow_marker_a_cell() -> None:
     figures.png(figures.grid(rows(rules=("greedy",), counts=(1,)), title="one"))
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_ratio_that_overflows_is_told_in_words() -> None:
+    ends = dict.fromkeys(("before_point", "before_low", "before_high"), math.inf)
+    (ax,) = figures.grid([row | ends for row in rows(rules=("greedy",))], title="a model").axes
+    assert [text.get_text() for text in ax.texts] == ["greedy: infinite, off the scale"] * 4
+    after = dict.fromkeys(("after_point", "after_low", "after_high"), math.inf)
+    figures.png(figures.grid([row | ends | after for row in rows(rules=("greedy",))], title="a model"))
+
+
 @pytest.mark.parametrize("n", [1, 4])
 def test_a_cell_that_diverged_has_its_hollow_marker_and_a_word_and_counts_for_no_mean(n: int) -> None:
     stopped = [
@@ -414,16 +426,6 @@ def test_a_cell_that_diverged_has_its_hollow_marker_and_a_word_and_counts_for_no
     assert [text.get_text() for text in ax.texts] == ["diverged"] * n
     means = [line for line in ax.lines if line.get_linestyle() == "-" and len(line.get_xdata()) and line.get_linewidth() == 1]
     assert [value for line in means for value in line.get_ydata()] == pytest.approx([1.1] * (2 if n < 2 else 0))
-
-
-def executed(notebook: str, **parameters: Any) -> dict[str, Any]:
-    """The names that a notebook's code leaves, run in this process with these parameters."""
-    namespace: dict[str, Any] = {}
-    for cell in json.loads((places.NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), namespace)
-            namespace |= parameters if "parameters" in cell["metadata"].get("tags", []) else {}
-    return namespace
 
 
 def test_a_cell_that_diverges_is_in_the_table_and_marked(
@@ -439,16 +441,41 @@ def test_a_cell_that_diverges_is_in_the_table_and_marked(
     monkeypatch.setattr(distillation, "recover", wild)
     wanted = sweep(rules=["last_k"], drop_counts=[1], seeds=[0, 1])
     for cell in grid.cells(wanted):
-        executed(grid.CELL, **cell.parameters.model_dump())
+        handmade.executed(grid.CELL, **cell.parameters.model_dump())
     monkeypatch.setattr(grid.Cell, "done", property(lambda cell: True))
     monkeypatch.setattr(run, "run_single", lambda study, step: None)
     grid.gather(wanted)
     shutil.rmtree(places.runs(grid.cells(wanted)[0].folder))  # the table is all that its notebook reads
     capsys.readouterr()
-    rows = executed(grid.TABLE, study="sweep-try")["rows"]
+    rows = handmade.executed(grid.TABLE, study="sweep-try")["rows"]
     assert {row["seed"]: row["diverged"][:11] for row in rows} == {0: "", 1: "the kl loss"}
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "seed 1" in line]
     assert "diverged: the kl loss is nan at step 1" in line and "->" not in line
+
+
+def test_a_cell_whose_perplexity_overflows_is_in_the_table_as_such(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(live, "display", lambda *shown, **options: None)
+    monkeypatch.setattr(bench, "display", lambda *shown, **options: None)
+    honest = evaluation.score
+
+    def wild(model: Any, *arguments: Any, **options: Any) -> Any:
+        score = honest(model, *arguments, **options)
+        cut = model.config.num_hidden_layers < 6
+        return replace(score, nll_nats=tuple(800.0 * n for n in score.n_tokens)) if cut else score
+
+    monkeypatch.setattr(evaluation, "score", wild)
+    wanted = sweep(rules=["last_k"], drop_counts=[1], seeds=[0])
+    for cell in grid.cells(wanted):
+        handmade.executed(grid.CELL, **cell.parameters.model_dump())
+    assert "ratio to the whole model inf [inf, inf] before recovery, inf [inf, inf] after" in capsys.readouterr().out
+    monkeypatch.setattr(grid.Cell, "done", property(lambda cell: True))
+    monkeypatch.setattr(run, "run_single", lambda study, step: None)
+    grid.gather(wanted)
+    (row,) = handmade.executed(grid.TABLE, study="sweep-try")["rows"]
+    assert row["before_point"] == row["after_high"] == math.inf
+    assert "inf -> inf [inf, inf]" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- real cells
@@ -471,8 +498,13 @@ def test_a_sweep_ends_in_a_table_of_its_cells_records(tmp_path: Path) -> None:
     assert sorted(row["rule"] for row in table) == ["evenly_spaced", "last_k"]
     for cell in grid.cells(settings.read_sweep(path)):
         if cell.done:
-            kept = records.read(places.runs(cell.folder) / "records" / "sweeps" / "cell" / "cell.json").values
-            assert kept in table.to_list()
+            folder = places.runs(cell.folder) / "records" / "sweeps" / "cell"
+            kept, scores = records.read(folder / "cell.json").values, records.read(folder / "validation_scores.json")
+            (row,) = [row for row in table.to_list() if row["rule"] == kept["rule"]]
+            assert kept.items() <= row.items()
+            after = intervals.ppl_ratio(scores["recovered"], scores["teacher"])
+            assert (row["after_point"], row["after_low"], row["after_high"]) == (after.point, after.low, after.high)
+            assert row["before_point"] == intervals.ppl_ratio(scores["unrecovered"], scores["teacher"]).point
     notebook = json.loads(run.executed("sweep-try", grid.TABLE).read_text(encoding="utf-8"))
     assert "2 cells" in json.dumps(notebook) and "image/png" in json.dumps(notebook)
     code, said = depthprune("sweep", written(path), "--workers", 2)

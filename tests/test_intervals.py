@@ -134,6 +134,12 @@ def test_interval_over_seeds_is_scipys_t_interval(values):
     assert (interval.point, interval.n) == (pytest.approx(np.mean(values)), len(values))
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_seed_whose_ratio_overflows_makes_the_mean_infinite():
+    interval = intervals.over_seeds([1.05, math.inf, 1.06])
+    assert (interval.point, interval.low, interval.high, interval.n) == (math.inf, math.inf, math.inf, 3)
+
+
 def test_one_seed_has_no_interval():
     with pytest.raises(ValueError, match="at least 2 seeds, got 1"):
         intervals.over_seeds([9.72])

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import handmade
 import matplotlib.pyplot as plt
@@ -22,8 +23,8 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from depthprune_core import records
-from depthprune_study import claims, cli, places, report, run, settings, story
+from depthprune_core import figures, pruning, records
+from depthprune_study import bench, claims, cli, places, report, run, settings, story
 from depthprune_study.evidence import Evidence
 
 NASTY = "<script>alert('x')</script>"
@@ -249,6 +250,8 @@ def test_every_run_that_diverged_is_told(tmp_path: Path, where: tuple[str, str])
         ("03_recovery", "mixed", "recovery"),
         ("03b_controls", "width", "controls"),
         ("04_transfer_tinyllama", "unrecovered", "answer"),
+        ("05_seed_stability", "seed 0", "seeds"),
+        ("05_seed_stability", "seed 1", "seeds"),
     ],
 )
 def test_a_perplexity_that_overflows_is_told_as_such(tmp_path: Path, notebook: str, arm: str, piece: str) -> None:
@@ -257,6 +260,38 @@ def test_a_perplexity_that_overflows_is_told_as_such(tmp_path: Path, notebook: s
     pages = {name: make(evidence) for name, make in PIECES.items()}
     assert "inf [inf, inf]" in pages[piece]
     assert not any(re.search(r"\bnan\b", re.sub("base64,[^'\"]*", "", page)) for page in pages.values())
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("wild", ["seed 0", "seed 1"])
+def test_notebook_05_shows_a_seed_whose_perplexity_overflows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wild: str
+) -> None:
+    desk = MagicMock()
+    desk.read.return_value.values = {"rule": "greedy", "drop_count": 2, "tokens": 64, "recipe": {"seq_len": 8}}
+    desk.model.return_value = (MagicMock(), MagicMock())
+    desk.recover.return_value = (MagicMock(), handmade.curve(3.2, 3.1))
+    scored = {"teacher": handmade.score(3.0), wild: handmade.score(800.0)}
+    for method in (desk.validation_scores, desk.test_scores):
+        method.side_effect = lambda arms, _: {name: scored.get(name, handmade.score(3.05)) for name in arms}
+    stamp = handmade.stamp("05_seed_stability", "test_scores", {})
+    desk.save = lambda name, record: records.write(tmp_path / f"{name}.json", record, stamp)
+    desk.show = lambda name, figure: figures.png(figure)
+    monkeypatch.setattr(bench, "open_bench", lambda notebook, cell: desk)
+    monkeypatch.setattr(pruning, "drop_layers", MagicMock())
+    handmade.executed("05_seed_stability", seeds=[0, 1, 2])
+    assert "mean over 3 seeds inf [inf, inf], from 1.0513 to inf" in capsys.readouterr().out
+    assert records.read(tmp_path / "seeds.json").values == {"seeds": [0, 1, 2]}
+
+
+def test_where_records_are_from_is_told_as_text(tmp_path: Path) -> None:
+    evidence = handmade.evidence(tmp_path)
+    nasty = {"versions": {"<b>torch": "<i>2"}, "commit": "<u>c", "code_hash": "<s>h", "device": "<script>d"}
+    for path in tmp_path.rglob("*.json"):
+        records.write(path, records.read(path), replace(records.read_stamp(path), **nasty))
+    page = story.provenance_html(evidence)
+    assert not re.search("<[^/]?(b|i|u|s|script)>", page)
+    assert "&lt;b&gt;torch &lt;i&gt;2" in page and "&lt;u&gt;c" in page and "&lt;s&gt;h" in page
 
 
 def test_a_figure_carries_its_caption_and_escapes_both() -> None:

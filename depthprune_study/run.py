@@ -79,13 +79,29 @@ def run(study: str, *, say: Callable[[str], None], terminal: TextIO = sys.stderr
             if _is_done(study, step.notebook, step.key):  # asked anew: an earlier one may have left other records just now
                 say(f"{step.notebook}: done already")
                 continue
-            for path in damaged(places.runs(study) / "records" / step.notebook):
-                say(f"{os.path.relpath(path)} is damaged: what it held is made again")
+            for sentence in spoilt(study, step):
+                say(sentence)
             expected = f", about {step.expected_seconds:.0f} s on two CPU cores" if step.expected_seconds else ""
             say(f"{step.notebook}: running{expected}")
             with told_of_replaced([places.cache(), places.runs(study) / "arms"], say):
                 seconds = _execute(study, step, terminal)
             say(f"{step.notebook}: done in {seconds:.0f} s")
+
+
+def spoilt(study: str, step: Step) -> list[str]:
+    """A sentence for each file of a notebook that is not what its checksum says, or not as it was when the notebook was done."""
+    root, path = places.runs(study), _mark(study, step.notebook)
+    told = dict.fromkeys(damaged(root / "records" / step.notebook), "is damaged: what it held is made again")
+    mark = _read_mark(path)
+    if mark is None and path.exists():
+        told[path] = f"is damaged: {step.notebook} is run again"
+    if mark and mark["key"] == step.key:
+        now = _files(study, step.notebook)
+        for name, content in mark["files"].items():
+            is_own = not name.startswith("records/") or name.startswith(f"records/{step.notebook}/")
+            if is_own and now.get(name) != content:
+                told.setdefault(root / name, f"is {'not as it was' if name in now else 'gone'}: {step.notebook} is run again")
+    return [f"{os.path.relpath(file)} {what}" for file, what in told.items()]
 
 
 def damaged(folder: Path) -> list[Path]:
@@ -242,11 +258,25 @@ def _mark(study: str, notebook: str) -> Path:
 
 
 def _is_done(study: str, notebook: str, key: str) -> bool:
-    try:
-        mark = json.loads(_mark(study, notebook).read_text(encoding="utf-8"))
-        return mark["key"] == key and mark["files"] == _files(study, notebook)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    mark = _read_mark(_mark(study, notebook))
+    return mark is not None and mark["key"] == key and mark["files"] == _files(study, notebook)
+
+
+def _leave_mark(study: str, step: Step) -> None:
+    mark = {"key": step.key, "files": _files(study, step.notebook)}
+    write_atomically(_mark(study, step.notebook), json.dumps({**mark, "sha256": _seal(mark)}, indent=1))
+
+
+def _read_mark(path: Path) -> dict[str, Any] | None:
+    """The key under which a notebook was done and what it left; none where there is no such file or it is damaged."""
+    mark = read_named(path)
+    seal = mark.pop("sha256", _seal(mark))  # older ones have none
+    is_whole = isinstance(mark.get("key"), str) and isinstance(mark.get("files"), dict) and seal == _seal(mark)
+    return mark if is_whole else None
+
+
+def _seal(mark: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(mark, sort_keys=True).encode()).hexdigest()
 
 
 def _files(study: str, notebook: str) -> dict[str, str]:
@@ -255,7 +285,9 @@ def _files(study: str, notebook: str) -> dict[str, str]:
     for name in (notebook, *READS.get(notebook, ())):
         paths += (places.runs(study) / "records" / name).rglob("*.json")
     return {
-        path.relative_to(places.runs(study)).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)
+        path.relative_to(places.runs(study)).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(paths)
+        if path.is_file()
     }
 
 
@@ -282,9 +314,7 @@ def _execute(study: str, step: Step, terminal: TextIO) -> float:
     except StudyError as error:
         raise StudyError(f"notebook {step.notebook} of study {study} stopped: {error}") from None
     _drop_stale(study, step)
-    write_atomically(
-        _mark(study, step.notebook), json.dumps({"key": step.key, "files": _files(study, step.notebook)}, indent=1)
-    )
+    _leave_mark(study, step)
     seconds = time.monotonic() - began
     _remember_cost(study, step.notebook, seconds, goes_on=goes_on)
     return seconds

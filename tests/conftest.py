@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test that reached for the hub would fail
 
@@ -37,6 +40,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "error:::depthprune_core")
+
+
+@pytest.fixture
+def writable() -> Iterator[Callable[[Path], Callable[[bool], object]]]:
+    """Of a folder, what makes it read-only or writable again. For root, whom no mode stops, a disk of its own is mounted over it, empty
+    at first; skipped where that is not allowed.
+    """
+    folders: list[Path] = []
+
+    def of(folder: Path) -> Callable[[bool], object]:
+        if os.geteuid() == 0:
+            if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True).returncode:
+                pytest.skip("needs the right to mount a folder")
+            folders.append(folder)
+            return lambda to: subprocess.run(["mount", "-o", f"remount,{'rw' if to else 'ro'}", folder], check=True)
+        folders.append(folder)
+        return lambda to: folder.chmod(0o700 if to else 0o500)
+
+    yield of
+    for folder in folders:
+        if os.geteuid() == 0:
+            subprocess.run(["umount", "-l", folder], check=True)
+        else:
+            folder.chmod(0o700)
 
 
 @pytest.fixture

@@ -47,6 +47,12 @@ def test_a_member_is_fetched_once_and_then_read_from_the_cache(tmp_path: Path, i
     assert index.asked == 1
 
 
+def test_a_cache_with_spaces_and_other_letters_is_as_good_as_any(tmp_path: Path, index: Index) -> None:
+    cache = tmp_path / "Läufe von heute, 東京 %s {x} #1"
+    assert fetch(ASSET, cache=cache) == fetch(ASSET, cache=cache) == cache / "member.bin"
+    assert index.asked == 1
+
+
 def test_only_the_member_is_kept(tmp_path: Path, index: Index) -> None:
     fetch(ASSET, cache=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["member.bin"]

@@ -155,7 +155,12 @@ def test_another_version_is_passed_over(tmp_path):
     assert find_python(PATH=str(tmp_path)).stdout.strip() == "python3.12"
 
 
-# ---------------------------------------------------------------- before a commit
+# ---------------------------------------------------------------- before a commit, and after it
+
+
+def test_ci_lists_known_vulnerabilities_and_stops_for_none_of_them():
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert lines.index("make audit || true") < lines.index("make test") < lines.index("make test-slow")
 
 
 def test_commit_hooks_fetch_nothing_and_spare_the_reports():

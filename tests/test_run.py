@@ -275,6 +275,59 @@ def test_a_damaged_record_is_named_when_its_notebook_runs_again(done: Path, monk
     assert "records/01_one/facts.json is damaged: what it held is made again" in said
 
 
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["is not as it was", "is gone"])
+@pytest.mark.parametrize("name", ["notebooks/01_one.ipynb", "records/01_one/number.json", "figures/01_one-plot.png"])
+def test_a_file_that_a_finished_notebook_left_is_named_when_it_is_made_again(
+    done: Path, monkeypatch: pytest.MonkeyPatch, name: str, how: str
+) -> None:
+    monkeypatch.chdir(done)
+    if name.startswith("figures"):
+        write_atomically(done / name, "a figure")
+        run._leave_mark("small", run.plan("small")[0])
+    monkeypatch.setattr(run, "damaged", lambda folder: [])  # this study writes no records
+    Path(name).unlink() if how == "is gone" else flipped(Path(name))
+    said: list[str] = []
+    run.run("small", say=said.append, terminal=io.StringIO())
+    assert said[:3] == [f"{name} {how}: 01_one is run again", "01_one: running", said[2]]
+    assert "06_report: done already" in said  # what it reads came out the same
+
+
+@pytest.mark.parametrize("place", range(10))
+def test_a_mark_in_which_a_bit_flipped_is_named(done: Path, monkeypatch: pytest.MonkeyPatch, place: int) -> None:
+    monkeypatch.chdir(done)
+    mark = run._mark("small", "01_one")
+    content = bytearray(mark.read_bytes())
+    content[len(content) * place // 10] ^= 1
+    mark.write_bytes(content)
+    told = run.spoilt("small", run.plan("small")[0])
+    assert told[-1:] in (["done/01_one.json is damaged: 01_one is run again"], [])
+    assert bool(told[-1:]) or state()["01_one"]  # such as a space that became a tab
+
+
+def test_weights_that_are_made_again_are_named_by_the_run(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = fresh / "arms" / "recovered"
+    arms.mkdir(parents=True)
+    for name in ("abc.safetensors", "abc.ckpt", "kept.safetensors"):
+        (arms / name).write_text("damaged")
+    makes = "".join(
+        f"records.write_atomically(Path({str(arms / name)!r}), 'whole')\n" for name in ("abc.safetensors", "abc.ckpt")
+    )
+    cell = f"from pathlib import Path\nfrom depthprune_core import records\n{makes}"
+    a_notebook("01_one", 'study: str = "none"  # folder\nnumber: int = 1  # any', [*FIRST, cell])
+    monkeypatch.chdir(fresh)
+    said: list[str] = []
+    run.run("small", say=said.append, terminal=io.StringIO())
+    assert [line for line in said if "made again" in line] == [
+        "arms/recovered/abc.safetensors was not what it should be: it was made again"
+    ]
+
+
 def test_what_was_replaced_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
@@ -323,6 +376,7 @@ def test_a_study_whose_kernel_or_runner_is_killed_goes_on_where_it_was(
     for process in {"kernel": kernels, "runner": [runner], "both": [runner, *kernels]}[victim]:
         process.kill()
     runner.join(60)
+    assert not psutil.wait_procs(kernels, 30)[1]  # one that has lost its runner goes by itself
     assert runner.exitcode == (1 if victim == "kernel" else -signal.SIGKILL)
     kept = run.executed("small", "01_one").read_bytes() if notebook == "06_report" else b""
     assert ran_by("small") == (["06_report"] if kept else ["01_one", "06_report"])
@@ -539,15 +593,35 @@ def test_a_home_that_is_not_there_is_not_needed(fresh: Path, monkeypatch: pytest
     assert ran_by("small") == ["01_one", "06_report"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written_to_stops_the_study_before_any_work(
-    fresh: Path, monkeypatch: pytest.MonkeyPatch
+    fresh: Path, writable: Callable[[Path], Callable[[bool], object]]
 ) -> None:
     fresh.parent.mkdir()
-    fresh.parent.chmod(0o500)
-    with pytest.raises(PermissionError):
+    made_writable = writable(fresh.parent)
+    made_writable(False)
+    with pytest.raises(OSError, match=str(fresh)) as error:
         ran_by("small")
-    fresh.parent.chmod(0o700)
+    assert error.value.errno == (errno.EROFS if os.geteuid() == 0 else errno.EACCES)
+    made_writable(True)
+    assert list(fresh.parent.iterdir()) == []
+    assert ran_by("small") == ["01_one", "06_report"]
+
+
+def test_runs_that_became_read_only_stop_the_study_and_lose_nothing(
+    done: Path, writable: Callable[[Path], Callable[[bool], object]], tmp_path: Path
+) -> None:
+    kept = shutil.copytree(done, tmp_path / "kept")
+    made_writable = writable(done.parent)
+    if not done.exists():  # a disk of its own lies over it
+        shutil.copytree(kept, done)
+    run._mark("small", "06_report").unlink()
+    before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
+    made_writable(False)
+    with pytest.raises(OSError, match=str(done)):
+        ran_by("small")
+    made_writable(True)
+    assert {path: path.read_bytes() for path in done.rglob("*") if path.is_file()} == before
+    assert ran_by("small") == ["06_report"]
 
 
 def test_a_failing_cell_stops_the_study_and_keeps_what_there_is(fresh: Path) -> None:

@@ -37,6 +37,21 @@ def test_it_has_the_shape_it_is_known_for(loaded: tuple[LlamaForCausalLM, Any]) 
     assert decoders.decoder(model).tied
 
 
+def test_a_cache_with_spaces_and_other_letters_is_as_good_as_any(
+    loaded: tuple[LlamaForCausalLM, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "Läufe von heute, 東京 %s {x} #1"
+    cache.mkdir()
+    for name in ("SmolLM2-135M-Instruct.Q4_1.gguf", "wikipedia-excerpt.json"):
+        shutil.copy(places.cache() / name, cache)
+    model, tokenizer = models.load("smollm2-135m", cache=cache)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded[0].parameters(), strict=True))
+    assert tokenizer("Tokyo, 東京").input_ids == loaded[1]("Tokyo, 東京").input_ids
+    monkeypatch.setattr(text, "fetch", None)  # the cleaned articles are enough
+    named = text.load("wikipedia-excerpt", cache=cache)
+    assert named == text.load("wikipedia-excerpt", cache=places.cache())
+
+
 def test_it_knows_its_language(loaded: tuple[LlamaForCausalLM, Any], windows: text.Windows) -> None:
     # The stand-in, trained on this kind of text alone, needs more than 2.
     assert evaluation.score(loaded[0], windows).bits_per_byte < 1.5

@@ -318,6 +318,15 @@ def test_the_cheap_numbers_come_out_again() -> None:
     assert max(distances.values()) <= verify.TOLERANCE_NATS
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("study", ["quick"])
+def test_the_cheap_numbers_of_a_real_study_come_out_again(study: str) -> None:
+    done = CliRunner().invoke(cli.app, ["verify", str(places.reports(study))])
+    assert done.exit_code == 0, done.output
+    assert done.output.count("scored anew, at most ") == 4
+    assert "smollm2-135m, unrecovered: scored anew" in done.output
+
+
 def test_a_number_that_does_not_come_out_again_is_seen(report: Path) -> None:
     path = report / "records" / "02_prune_gpt2" / "test_scores.json"
     scores = records.read(path)

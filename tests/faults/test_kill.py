@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import killing
@@ -43,6 +44,45 @@ def test_a_study_that_stops_by_itself_is_no_ended_one(tmp_path: Path, monkeypatc
         killing.killed(tmp_path, "runner", 60)
     monkeypatch.setattr(killing, "RUN", [sys.executable, "-c", "import time; time.sleep(60)"])
     assert killing.killed(tmp_path, "both", 0.5) == "runner"  # no kernel was there
+
+
+SLEEPS_AND_WRITES = """
+import os, sys, time
+from pathlib import Path
+time.sleep(float(sys.argv[1]))
+Path(os.environ["DEPTHPRUNE_RUNS"]).mkdir(parents=True, exist_ok=True)
+path = Path(os.environ["DEPTHPRUNE_REPORTS"], "ci", "records", "one.json")
+path.parent.mkdir(parents=True, exist_ok=True)
+path.write_text("1")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kernels are found by /proc")
+def test_a_series_of_kills_that_is_stopped_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(killing, "RUN", [sys.executable, "-c", SLEEPS_AND_WRITES, "1.5"])
+    monkeypatch.setattr(killing, "VICTIMS", ("runner", "both"))
+    expected = killing.undisturbed(tmp_path / "calm")
+    told: list[int] = []
+
+    def stop_at(kills: int, state: dict) -> None:
+        told.append(sum(state["kills"].values()))
+        if told[-1] == kills:
+            raise KeyboardInterrupt
+
+    series = partial(killing.harry, tmp_path / "harried", expected, kills=4, seed=3, seconds=((0.1, 0.5),))
+    with pytest.raises(KeyboardInterrupt):
+        series(said=partial(stop_at, 2))
+    state = series(said=partial(stop_at, -1))
+    assert told == [1, 2, 3, 4, 4]  # the last: the study that was let alone after it
+    assert (state["kills"], state["studies"], state["lost"], state["wrong"]) == ({"runner": 4}, 1, [], [])
+
+
+def test_the_tests_that_the_long_form_names_are_there() -> None:
+    import torture
+
+    for test in (test for tests in torture.FAMILIES.values() for test in tests if not test.startswith("-")):
+        file, _, name = test.partition("::")
+        assert f"def {name}" in (torture.TESTS / file).read_text(encoding="utf-8"), test
 
 
 def test_a_recovery_that_is_read_back_counts_as_the_one_that_was_written(tmp_path: Path) -> None:

@@ -19,13 +19,32 @@ import test_parameters
 from benchmarks import machine
 from depthprune_study import run
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).resolve().parents[1]
 SECONDS = ((3, 45), (3, 45), (45, 240))  # the last is long enough for a whole study on most machines
-FAMILIES = {  # words for README and the tests
-    "a file that a run reads: cut, a bit flipped, emptied, another's": "test_corruption.py",
-    "a parameter file spoilt in one to three places": "test_parameters.py",
-    "a model folder: tensors missing, added, swapped, not finite; pickles, code, another's tokenizer": "test_folders.py",
-    "no room on a disk or in memory, a clock that goes back, a file in a folder's place": "test_resources.py",
+FAMILIES = {  # words for README, and the tests as pytest takes them
+    "a file that a run reads: cut, a bit flipped, emptied, another's": ["faults/test_corruption.py"],
+    "a parameter file spoilt in one to three places": ["faults/test_parameters.py"],
+    "a model folder: tensors missing, added, swapped, not finite; pickles, code, another's tokenizer": [
+        "faults/test_folders.py",
+        "-k=not whole",  # which are no faults
+    ],
+    "no room on a disk or in memory, a clock that goes back, a file in a folder's place": ["faults/test_resources.py"],
+    "no network, a read-only folder, two runs at once, no locks, a path with spaces and other letters, no home": [
+        "test_assets.py::test_without_a_network_the_reason_is_one_sentence",
+        "test_full_offline.py::test_without_the_hub_the_reason_is_one_sentence",
+        "test_full_offline.py::test_without_the_data_hub_the_reason_is_one_sentence",
+        "test_run.py::test_a_folder_that_cannot_be_written_to_stops_the_study_before_any_work",
+        "test_run.py::test_runs_that_became_read_only_stop_the_study_and_lose_nothing",
+        "test_report.py::test_a_folder_of_reports_that_is_read_only_costs_no_result",
+        "test_report.py::test_a_file_where_the_reports_should_be_costs_no_result",
+        "test_run.py::test_a_second_run_at_once_is_refused_in_a_sentence",
+        "test_run.py::test_a_folder_that_cannot_be_locked_is_run_in_without_a_lock",
+        "test_run.py::test_a_folder_with_spaces_and_other_letters_is_as_good_as_any",
+        "test_report.py::test_a_folder_of_reports_with_spaces_and_other_letters_is_as_good_as_any",
+        "test_assets.py::test_a_cache_with_spaces_and_other_letters_is_as_good_as_any",
+        "test_smollm2.py::test_a_cache_with_spaces_and_other_letters_is_as_good_as_any",
+        "test_run.py::test_a_home_that_is_not_there_is_not_needed",
+    ],
 }
 
 
@@ -40,8 +59,8 @@ def main() -> int:
         "SIGKILL to a study's kernel, its runner or both, at random moments": killed(folder, asked.kills, asked.seed),
         "SIGKILL to a recovery, which goes on from its checkpoint": recoveries_killed(folder, asked.kills, asked.seed),
     }
-    for words, file in FAMILIES.items():
-        rows[words] = tested(HERE / file)
+    for words, tests in FAMILIES.items():
+        rows[words] = tested(tests)
         print(f"{words}: {rows[words]}", flush=True)
     print(f"saved {machine.save('reliability', {'seed': asked.seed, 'faults': rows})}")
     return int(any(row["lost_or_wrong"] for row in rows.values()))
@@ -63,7 +82,8 @@ def killed(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     return {
         "tried": sum(state["kills"].values()),
         "lost_or_wrong": len(state["lost"]) + len(state["wrong"]),
-        "note": f"studies ended: {state['studies']}; records of each compared: {len(expected)}; "
+        "note": f"of the kernel {state['kills'].get('kernel', 0)}, the runner {state['kills'].get('runner', 0)}, both "
+        f"{state['kills'].get('both', 0)}; studies ended: {state['studies']}; records of each compared: {len(expected)}; "
         f"notebooks that were hit: {notebooks} of {len(run.READS)}",
     }
 
@@ -76,17 +96,18 @@ def recoveries_killed(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     return {"tried": state["kills"], "lost_or_wrong": state["wrong"] + state["repeated"], "note": told}
 
 
-def tested(file: Path) -> dict[str, Any]:
-    """How many faults the file's tests try, slow ones too, and how many of the tests failed (each holds a whole run to its results)."""
+def tested(tests: list[str]) -> dict[str, Any]:
+    """How many faults these tests try, slow ones too, and how many of them failed (each holds a whole run to its results)."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.xml"
-        subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "", str(file), f"--junitxml={result}"], check=False)
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "", *tests, f"--junitxml={result}"]
+        subprocess.run(command, cwd=TESTS, check=False)
         suite = ElementTree.parse(result).getroot().find("testsuite")
     counts = {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")}
     row = {"tried": counts["tests"] - counts["skipped"], "lost_or_wrong": counts["failures"] + counts["errors"], "note": ""}
     if counts["skipped"]:
         row["note"] = f"{counts['skipped']} more could not be tried on this machine"
-    if file.name == "test_parameters.py":  # a hundred a test
+    if tests == ["faults/test_parameters.py"]:  # a hundred a test
         row["tried"] = len({test_parameters.spoilt_file(seed) for seed in range(100 * test_parameters.HUNDREDS)})
     return row
 

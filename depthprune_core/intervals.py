@@ -85,13 +85,15 @@ def mean_per_token(sums: Sequence[float], n_tokens: Sequence[int]) -> Interval:
 
 
 def bootstrap_p(sums: Sequence[float], n_tokens: Sequence[int]) -> float:
-    """Two-sided bootstrap p-value of sum(sums) / sum(tokens) against 0, never below 1 / resamples."""
+    """Two-sided bootstrap p-value of sum(sums) / sum(tokens) against 0, never below 2 / (resamples + 1): no more is known of a tail in which
+    no resample fell (Davison and Hinkley 1997, section 4.2).
+    """
     sums, weights = np.asarray(sums, dtype=np.float64), np.asarray(n_tokens, dtype=np.float64)
     rng = np.random.default_rng(0)
     rows = rng.integers(0, len(sums), size=(RESAMPLES, len(sums)))
     means = sums[rows].sum(axis=1) / weights[rows].sum(axis=1)
-    tail = min((means <= 0).mean(), (means >= 0).mean())
-    return float(min(1.0, max(2 * tail, 1 / RESAMPLES)))
+    in_tail = min((means <= 0).sum(), (means >= 0).sum())
+    return float(min(1.0, 2 * (in_tail + 1) / (RESAMPLES + 1)))
 
 
 def mcnemar(first: Answers, second: Answers) -> float:

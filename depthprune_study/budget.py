@@ -139,7 +139,7 @@ def _recovery(own: dict[str, Any], steps: Mapping[str, Any]) -> Iterator[Item]:
 
 def _controls(own: dict[str, Any], steps: Mapping[str, Any]) -> Iterator[Item]:
     model, first = own["model"], steps["03_recovery"]
-    tokens, rates = first["tokens"], len(first["lr_grid"])
+    tokens, rates = first["tokens"], len(own["width_lr_grid"] or first["lr_grid"])
     yield Item(f"{rates} rates of the narrower model", model, rates * first["rate_tokens"], TAUGHT)
     yield Item("narrower; three layers at once; in two stages", model, 3 * tokens, TAUGHT)
     yield Item(
@@ -147,7 +147,7 @@ def _controls(own: dict[str, Any], steps: Mapping[str, Any]) -> Iterator[Item]:
     )
     yield Item("adapters with CE, on as many tokens", model, tokens, TRAINED)
     yield Item("CE and adapters, for as long (time of two recoveries)", model, 2 * tokens, TAUGHT)
-    yield Item("arms scored", model, 12 * _scored(own), SCORED)
+    yield Item("arms scored", model, (11 + 2 * len(own["bits"])) * _scored(own), SCORED)
 
 
 def _choice(own: dict[str, Any], steps: Mapping[str, Any]) -> Iterator[Item]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from depthprune_core import figures, models, speed
-from depthprune_study import budget, places, run, settings, story
+from depthprune_study import budget, places, run, settings, story, tables
 from depthprune_study.evidence import Evidence, read_evidence
 from depthprune_study.report import REHEARSAL
 
@@ -81,7 +81,7 @@ def html(found: Machine, costs: Mapping[str, Mapping[str, float]]) -> str:
         f"there. Scaled: the arithmetic of {REHEARSED}, at the same share of each GPU's peaks ({peaks} TFLOP/s, dense, in 16 bits for a "
         "recovery's steps and in 32 for the rest). A GPU may reach another share: these hours are an estimate.</p>"
         f"{story.figure_html(figures.hours(scaled), _in_words(scaled), 'Scaled hours of the full study.')}"
-        + story.table(head, rows)
+        + tables.table(head, rows)
         + _fits(memory)
     )
 

@@ -55,6 +55,12 @@ class Evidence:
         """How many layers the main cut of the first family drops."""
         return self.record("03_recovery", "recipe").values["drop_count"]
 
+    def recovery_tokens(self, notebook: str) -> int:
+        """How many tokens a family's recovery had."""
+        if notebook == "04_transfer_tinyllama":
+            return self.parameter(notebook, "tokens")
+        return self.record("03_recovery", "recipe").values["tokens"]
+
     def pilots(self, notebook: str) -> list[str]:
         """The records of a notebook's trials, a score each; those of notebook 03 are told by its own records of them too."""
         return sorted(f"validation/{path.stem}" for path in (self.folder / notebook / "validation").glob("pilot-*.json"))
@@ -96,6 +102,11 @@ class Evidence:
     @property
     def lead_model(self) -> str:
         return self.first_model if self.first_leads else self.second_model
+
+    @property
+    def lead_fewer(self) -> int:
+        """How many layers the main cut of the headline model drops."""
+        return len(self.cut(self.lead).dropped)
 
     @property
     def staging(self) -> str:
@@ -176,7 +187,7 @@ class Evidence:
         plans = self.record(self.staging, "plans")
         more = (
             f"{self.lead_model}, one layer more: {self.ratio(self.staging, 'staged')} staged ({_listed(plans['staged'].dropped)}), "
-            f"{self.ratio(self.staging, 'one_shot')} at once ({_listed(plans['one_shot'].dropped)})."
+            f"{self.ratio(self.staging, 'one_shot')} at once ({_listed(plans['one_shot'].dropped)}; same articles)."
         )
         narrower = (
             f"{self.lead_model}, as small by narrower MLPs instead, after the same recovery: {self.ratio('03b_controls', 'width')}."

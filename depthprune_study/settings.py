@@ -110,6 +110,9 @@ class Recovery(Work):
 class Controls(Work):
     elsewhere: Annotated[str, Field(description="named text that no run was trained on or chosen by", min_length=1)]
     calibration_tokens: Tokens
+    width_lr_grid: Annotated[
+        list[Rate], Field(max_length=8, description="tried for the narrower model; empty: those of notebook 03")
+    ]
     lora_lr_grid: Annotated[list[Rate], Field(min_length=1, max_length=8)]
     paced_windows: Count
     bits: Annotated[list[Annotated[int, Field(ge=2, le=8)]], Field(max_length=7)]

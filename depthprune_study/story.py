@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from depthprune_core import figures, intervals
-from depthprune_core.records import Score, Timing
+from depthprune_core.records import Timing
+from depthprune_study import failures, tables
 from depthprune_study.claims import SHAPES, Verdict
 from depthprune_study.evidence import CONTROL, RANDOM_WEIGHTS, Evidence
 from depthprune_study.settings import SCHEMAS
@@ -35,7 +36,7 @@ def answer_html(evidence: Evidence) -> str:
 def claims_html(verdicts: Sequence[Verdict]) -> str:
     """The claims table; the words say what the colours say."""
     head = ["", "claim", "source", "verdict on the source's models", "what the stand-ins show", "notebook"]
-    return table(head, [claim_cells(verdict) for verdict in verdicts])
+    return tables.table(head, [claim_cells(verdict) for verdict in verdicts])
 
 
 def claim_cells(verdict: Verdict) -> list[str]:
@@ -105,7 +106,8 @@ def recovery_figures(evidence: Evidence) -> list[str]:
     in_order = choices["trials"]
     trials = {name: intervals.ppl_ratio(tried[name], whole) for name in in_order}
     return [
-        scored_table(evidence)
+        tables.scored_table(evidence)
+        + tables.both_teachers_table(evidence)
         + figure_html(
             figures.curves(curves, teacher_nll_nats=validation["teacher"].mean_nll_nats),
             "Validation perplexity ratio against recovery tokens: "
@@ -126,12 +128,13 @@ def recovery_figures(evidence: Evidence) -> list[str]:
             _as_text(trials),
             f"{evidence.first_model}: how the recipe was chosen, on {len(whole.documents)} validation articles. Filled: the level that was kept.",
         ),
+        tables.sweep_table(evidence),
         figure_html(
             figures.arms(ratios, title=f"{evidence.fewer} layers fewer, before recovery"),
             _as_text(ratios),
             f"{evidence.first_model}: every rule, {evidence.fewer} layers fewer, before recovery, on the test articles. {_articles(evidence, '02_prune_gpt2')}",
         ),
-        rules_table(
+        tables.rules_table(
             {name.removesuffix(size): s for name, s in scores.items() if name.endswith(size)},
             _cuts(evidence),
             "before recovery",
@@ -139,30 +142,12 @@ def recovery_figures(evidence: Evidence) -> list[str]:
     ]
 
 
-def scored_table(evidence: Evidence) -> str:
-    """The whole models on the test articles: what every ratio is a ratio to."""
-    rows = []
-    for model, notebook in ((evidence.first_model, "03_recovery"), (evidence.second_model, "04_transfer_tinyllama")):
-        whole, windows = evidence.test(notebook)["teacher"], evidence.parameter(notebook, "seq_len")
-        n, tokens = len(whole.documents), evidence.parameter(notebook, "score_tokens")
-        cells = [str(n), f"{tokens:,}", f"{windows:,}", f"{whole.ppl:.2f}", f"{whole.bits_per_byte:.3f}"]
-        rows.append([escape(model), *cells])
-    caption = (
-        "<p>The whole models on the test articles, to which every ratio below is one. An article is scored by itself, on its first tokens, in "
-        "windows that do not overlap; each begins with BOS, or EOS where a tokenizer has no BOS:</p>"
-    )
-    head = ["model", "articles", "tokens of each, at most", "tokens a window", "perplexity per token", "bits per byte"]
-    return caption + table(head, rows)
-
-
 def control_figures(evidence: Evidence) -> list[str]:
     """Width against depth, stages, plainer training, fewer bits; and the same arms on another kind of text."""
     scores = evidence.test("03b_controls") | evidence.record("03b_controls", "timed_test_scores")
     ratios = {name: intervals.ppl_ratio(s, scores["teacher"]) for name, s in scores.items() if name != "teacher"}
     n_bytes = evidence.record("03b_controls", "bytes").values
-    sized = [name for name in ("recovered", "width", "one_shot", "staged") if name in ratios]
-    sized += [name for name in ratios if name.startswith("quantised")]
-    points = {name: (n_bytes[name] / n_bytes["teacher"], ratios[name]) for name in sized}
+    points = {name: (n / n_bytes["teacher"], ratios[name]) for name, n in n_bytes.items() if name in ratios}
     away = evidence.record("03b_controls", "elsewhere_scores")
     far = {name: intervals.ppl_ratio(s, away["teacher"]) for name, s in away.items() if name != "teacher"}
     elsewhere = evidence.parameter("03b_controls", "elsewhere")
@@ -183,26 +168,8 @@ def control_figures(evidence: Evidence) -> list[str]:
             _as_text(far),
             f"{model} on {elsewhere}, which no run was trained on or chosen by. n = {len(away['teacher'].documents)} documents.",
         ),
-        tasks_table(evidence),
+        tables.tasks_table(evidence),
     ]
-
-
-def tasks_table(evidence: Evidence) -> str:
-    """Zero-shot accuracy of each arm; nothing where no task was asked."""
-    if not evidence.has("03b_controls", "zero_shot"):
-        return ""
-    told = evidence.record("03b_controls", "zero_shot")
-    rows = []
-    for name, answers in told.items():
-        p = intervals.mcnemar(answers, told[f"teacher: {answers.task}"])
-        cells = [name.split(": ")[0], answers.task, str(intervals.proportion(answers)), str(len(answers.right)), f"{p:.3f}"]
-        rows.append([escape(cell) for cell in cells])
-    caption = (
-        f"<p>{escape(evidence.first_model)}: share of items that are right (Wilson's interval; p against the teacher by McNemar's test). "
-        "Two tasks are made of the test articles: depthprune_cloze asks for the last word of a passage, depthprune_choice which of four "
-        "continuations is the true one:</p>"
-    )
-    return caption + table(["arm", "task", "right", "n", "p"], rows)
 
 
 def choice_figures(evidence: Evidence) -> list[str]:
@@ -223,30 +190,13 @@ def choice_figures(evidence: Evidence) -> list[str]:
             _as_text(filled),
             f"{evidence.first_model}: every rule before and after the same short recovery. {_articles(evidence, '03c_choice')}",
         ),
-        rules_table({name: after[name] for name in rules}, _cuts(evidence), "after the same short recovery"),
+        tables.rules_table({name: after[name] for name in rules}, _cuts(evidence), "after the same short recovery"),
         figure_html(
             figures.before_after_scatter(costs, old=facts["old"], new=facts["new"]),
             "; ".join(f"{name}: {x:.3f} before, {y:.3f} after" for name, (x, y) in costs.items()),
             f"{evidence.first_model}: {len(costs)} sets of layers, {len(facts['seeds'])} recoveries of {n_short:,} tokens each.",
         ),
     ]
-
-
-def rules_table(scores: Mapping[str, Score], cuts: Mapping[str, str], when: str) -> str:
-    """Each rule against the least sensitive one, with Holm's correction over the rules. cuts: the layers that each one drops."""
-    reference = scores["least_sensitive"]
-    others = {name: s for name, s in scores.items() if s.nll_nats != reference.nll_nats}
-    p = {
-        name: intervals.bootstrap_p([a - b for a, b in zip(s.nll_nats, reference.nll_nats, strict=True)], s.n_tokens)
-        for name, s in others.items()
-    }
-    adjusted = intervals.holm(p)
-    rows = []
-    for name, s in sorted(scores.items(), key=lambda item: item[1].mean_nll_nats):
-        difference = str(intervals.nll_rise(s, reference)) if name in others else "the same" if s is not reference else "-"
-        rows.append([escape(name), cuts.get(name, ""), difference, f"{adjusted[name]:.4f}" if name in others else ""])
-    caption = f"<p>Each rule minus least_sensitive, nats per token, {when} ({len(reference.documents)} articles; p by bootstrap, Holm-corrected):</p>"
-    return caption + table(["rule", "drops", "difference", "p"], rows)
 
 
 def _cuts(evidence: Evidence) -> dict[str, str]:
@@ -270,7 +220,30 @@ def speed_figures(evidence: Evidence) -> list[str]:
     }
     if shapes:
         shown.append(_speed_figure("The source's own shapes with random weights", shapes))
-    return shown
+    return [*shown, _quality_against_speed(evidence)]
+
+
+def _quality_against_speed(evidence: Evidence) -> str:
+    """What the headline model's cuts lose against how many times faster they decode."""
+    timed = "02_prune_gpt2" if evidence.first_leads else evidence.lead
+    points = {}
+    for notebook, arms, fewer in (
+        (evidence.lead, ("unrecovered", "recovered"), evidence.lead_fewer),
+        (evidence.staging, ("one_shot", "staged"), evidence.lead_fewer + 1),
+    ):
+        if evidence.has(timed, f"timing-{fewer}"):
+            gain = evidence.decode_gain(timed, fewer)
+            points |= {arm: (gain.point, evidence.ratio(notebook, arm)) for arm in arms}
+    if not points:
+        return ""
+    ratios = "; ".join(f"{name}: {x:.2f} times as fast, PPL ratio {ratio}" for name, (x, ratio) in points.items())
+    n = len(evidence.test(evidence.lead)["teacher"].documents)
+    return figure_html(
+        figures.frontier(points, xlabel="decode, times as fast as the teacher"),
+        ratios,
+        f"{evidence.lead_model}: perplexity against measured decode speed; n = {n} test articles. Rounding to few bits is not timed here: without "
+        "kernels for it, it saves bytes alone.",
+    )
 
 
 def _speed_figure(model: str, timings: dict[str, Timing]) -> str:
@@ -295,7 +268,12 @@ def seed_figures(evidence: Evidence) -> list[str]:
     model = evidence.parameter("05_seed_stability", "model")
     figure = figures.seeds({"recovered": points}, {"recovered": over}, noise=noise)
     alt = f"PPL ratios of {len(points)} seeds, mean {over}; bootstrap interval over the test articles {noise}"
-    return [figure_html(figure, alt, f"{model}: {alt}.")]
+    n = ratios[0].n
+    return [
+        figure_html(
+            figure, alt, f"{model}: {alt}; n = {n} articles. All seeds draw their windows from one pool of recovery articles."
+        )
+    ]
 
 
 def continuations_html(evidence: Evidence) -> str:
@@ -305,72 +283,12 @@ def continuations_html(evidence: Evidence) -> str:
     for i, prompt in enumerate(facts["prompts"]):
         for name in ("teacher", "unrecovered", "recovered"):
             rows.append([escape(prompt) if name == "teacher" else "", name, escape(facts["samples"][name][i])])
-    return f"<p>{escape(evidence.lead_model)}, greedy:</p>" + table(["prompt", "model", "continuation"], rows)
+    return f"<p>{escape(evidence.lead_model)}, greedy:</p>" + tables.table(["prompt", "model", "continuation"], rows)
 
 
 def failures_html(evidence: Evidence, verdicts: Sequence[Verdict]) -> str:
-    """What did not hold, from the verdicts, and the limits of the study, from its parameters."""
-    failed = [(v, item) for v in verdicts for item in v.stand_ins if item.verdict == "not reproduced"]
-    open_ = [(v, item) for v in verdicts for item in v.stand_ins if item.verdict == "inconclusive"]
-    lines = [f"{v.id} does not hold on {item.model}: {item.figure}. Claimed: {v.claim} ({v.source})." for v, item in failed]
-    lines += [f"{v.id} is open on {item.model}: {item.figure}." for v, item in open_]
-    lines += _diverged(evidence)
-    lines += _against_the_trained_teacher(evidence)
-    recipe = evidence.record("03_recovery", "recipe").values
-    unrecovered = evidence.ratio("03_recovery", "unrecovered")
-    if unrecovered.point < 1.05:
-        lines.append(
-            f"Dropping {evidence.fewer} layers of {evidence.first_model} costs only {unrecovered}: there is little to win back."
-        )
-    tokens = [f"{evidence.parameter(n, 'score_tokens'):,}" for n in ("03_recovery", "04_transfer_tinyllama")]
-    lines.append(
-        f"Recovery is short on purpose ({recipe['tokens']:,} tokens on {evidence.first_model}, "
-        f"{evidence.parameter('04_transfer_tinyllama', 'tokens'):,} on {evidence.second_model}); "
-        f"articles are scored on their first {' and '.join(dict.fromkeys(tokens))} tokens."
-    )
-    lines += [f"{name}: {note}." for name, note in _notes(evidence)]
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
-
-
-def _diverged(evidence: Evidence) -> list[str]:
-    """Arms, sets and trials whose recovery was stopped, by each name that they are shown under."""
-    pilots = [(notebook, name) for notebook in ("03b_controls", "04_transfer_tinyllama") for name in evidence.pilots(notebook)]
-    lines = {}
-    for notebook, name in (
-        ("03_recovery", "sweep"),
-        ("03_recovery", "trials_with_text"),
-        ("03_recovery", "test_scores"),
-        ("03b_controls", "test_scores"),
-        ("03b_controls", "timed_test_scores"),
-        ("03c_choice", "set_scores"),
-        ("03c_choice", "test_scores"),
-        ("04_transfer_tinyllama", "test_scores"),
-        ("05_seed_stability", "test_scores"),
-        *pilots,
-    ):
-        scores = evidence.record(notebook, name) if evidence.has(notebook, name) else {}
-        lines |= {
-            f"{arm}: {score.diverged}": f"{arm} (notebook {notebook}) diverged: {score.diverged}. "
-            "What such a run began from stands in its place."
-            for arm, score in (scores if isinstance(scores, dict) else {name.split("/")[1]: scores}).items()
-            if score.diverged
-        }
-    return list(lines.values())
-
-
-def _against_the_trained_teacher(evidence: Evidence) -> list[str]:
-    """What the fair control takes away: the text alone may improve the whole model more than recovery improves the cut one."""
-    lines = []
-    for model, notebook in ((evidence.first_model, "03_recovery"), (evidence.second_model, "04_transfer_tinyllama")):
-        scores = evidence.test(notebook)
-        control = evidence.ratio(notebook, CONTROL)
-        behind = intervals.ppl_ratio(scores["recovered"], scores[CONTROL])
-        if control.high < 1:
-            lines.append(
-                f"Training on the recovery text alone brings the whole {model} to {control}; measured against that model, "
-                f"the recovered student stands at {behind}."
-            )
-    return lines
+    """What did not hold or did not pay, and the limits of the study."""
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in failures.lines(evidence, verdicts)) + "</ul>"
 
 
 def provenance_html(evidence: Evidence) -> str:
@@ -382,7 +300,7 @@ def provenance_html(evidence: Evidence) -> str:
         versions = ", ".join(f"{library} {version}" for library, version in stamp.versions.items())
         told = map(escape, (stamp.commit, stamp.code_hash, stamp.device, versions))
         rows.append([f"<a href='{notebook}.html'>{notebook}</a>", *told])
-    return table(["notebook", "commit", "code", "device", "versions"], rows)
+    return tables.table(["notebook", "commit", "code", "device", "versions"], rows)
 
 
 def figure_html(figure: Any, alt: str, caption: str = "") -> str:
@@ -390,17 +308,6 @@ def figure_html(figure: Any, alt: str, caption: str = "") -> str:
     data = base64.b64encode(figures.png(figure)).decode()
     image = f"<img src='data:image/png;base64,{data}' alt='{escape(alt, quote=True)}'>"
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """An HTML table. Cells are HTML already: escape what comes from data."""
-    top = "".join(f"<th scope='col'>{cell}</th>" for cell in head)
-    body = "".join(f"<tr>{table_row(row)}</tr>" for row in rows)
-    return f"<div class='wide'><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def table_row(cells: Iterable[str]) -> str:
-    return "".join(f"<td>{cell}</td>" for cell in cells)
 
 
 def _word(verdict: str) -> str:
@@ -421,8 +328,3 @@ def _n(profile: Any) -> str:
 
 def _articles(evidence: Evidence, notebook: str) -> str:
     return f"n = {len(evidence.test(notebook)['teacher'].documents)} articles."
-
-
-def _notes(evidence: Evidence) -> list[tuple[str, str]]:
-    stored = evidence.record("04_transfer_tinyllama", "choice").values["notes"]
-    return sorted(stored.items())

@@ -68,6 +68,13 @@ class _Claim(_OfClaims, Generic[RuleOf]):
     rule: RuleOf
 
 
+class _Target(_OfClaims):
+    model: str
+    fewer: Annotated[int, Field(ge=1, description="layers dropped")]
+    tokens: Annotated[int, Field(ge=1, description="recovery tokens, at most")]
+    threshold: Annotated[float, Field(gt=0, description="PPL ratio to the frozen whole model on the test articles, at most")]
+
+
 class Claims(_OfClaims):
     """params/claims.yaml: every claim that claims.py measures, with the numbers of the rule that it applies."""
 
@@ -85,6 +92,7 @@ class Claims(_OfClaims):
     C12: _Claim[_AtLeast]
     C13: _Claim[_AtMost]
     C14: _Claim[_AtLeast]
+    target: _Target
 
 
 def read() -> Claims:

@@ -12,7 +12,7 @@ from typing import Any
 
 from depthprune_core import records
 from depthprune_core.records import Score
-from depthprune_study import claims, pieces, report, story
+from depthprune_study import claims, pieces, report, story, tables
 from depthprune_study.evidence import read_evidence
 from depthprune_study.executed_notebooks import cells_of, of_other_notebooks
 from depthprune_study.settings import SCHEMAS
@@ -173,7 +173,7 @@ def _verdicts(folder: Path, root: Path) -> Iterator[str]:
     evidence = read_evidence(folder.name, root)
     said = "".join(output.get("data", {}).get("text/html", "") for output in _outputs(_of_report(folder)))
     for verdict in claims.judge(evidence):
-        if story.table_row(story.claim_cells(verdict)) not in said:
+        if tables.table_row(story.claim_cells(verdict)) not in said:
             yield f"what notebooks/06_report.ipynb says of {verdict.id} is not what records and params/claims.yaml say"
     for section, drawn in SECTIONS.items():
         if not all(_without_images(piece) in _without_images(said) for piece in drawn(evidence)):

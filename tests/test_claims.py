@@ -23,6 +23,7 @@ from depthprune_study.settings import StudyError
 CLAIMS = tuple(f"C{i}" for i in range(1, 15))
 SOURCE = {"first": "gpt2", "second": "tinyllama-1.1b"}
 RULES = yaml.safe_load((places.PARAMS / "claims.yaml").read_text(encoding="utf-8"))
+TARGET = RULES.pop("target")
 
 
 def between(low: float, high: float) -> Interval:
@@ -254,6 +255,25 @@ def test_a_claim_that_does_not_hold_is_not_reproduced(
     verdicts = [item.verdict for item in verdict.stand_ins] or [verdict.verdict]
     last = notebook == "04_transfer_tinyllama" or (claim, notebook) == ("C12", "03c_choice")
     assert verdicts[-1 if last else 0] == NOT_REPRODUCED
+
+
+def test_speed_that_layer_counts_do_not_allow_decides_nothing(tmp_path: Path) -> None:
+    small_share = timing(1.05, by_layer_count=30 / 28)
+    changes = {("02_prune_gpt2", "timing-2"): small_share}
+    (verdict,) = (
+        v for v in judge(evidence(tmp_path, changes=changes, first="smollm2-135m", second="gpt2-mini")) if v.id == "C3"
+    )
+    (item,) = verdict.stand_ins
+    assert item.verdict == claims.NOT_TESTABLE
+    assert item.figure.endswith("x (n = 5 rounds); its layer counts allow 1.07x at most")
+
+
+def test_where_the_first_family_leads_c6_is_asked_of_it_too(tmp_path: Path) -> None:
+    timings = {("02_prune_gpt2", f"timing-{k}"): timing(1.1) for k in (2, 3)}
+    (verdict,) = (
+        v for v in judge(evidence(tmp_path, changes=timings, first="smollm2-135m", second="gpt2-mini")) if v.id == "C6"
+    )
+    assert [item.model for item in verdict.stand_ins] == ["smollm2-135m", "gpt2-mini"]
 
 
 def test_a_new_winner_that_is_not_clear_of_the_old_one_leaves_c9_open(tmp_path: Path) -> None:

@@ -106,8 +106,8 @@ def test_gain_difference_is_what_the_student_won_beyond_the_control():
 
 
 def test_bootstrap_p_of_clear_and_of_no_difference():
-    assert intervals.bootstrap_p([1, 2, 3, 1, 2, 3], [10] * 6) == 1 / intervals.RESAMPLES
-    assert intervals.bootstrap_p([-1, -2, -3, -1, -2, -3], [10] * 6) == 1 / intervals.RESAMPLES
+    assert intervals.bootstrap_p([1, 2, 3, 1, 2, 3], [10] * 6) == 2 / (intervals.RESAMPLES + 1)
+    assert intervals.bootstrap_p([-1, -2, -3, -1, -2, -3], [10] * 6) == 2 / (intervals.RESAMPLES + 1)
     assert intervals.bootstrap_p([1, -1, 2, -2], [10] * 4) > 0.8
     assert intervals.bootstrap_p([0, 0, 0], [10] * 3) == 1
 

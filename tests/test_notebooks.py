@@ -140,7 +140,17 @@ def test_the_report_reads_records_alone(name: str) -> None:
     found = provenance.closure(provenance.imports(provenance.notebook_code(places.NOTEBOOKS / f"{name}.ipynb")))
     reading = {
         "depthprune_core": {"figures", "intervals", "records"},
-        "depthprune_study": {"claims", "evidence", "story", "places", "settings", "verdict_rules", "yaml_files"},
+        "depthprune_study": {
+            "claims",
+            "evidence",
+            "failures",
+            "story",
+            "tables",
+            "places",
+            "settings",
+            "verdict_rules",
+            "yaml_files",
+        },
     }
     assert found <= {f"{package}.{module}" for package, modules in reading.items() for module in modules}
 

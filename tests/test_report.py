@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from depthprune_core import figures, pruning, records
-from depthprune_study import bench, claims, cli, places, report, run, settings, story
+from depthprune_core import figures, intervals, pruning, records
+from depthprune_study import bench, claims, cli, failures, places, report, run, settings, story, tables
 from depthprune_study.evidence import Evidence
 
 NASTY = "<script>alert('x')</script>"
@@ -214,9 +214,85 @@ def test_failures_are_told_with_their_figures(tmp_path: Path) -> None:
     slow = handmade.evidence(tmp_path, changes={("02_prune_gpt2", "timing-2"): handmade.timing(1.0)})
     page = story.failures_html(slow, claims.judge(slow))
     assert (
-        "<li>C3 does not hold on gpt2-mini: decode 1.000 [1.000, 1.000]x. Claimed: and it decodes faster (about 1.2x).</li>"
+        "<li>C3 does not hold on gpt2-mini: decode 1.000 [1.000, 1.000]x (n = 5 rounds). Claimed: and it decodes faster (about 1.2x).</li>"
         in page
     )
+
+
+def told_of(tmp_path: Path, **changes: Any) -> list[str]:
+    evidence = handmade.evidence(tmp_path, **changes)
+    return failures.lines(evidence, claims.judge(evidence))
+
+
+THIRD_B = handmade.contents()["03b_controls"]
+TEST_B, AWAY, BYTES = THIRD_B["test_scores"], THIRD_B["elsewhere_scores"], THIRD_B["bytes"].values
+
+
+def test_a_target_that_is_missed_is_told_and_one_that_is_reached_or_not_tried_is_not(tmp_path: Path) -> None:
+    second = handmade.contents()["04_transfer_tinyllama"]["test_scores"]
+
+    def missed(name: str, recovered: float, **models: str) -> list[str]:
+        changes = {("04_transfer_tinyllama", "test_scores"): second | {"recovered": handmade.score(recovered)}}
+        return [line for line in told_of(tmp_path / name, changes=changes, **models) if "target" in line and "missed" in line]
+
+    (line,) = missed("missed", 3.05)
+    assert "at most 1.04 on the test articles, smollm2-135m less 2 layers, within 250,000 tokens" in line
+    assert "It stands at 1.051 [1.0" in line and "after 2,048 tokens (n = 8 articles)" in line
+    assert missed("reached", 3.03) == missed("another", 3.05, second="tinyllama-1.1b") == []
+
+
+def test_plainer_training_that_ends_lower_is_told_with_both_kinds_of_text(tmp_path: Path) -> None:
+    changes = {
+        ("03b_controls", "test_scores"): TEST_B | {"ce": handmade.score(2.9), "ce, lora": handmade.score(3.6)},
+        ("03b_controls", "timed_test_scores"): {"ce (timed)": handmade.score(3.6)},
+        ("03b_controls", "elsewhere_scores"): AWAY | {"ce": handmade.score(3.3), "recovered": handmade.score(3.4)},
+    }
+    (line,) = [line for line in told_of(tmp_path, changes=changes) if "plainer training" in line]
+    assert "(ce) ends lower than the recipe, at 0.8" in line and "on news-excerpt at 0.905 [0.905, 0.905]" in line
+    assert "where the whole model" not in line
+    control = {"teacher + same text (ce)": handmade.score(3.1)}
+    changes["03b_controls", "elsewhere_scores"] |= control
+    (line,) = [line for line in told_of(tmp_path / "more", changes=changes) if "plainer training" in line]
+    assert "where the whole model trained on the same text stands at 0.407" in line
+
+
+def test_rounding_that_beats_the_cut_at_fewer_bytes_is_told(tmp_path: Path) -> None:
+    def told(name: str, n_bytes: int) -> list[str]:
+        sizes = handmade.Facts(BYTES | {"recovered": 950, "teacher": 1000, "quantised, 8 bits": n_bytes})
+        scores = TEST_B | {"quantised, 8 bits": handmade.score(3.0), "recovered": handmade.score(3.1)}
+        changes = {("03b_controls", "bytes"): sizes, ("03b_controls", "test_scores"): scores}
+        return [line for line in told_of(tmp_path / name, changes=changes) if "loses to rounding: quantised, 8 bits" in line]
+
+    (line,) = told("smaller", 650)
+    assert "quantised, 8 bits takes 0.65 of the bytes at a PPL ratio of 1.000" in line
+    assert "the recovered student 0.95 at 1.105" in line
+    assert told("larger", 990) == []
+
+
+def test_stages_that_end_higher_are_told(tmp_path: Path) -> None:
+    worse = TEST_B | {"staged": handmade.score(3.4), "one_shot": handmade.score(3.3)}
+    lines = told_of(tmp_path, changes={("03b_controls", "test_scores"): worse})
+    (line,) = [line for line in lines if "in two stages" in line and line.startswith("gpt2-mini")]
+    assert "1.105 [1.105, 1.105] of its perplexity (n = 8 articles)" in line
+
+
+def test_every_arm_stands_beside_both_teachers_and_the_unrecovered_student(tmp_path: Path) -> None:
+    evidence = handmade.evidence(tmp_path)
+    shown = tables.both_teachers_table(evidence)
+    scores = evidence.test("04_transfer_tinyllama")
+    others = (scores["teacher"], scores["teacher + same text (ce)"], scores["unrecovered"])
+    ratios = [str(intervals.ppl_ratio(scores["recovered"], other)) for other in others]
+    assert f"<tr>{tables.table_row(['smollm2-135m', 'recovered', *ratios])}</tr>" in shown
+    for arm in evidence.test("03_recovery") | evidence.test("03b_controls"):
+        assert (f"<td>gpt2-mini</td><td>{arm}</td>" in shown) == (arm != "teacher")
+
+
+def test_every_trial_of_the_recipe_stands_beside_the_level_that_was_kept(tmp_path: Path) -> None:
+    evidence = handmade.evidence(tmp_path)
+    tried = evidence.record("03_recovery", "sweep")
+    shown = tables.sweep_table(evidence)
+    factors = {name.split(": ")[0] for name in tried}
+    assert shown.count("<tr>") == 1 + len(tried) and shown.count("<td>kept</td>") == len(factors)
 
 
 DIVERGED = {
@@ -508,18 +584,11 @@ def test_a_report_whose_origin_is_damaged_is_not_current(study: str, content: st
 
 
 @pytest.fixture
-def made_writable(study: str) -> Iterator[Callable[[bool], object]]:
-    """Makes reports/ read-only, or writable again; skipped where root, whom no mode stops, may mount nothing."""
+def made_writable(study: str, writable: Callable[[Path], Callable[[bool], object]]) -> Callable[[bool], object]:
+    """Makes reports/ read-only, or writable again."""
     folder = places.reports(study).parent
     folder.mkdir()
-    if os.geteuid() != 0:
-        yield lambda writable: folder.chmod(0o700 if writable else 0o500)
-        folder.chmod(0o700)
-        return
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("needs the right to mount a folder")
-    yield lambda writable: subprocess.run(["mount", "-o", f"remount,{'rw' if writable else 'ro'}", folder], check=True)
-    subprocess.run(["umount", "-l", folder], check=True)
+    return writable(folder)
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -554,6 +623,17 @@ def test_a_folder_of_reports_that_is_read_only_costs_no_result(study: str, made_
         made_writable(True)
 
     assert_told_in_a_sentence_and_nothing_lost(study, f"{why}: {building}", mend)
+
+
+def test_a_folder_of_reports_with_spaces_and_other_letters_is_as_good_as_any(
+    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = report.publish(study).read_bytes()
+    monkeypatch.setenv("DEPTHPRUNE_REPORTS", str(tmp_path / "Berichte für 東京 %s {x} #1"))
+    page = report.publish(study)
+    assert page.parent.parent.name == "Berichte für 東京 %s {x} #1"
+    assert page.read_bytes() == plain
+    assert set(report.is_current(study).values()) == {True}
 
 
 def test_a_file_where_the_reports_should_be_costs_no_result(study: str) -> None:
@@ -607,17 +687,27 @@ def test_a_page_is_the_same_each_time(executed: Path) -> None:
 
 
 def test_the_page_tells_what_the_ratios_are_ratios_to(tmp_path: Path) -> None:
-    shown = story.scored_table(handmade.evidence(tmp_path))
+    shown = tables.scored_table(handmade.evidence(tmp_path))
     whole = handmade.score(3.0)
     for model in ("gpt2-mini", "smollm2-135m"):
-        cells = [model, str(len(whole.documents)), "256", "128", f"{math.exp(3):.2f}", f"{whole.bits_per_byte:.3f}"]
-        assert f"<tr>{story.table_row(cells)}</tr>" in shown
+        cells = [
+            model,
+            str(len(whole.documents)),
+            f"{len(whole.documents):.1f}",
+            "256",
+            "128",
+            f"{math.exp(3):.2f}",
+            f"{whole.bits_per_byte:.3f}",
+        ]
+        assert f"<tr>{tables.table_row(cells)}</tr>" in shown
 
 
 def test_a_rule_that_drops_the_same_layers_is_there_with_them(tmp_path: Path) -> None:
     evidence = handmade.evidence(tmp_path)
     scores = {"least_sensitive": handmade.score(3.1), "pairwise": handmade.score(3.1), "last_k": handmade.score(3.4)}
-    shown = story.rules_table(scores, {"least_sensitive": "2 + 3", "pairwise": "2 + 3", "last_k": "10 + 11"}, "before recovery")
+    shown = tables.rules_table(
+        scores, {"least_sensitive": "2 + 3", "pairwise": "2 + 3", "last_k": "10 + 11"}, "before recovery"
+    )
     assert "<td>least_sensitive</td><td>2 + 3</td><td>-</td><td></td>" in shown
     assert "<td>pairwise</td><td>2 + 3</td><td>the same</td><td></td>" in shown
     assert "<td>last_k</td><td>10 + 11</td><td>0.3" in shown

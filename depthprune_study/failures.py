@@ -1,0 +1,150 @@
+"""What did not hold or did not pay, as sentences that are made from verdicts, scores and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from depthprune_core import intervals
+from depthprune_core.records import Score
+from depthprune_study import verdict_rules
+from depthprune_study.claims import NOT_REPRODUCED, Verdict
+from depthprune_study.evidence import CONTROL, Evidence
+
+LITTLE = 1.05  # a PPL ratio below which a cut leaves little to win back
+
+
+def lines(evidence: Evidence, verdicts: Sequence[Verdict]) -> list[str]:
+    """What failed, what lost to something plainer, and the limits of the study."""
+    failed = [(v, item) for v in verdicts for item in v.stand_ins if item.verdict == NOT_REPRODUCED]
+    open_ = [(v, item) for v in verdicts for item in v.stand_ins if item.verdict == "inconclusive"]
+    found = [f"{v.id} does not hold on {item.model}: {item.figure}. Claimed: {v.claim} ({v.source})." for v, item in failed]
+    found += [f"{v.id} is open on {item.model}: {item.figure}." for v, item in open_]
+    found += target_missed(evidence)
+    found += diverged(evidence)
+    found += against_the_trained_teacher(evidence)
+    found += plainer_training_that_wins(evidence)
+    found += fewer_bits_that_win(evidence)
+    found += stages_that_lose(evidence)
+    unrecovered = evidence.ratio("03_recovery", "unrecovered")
+    if unrecovered.point < LITTLE:
+        found.append(
+            f"Dropping {evidence.fewer} layers of {evidence.first_model} costs only {unrecovered}: there is little to win back."
+        )
+    return found + limits(evidence)
+
+
+def target_missed(evidence: Evidence) -> Iterator[str]:
+    """Where the study's own target (params/claims.yaml) is for the model and the cut that it leads with, and is not reached."""
+    target, notebook = verdict_rules.read().target, evidence.lead
+    plan, tokens = evidence.cut(notebook), evidence.recovery_tokens(notebook)
+    if evidence.lead_model != target.model or len(plan.dropped) != target.fewer or tokens > target.tokens:
+        return
+    ratio = evidence.ratio(notebook, "recovered")
+    if ratio.point > target.threshold:
+        yield (
+            f"This study's own target is missed: at most {target.threshold} on the test articles, {target.model} less {target.fewer} layers, "
+            f"within {target.tokens:,} tokens and without the text itself as a target. It stands at {ratio} after {tokens:,} tokens "
+            f"(n = {ratio.n} articles)."
+        )
+
+
+def diverged(evidence: Evidence) -> list[str]:
+    """Arms, sets and trials whose recovery was stopped, by each name that they are shown under."""
+    pilots = [(notebook, name) for notebook in ("03b_controls", "04_transfer_tinyllama") for name in evidence.pilots(notebook)]
+    found = {}
+    for notebook, name in (
+        ("03_recovery", "sweep"),
+        ("03_recovery", "trials_with_text"),
+        ("03_recovery", "test_scores"),
+        ("03b_controls", "test_scores"),
+        ("03b_controls", "timed_test_scores"),
+        ("03c_choice", "set_scores"),
+        ("03c_choice", "test_scores"),
+        ("04_transfer_tinyllama", "test_scores"),
+        ("05_seed_stability", "test_scores"),
+        *pilots,
+    ):
+        scores = evidence.record(notebook, name) if evidence.has(notebook, name) else {}
+        found |= {
+            f"{arm}: {score.diverged}": f"{arm} (notebook {notebook}) diverged: {score.diverged}. "
+            "What such a run began from stands in its place."
+            for arm, score in (scores if isinstance(scores, dict) else {name.split("/")[1]: scores}).items()
+            if score.diverged
+        }
+    return list(found.values())
+
+
+def against_the_trained_teacher(evidence: Evidence) -> Iterator[str]:
+    """What the fair control takes away: the text alone may improve the whole model more than recovery improves the cut one."""
+    for model, notebook in ((evidence.first_model, "03_recovery"), (evidence.second_model, "04_transfer_tinyllama")):
+        scores = evidence.test(notebook)
+        control = evidence.ratio(notebook, CONTROL)
+        if control.high < 1:
+            behind = intervals.ppl_ratio(scores["recovered"], scores[CONTROL])
+            yield (
+                f"Training on the recovery text alone brings the whole {model} to {control}; measured against that model, "
+                f"the recovered student stands at {behind} (n = {behind.n} articles)."
+            )
+
+
+def plainer_training_that_wins(evidence: Evidence) -> Iterator[str]:
+    """Rivals whose student ends clearly below the recipe's on the test articles, and what the other kind of text says of each."""
+    near = evidence.test("03b_controls") | evidence.record("03b_controls", "timed_test_scores")
+    far = evidence.record("03b_controls", "elsewhere_scores")
+    elsewhere = evidence.parameter("03b_controls", "elsewhere")
+    for arm in (name for name in near if name.startswith("ce")):
+        gap = intervals.ppl_ratio(near[arm], near["recovered"])
+        if gap.high >= 1 or gap.note:
+            continue
+        told = f"{evidence.first_model}: plainer training with the text itself ({arm}) ends lower than the recipe, at {gap} of its perplexity"
+        if arm in far:
+            told += f"; on {elsewhere} at {intervals.ppl_ratio(far[arm], far['recovered'])}"
+        if arm in far and CONTROL in far:
+            told += (
+                f", where the whole model trained on the same text stands at {_ratio(far, CONTROL)} of the frozen one and this student at "
+                f"{_ratio(far, arm)}"
+            )
+        yield f"{told} (n = {gap.n} articles)."
+
+
+def fewer_bits_that_win(evidence: Evidence) -> Iterator[str]:
+    """Whole models rounded to fewer bits that take fewer bytes than the cut one and lose clearly less."""
+    scores, n_bytes = evidence.test("03b_controls"), evidence.record("03b_controls", "bytes").values
+    for arm in (name for name in scores if name.startswith("quantised")):
+        gap = intervals.ppl_ratio(scores[arm], scores["recovered"])
+        if gap.high < 1 and n_bytes[arm] < n_bytes["recovered"]:
+            share, of_cut = (n_bytes[name] / n_bytes["teacher"] for name in (arm, "recovered"))
+            yield (
+                f"As a way to save bytes, dropping layers of {evidence.first_model} loses to rounding: {arm} takes {share:.2f} of the bytes at a "
+                f"PPL ratio of {_ratio(scores, arm)}, the recovered student {of_cut:.2f} at {_ratio(scores, 'recovered')} (n = {gap.n} articles). "
+                "Where a model's weights came out of a format of few bits, rounding to as many is nearly free."
+            )
+
+
+def stages_that_lose(evidence: Evidence) -> Iterator[str]:
+    """Staged arms that end clearly above one shot at equal tokens."""
+    families = ((evidence.first_model, "03b_controls"), (evidence.second_model, "04_transfer_tinyllama"))
+    for model, notebook in families:
+        scores = evidence.test(notebook)
+        gap = intervals.ppl_ratio(scores["staged"], scores["one_shot"])
+        if gap.low > 1 and not gap.note:
+            yield (
+                f"{model}: in two stages one layer more ends higher than all at once on equal tokens: {gap} of its perplexity "
+                f"(n = {gap.n} articles)."
+            )
+
+
+def limits(evidence: Evidence) -> list[str]:
+    """What the study is too short or too small to show, from its parameters and the notes that its notebooks left."""
+    first, second = (evidence.recovery_tokens(notebook) for notebook in ("03_recovery", "04_transfer_tinyllama"))
+    scored = [f"{evidence.parameter(n, 'score_tokens'):,}" for n in ("03_recovery", "04_transfer_tinyllama")]
+    notes = evidence.record("04_transfer_tinyllama", "choice").values["notes"]
+    return [
+        f"Recovery is short on purpose ({first:,} tokens on {evidence.first_model}, {second:,} on {evidence.second_model}); "
+        f"articles are scored on their first {' and '.join(dict.fromkeys(scored))} tokens.",
+        *(f"{name}: {note}." for name, note in sorted(notes.items())),
+    ]
+
+
+def _ratio(scores: dict[str, Score], arm: str) -> intervals.Interval:
+    return intervals.ppl_ratio(scores[arm], scores["teacher"])

@@ -1,0 +1,131 @@
+"""Records -> the tables of the report's page, as escaped HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+from depthprune_core import intervals
+from depthprune_core.records import Score
+from depthprune_study.evidence import CONTROL, Evidence
+
+
+def scored_table(evidence: Evidence) -> str:
+    """The whole models on the test articles: what every ratio is a ratio to."""
+    rows = []
+    for model, notebook in ((evidence.first_model, "03_recovery"), (evidence.second_model, "04_transfer_tinyllama")):
+        whole, windows = evidence.test(notebook)["teacher"], evidence.parameter(notebook, "seq_len")
+        n, tokens = len(whole.documents), evidence.parameter(notebook, "score_tokens")
+        worth = intervals.nll_rise(whole, whole).effective_n
+        cells = [str(n), f"{worth:.1f}", f"{tokens:,}", f"{windows:,}", f"{whole.ppl:.2f}", f"{whole.bits_per_byte:.3f}"]
+        rows.append([escape(model), *cells])
+    caption = (
+        "<p>The whole models on the test articles, to which every ratio below is one. An article is scored by itself, on its first tokens, in "
+        "windows that do not overlap; each begins with BOS, or EOS where a tokenizer has no BOS. What n articles are worth beside as many of "
+        "one length is (sum of tokens)^2 / sum of tokens^2:</p>"
+    )
+    head = ["model", "articles", "worth", "tokens of each, at most", "tokens a window", "perplexity per token", "bits per byte"]
+    return caption + table(head, rows)
+
+
+def both_teachers_table(evidence: Evidence) -> str:
+    """Every arm against the whole model, the whole model trained on the same text, and the student before recovery."""
+    rows = []
+    for model, notebooks in (
+        (evidence.first_model, ("03_recovery", "03b_controls")),
+        (evidence.second_model, ("04_transfer_tinyllama",)),
+    ):
+        scores = {name: score for notebook in reversed(notebooks) for name, score in evidence.test(notebook).items()}
+        trained = evidence.test(notebooks[0])[CONTROL]
+        for name, score in scores.items():
+            ratios = (intervals.ppl_ratio(score, other) for other in (scores["teacher"], trained, scores["unrecovered"]))
+            rows += [[escape(cell) for cell in (model, name, *map(str, ratios))]] if name != "teacher" else []
+    n = len(trained.documents)
+    caption = (
+        f"<p>Every arm, three times: its perplexity over the frozen whole model's, over that of the whole model trained on the same text (its own "
+        f"best rate, CE), and over the unrecovered student's. Test articles, n = {n}:</p>"
+    )
+    return caption + table(["model", "arm", "to the frozen one", "to the trained one", "to the unrecovered student"], rows)
+
+
+def sweep_table(evidence: Evidence) -> str:
+    """What each level of each factor brought, on the same articles as the level that was kept."""
+    tried = evidence.record("03_recovery", "sweep")
+    whole = evidence.record("03_recovery", "validation_scores")["teacher"]
+    recipe = evidence.record("03_recovery", "recipe").values
+    factors: dict[str, dict[str, Score]] = {}
+    for name in recipe["trials"]:
+        factor, level = name.split(": ", 1)
+        factors.setdefault(factor, {})[level] = tried[name]
+    rows = []
+    for factor, levels in factors.items():
+        kept = min((level for level in levels if not levels[level].diverged), key=lambda level: levels[level].mean_nll_nats)
+        for level, score in levels.items():
+            beside = "kept" if level == kept else str(intervals.ppl_ratio(score, levels[kept]))
+            rows.append([escape(cell) for cell in (factor, level, str(intervals.ppl_ratio(score, whole)), beside)])
+    has_text = evidence.has("03_recovery", "trials_with_text")
+    with_text = evidence.record("03_recovery", "trials_with_text") if has_text else {}
+    rows += [["with the text itself", escape(name), str(intervals.ppl_ratio(s, whole)), ""] for name, s in with_text.items()]
+    caption = (
+        f"<p>{escape(evidence.first_model)}: every trial of the recipe ({recipe['pilot_tokens']:,} tokens; of rates and with the text itself "
+        f"{recipe['rate_tokens']:,}), n = {len(whole.documents)} validation articles. Beside each level its perplexity over that of the level kept:</p>"
+    )
+    return caption + table(["factor", "level", "to the whole model", "to the level kept"], rows)
+
+
+def tasks_table(evidence: Evidence) -> str:
+    """Zero-shot accuracy of each arm; nothing where no task was asked."""
+    if not evidence.has("03b_controls", "zero_shot"):
+        return ""
+    told = evidence.record("03b_controls", "zero_shot")
+    arms = {name: name.split(": ")[0] for name in told}
+    p = {name: intervals.mcnemar(a, told[f"teacher: {a.task}"]) for name, a in told.items() if arms[name] != "teacher"}
+    adjusted = intervals.holm(p)
+    rows = []
+    for name, answers in told.items():
+        others = arms[name] not in ("teacher", "unrecovered")
+        healed = f"{intervals.mcnemar(answers, told[f'unrecovered: {answers.task}']):.3f}" if others else ""
+        against = f"{adjusted[name]:.3f}" if name in p else ""
+        cells = [arms[name], answers.task, str(intervals.proportion(answers)), str(len(answers.right)), against, healed]
+        rows.append([escape(cell) for cell in cells])
+    caption = (
+        f"<p>{escape(evidence.first_model)}: share of items that are right, with Wilson's interval. p by McNemar's test: against the whole model "
+        "(Holm-corrected over this table), and against the unrecovered student. Items of one article count as independent here, which they are "
+        "not quite. Two tasks are made of the test articles: depthprune_cloze asks for the last word of a passage, depthprune_choice which of "
+        "four continuations is the true one:</p>"
+    )
+    return caption + table(["arm", "task", "right", "n", "p, whole model", "p, unrecovered"], rows)
+
+
+def rules_table(scores: Mapping[str, Score], cuts: Mapping[str, str], when: str) -> str:
+    """Each rule against the least sensitive one, with Holm's correction over the rules. cuts: the layers that each one drops."""
+    reference = scores["least_sensitive"]
+    distinct = {
+        s.nll_nats: s for s in scores.values() if s.nll_nats != reference.nll_nats
+    }  # rules that pick the same layers are one test
+    p = {
+        nll: intervals.bootstrap_p([a - b for a, b in zip(nll, reference.nll_nats, strict=True)], s.n_tokens)
+        for nll, s in distinct.items()
+    }
+    adjusted = intervals.holm(p)
+    rows = []
+    for name, s in sorted(scores.items(), key=lambda item: item[1].mean_nll_nats):
+        is_other = s.nll_nats in distinct
+        difference = str(intervals.nll_rise(s, reference)) if is_other else "the same" if s is not reference else "-"
+        rows.append([escape(name), cuts.get(name, ""), difference, f"{adjusted[s.nll_nats]:.4f}" if is_other else ""])
+    caption = (
+        f"<p>Each rule minus least_sensitive, nats per token, {when} ({len(reference.documents)} articles; p by bootstrap, Holm-corrected over "
+        "the sets of layers):</p>"
+    )
+    return caption + table(["rule", "drops", "difference", "p"], rows)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """An HTML table. Cells are HTML already: escape what comes from data."""
+    top = "".join(f"<th scope='col'>{cell}</th>" for cell in head)
+    body = "".join(f"<tr>{table_row(row)}</tr>" for row in rows)
+    return f"<div class='wide'><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def table_row(cells: Iterable[str]) -> str:
+    return "".join(f"<td>{cell}</td>" for cell in cells)

@@ -134,6 +134,11 @@ def test_no_measured_number_is_typed_into_prose(name: str) -> None:
     assert set(re.findall(r"(?<![\w.])\d+\.\d+(?![\dB])", later)) <= explained
 
 
+def test_no_notebook_but_the_report_reads_what_was_scored_on_the_test_split(name: str) -> None:
+    read = re.findall(r"bench\.read\([^)]*\)", "\n".join(cell.source for cell in code_of(name)))
+    assert not [call for call in read if "test" in call or "elsewhere" in call]
+
+
 def test_the_report_reads_records_alone(name: str) -> None:
     if name != "06_report":
         return

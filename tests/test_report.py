@@ -680,6 +680,19 @@ def test_a_committed_study_is_one_that_can_be_run(folder: Path) -> None:
     assert folder.name in settings.studies()
 
 
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_the_committed_controls_saw_the_same_token_ids_and_have_the_same_size(folder: Path) -> None:
+    recovery = records.read(folder / "records" / "03_recovery" / "curves.json")
+    assert {"recovered", "ce", "teacher + same text (ce)"} <= set(recovery)
+    assert len({curve.token_hash for curve in recovery.values()}) == 1
+    controls = records.read(folder / "records" / "03b_controls" / "curves.json")
+    same = ("recovered", "width", "one_shot", "ce", "ce, lora")
+    assert {controls[arm].token_hash for arm in same} == {recovery["recovered"].token_hash}
+    assert controls["staged"].tokens[-1] * 2 == pytest.approx(controls["one_shot"].tokens[-1], rel=0.05)
+    width = records.read(folder / "records" / "03b_controls" / "width.json").values
+    assert width["n_parameters"] == pytest.approx(width["n_parameters_shallow"], rel=0.005)
+
+
 def test_a_page_is_the_same_each_time(executed: Path) -> None:
     pages = {report.page(executed, "quick", with_code=True) for _ in range(2)}
     assert len(pages) == 1

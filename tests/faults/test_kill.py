@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
 import killing
+import nbformat
 import pytest
 
 from depthprune_core import records
@@ -93,12 +95,44 @@ def test_a_recovery_that_is_read_back_counts_as_the_one_that_was_written(tmp_pat
     assert len(list(tmp_path.glob("ended-*"))) == 1
 
 
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the whole study has run, undisturbed."""
+    folder = tmp_path_factory.mktemp("calm")
+    killing.undisturbed(folder)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kernels are found by /proc")
-def test_a_study_killed_at_random_moments_ends_in_the_records_of_an_undisturbed_one(tmp_path: Path) -> None:
-    expected = killing.undisturbed(tmp_path / "calm")
-    state = killing.harry(tmp_path / "harried", expected, kills=6, seed=0)
+def test_a_study_killed_at_random_moments_ends_in_the_records_of_an_undisturbed_one(calm: Path, tmp_path: Path) -> None:
+    expected = killing.hashes(calm)
+    state = killing.harry(tmp_path, expected, kills=6, seed=0)
     assert (state["lost"], state["wrong"]) == ([], [])
     assert sum(state["kills"].values()) == sum(state["where"].values()) == 6
     assert set(state["where"]) <= {*run.READS, "none"}
     assert len(expected) > 20
+
+
+OF_TIME = re.compile(
+    "timing|timed|pace|faster|on_the_clock|ratios"
+)  # what a cell that shows measured times, or what rests on them, speaks of
+
+
+def outputs_of(folder: Path, notebook: str) -> list[tuple[str, object]]:
+    cells = nbformat.read(folder / "reports" / "ci" / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
+    return [(cell.source, cell.outputs) for cell in cells if cell.cell_type == "code"]
+
+
+@pytest.mark.slow
+def test_two_runs_of_the_whole_study_agree_byte_for_byte_but_for_measured_times(calm: Path, tmp_path: Path) -> None:
+    again = killing.undisturbed(tmp_path)
+    assert again == killing.hashes(calm)
+    for notebook in [name for name in run.READS if name != "06_report"]:  # which tells of all the others
+        ours, theirs = outputs_of(tmp_path, notebook), outputs_of(calm, notebook)
+        differing = [source for (source, here), (_, there) in zip(ours, theirs, strict=True) if here != there]
+        assert all(OF_TIME.search(source) for source in differing), notebook
+        if notebook in ("01_sensitivity", "03_recovery", "03c_choice", "05_seed_stability"):
+            assert differing == [], notebook
+            pages = {(folder / "reports" / "ci" / f"{notebook}.html").read_bytes() for folder in (calm, tmp_path)}
+            assert len(pages) == 1, notebook

@@ -37,7 +37,7 @@ def both_teachers_table(evidence: Evidence) -> str:
     ):
         scores = {name: score for notebook in reversed(notebooks) for name, score in evidence.test(notebook).items()}
         trained = evidence.test(notebooks[0])[CONTROL]
-        for name, score in scores.items():
+        for name, score in sorted(scores.items(), key=lambda item: item[1].mean_nll_nats):
             ratios = (intervals.ppl_ratio(score, other) for other in (scores["teacher"], trained, scores["unrecovered"]))
             rows += [[escape(cell) for cell in (model, name, *map(str, ratios))]] if name != "teacher" else []
     n = len(trained.documents)

@@ -127,8 +127,8 @@ def recovery_figures(evidence: Evidence) -> list[str]:
             figures.sweep(trials, n_tokens=choices["pilot_tokens"]),
             _as_text(trials),
             f"{evidence.first_model}: how the recipe was chosen, on {len(whole.documents)} validation articles. Filled: the level that was kept.",
-        ),
-        tables.sweep_table(evidence),
+        )
+        + tables.sweep_table(evidence),
         figure_html(
             figures.arms(ratios, title=f"{evidence.fewer} layers fewer, before recovery"),
             _as_text(ratios),

@@ -35,17 +35,28 @@ def both_teachers_table(evidence: Evidence) -> str:
         (evidence.first_model, ("03_recovery", "03b_controls")),
         (evidence.second_model, ("04_transfer_tinyllama",)),
     ):
-        scores = {name: score for notebook in reversed(notebooks) for name, score in evidence.test(notebook).items()}
-        trained = evidence.test(notebooks[0])[CONTROL]
-        for name, score in sorted(scores.items(), key=lambda item: item[1].mean_nll_nats):
-            ratios = (intervals.ppl_ratio(score, other) for other in (scores["teacher"], trained, scores["unrecovered"]))
-            rows += [[escape(cell) for cell in (model, name, *map(str, ratios))]] if name != "teacher" else []
+        found: dict[str, tuple[float, list[str]]] = {}
+        for notebook in notebooks:
+            scores = evidence.test(notebook)
+            trained = scores.get(CONTROL, evidence.test(notebooks[0])[CONTROL])
+            for name, score in scores.items():
+                others = (scores["teacher"], trained, scores["unrecovered"])
+                cells = [_beside(score, other) for other in others]
+                if name != "teacher":
+                    found.setdefault(name, (intervals.ppl_ratio(score, scores["teacher"]).point, [model, name, *cells]))
+        rows += [[escape(cell) for cell in cells] for _, cells in sorted(found.values(), key=lambda row: row[0])]
     n = len(trained.documents)
     caption = (
         f"<p>Every arm, three times: its perplexity over the frozen whole model's, over that of the whole model trained on the same text (its own "
         f"best rate, CE), and over the unrecovered student's. Test articles, n = {n}:</p>"
     )
     return caption + table(["model", "arm", "to the frozen one", "to the trained one", "to the unrecovered student"], rows)
+
+
+def _beside(score: Score, other: Score) -> str:
+    """Their PPL ratio, where notebooks have scored the same tokens."""
+    same = (score.documents, score.n_tokens) == (other.documents, other.n_tokens)
+    return str(intervals.ppl_ratio(score, other)) if same else "scored on other tokens"
 
 
 def sweep_table(evidence: Evidence) -> str:

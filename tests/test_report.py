@@ -287,6 +287,12 @@ def test_every_arm_stands_beside_both_teachers_and_the_unrecovered_student(tmp_p
         assert (f"<td>gpt2-mini</td><td>{arm}</td>" in shown) == (arm != "teacher")
 
 
+def test_arms_that_were_scored_on_other_tokens_are_set_beside_none(tmp_path: Path) -> None:
+    longer = {name: replace(s, n_tokens=tuple(2 * n for n in s.n_tokens)) for name, s in TEST_B.items()}
+    shown = tables.both_teachers_table(handmade.evidence(tmp_path, changes={("03b_controls", "test_scores"): longer}))
+    assert re.search(r"<td>width</td><td>[\d.]+ \[[^<]*</td><td>scored on other tokens</td><td>[\d.]+ \[", shown)
+
+
 def test_every_trial_of_the_recipe_stands_beside_the_level_that_was_kept(tmp_path: Path) -> None:
     evidence = handmade.evidence(tmp_path)
     tried = evidence.record("03_recovery", "sweep")

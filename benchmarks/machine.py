@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import re
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,7 @@ def name() -> str:
     """Processor and cores, or the GPU."""
     if torch.cuda.is_available():
         return speed.device_name(torch.device("cuda"))
-    info = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    return f"{model[1] if model else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    return f"{speed.device_name(torch.device('cpu'))}, {os.cpu_count()} cores"
 
 
 def save(what: str, content: dict[str, Any]) -> Path:

@@ -18,6 +18,7 @@ _ARCHITECTURE, _ALIGNMENT = "general.architecture", "general.alignment"
 _OF_A_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 # Where a file says one of these, what a layer does depends on its number, so the kept ones would change their ways.
 _BY_NUMBER = ("sliding_window", "interleave", "full_attention_interval", "leading_dense_block_count", "nextn_predict", "ssm.")
+_MOST_ITEMS = 2**23  # of a list, such as a vocabulary: the largest have not a million
 DROPPED = "depthprune.dropped_layers"  # counted from 0 in the file that was cut
 
 
@@ -67,11 +68,25 @@ def check(path: Path, source: Path, plan: Plan) -> None:
         raise RuntimeError(f"{path} says other things than it should: {sorted(differing)[:3]}")
 
 
+class _Reader(GGUFReader):
+    """Stops at a length that is not this file's. The library reads on: an empty array behind the end, as often as it is told to."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, *rest: Any, **options: Any) -> Any:
+        if offset + int(count) * np.dtype(dtype).itemsize > len(self.data):
+            raise ValueError("it ends too early, or a length in it is damaged")
+        return super()._get(offset, dtype, count, *rest, **options)
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if raw_type == GGUFValueType.ARRAY and (n := int(self._get(orig_offs + 4, np.uint64)[0])) > _MOST_ITEMS:
+            raise ValueError(f"a list in it has {n:,} items")
+        return super()._get_field_parts(orig_offs, raw_type)
+
+
 def _read(path: Path) -> GGUFReader:
     if not Path(path).is_file():
         raise ValueError(f"{path} is not there, or is no file")
     try:
-        reader = GGUFReader(path)
+        reader = _Reader(path)
         reader.fields[_ARCHITECTURE]
     except Exception as error:  # the library says many things of a damaged file
         raise ValueError(f"{path} is no whole GGUF file of a model ({type(error).__name__}: {str(error)[:80]})") from None

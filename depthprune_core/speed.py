@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +20,8 @@ from depthprune_core.progress import Progress, silent
 from depthprune_core.pruning import drop_layers
 from depthprune_core.records import Plan, Timing
 from depthprune_core.text import Windows
+
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def compare(teacher: PreTrainedModel, student: PreTrainedModel, **options: Any) -> Timing:
@@ -102,10 +107,11 @@ def kv_bytes_per_token(model: PreTrainedModel) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """What the times were measured on."""
+    """What the times were measured on: the GPU or the processor by its name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return device.type
+    model = re.search(r"model name\s*:\s*(.*\S)", _CPUINFO.read_text()) if _CPUINFO.exists() else None
+    return model[1] if model else platform.processor() or platform.machine() or device.type
 
 
 def _prefill_and_decode_ms(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int) -> tuple[float, float]:

@@ -78,6 +78,9 @@ class Bench:
     def __init__(self, notebook: str, parameters: settings.Common) -> None:
         self.notebook, self.parameters = notebook, parameters
         self.folder = places.runs(parameters.study)
+        # Of code and notebook as they are now: what is edited while cells run has made none of their results.
+        self._notebook_hash = provenance.notebook_hash(places.NOTEBOOKS / f"{notebook}.ipynb")
+        provenance.code_hash(*MODULES)  # which reads each module once
         release()  # students are held for one notebook
         self.device = device_of(getattr(parameters, "device", "cpu"))
         self.texts: dict[str, dict[str, list[text.Document]]] = {}
@@ -87,6 +90,11 @@ class Bench:
         self._test_is_read = False
         self._progress = Progress(self.folder / "progress.json", notebook)
         self.progress = self._progress.tell
+
+    @property
+    def machine(self) -> str:
+        """What a time is measured on: a piece of work that measures one depends on it."""
+        return f"{speed.device_name(torch.device(self.device))}, {torch.get_num_threads()} threads"
 
     # ------------------------------------------------------------ what goes in
 
@@ -353,7 +361,7 @@ class Bench:
             answered = self.once(
                 f"zero_shot/{name}",
                 lambda m=model: zero_shot.answers(model_of(m), tokenizer, [*own, *tasks], folder=folder),
-                on=[model, items, list(tasks), f"lm_eval {importlib.metadata.version('lm_eval')}"],
+                on=[model, _tokenizer_hash(tokenizer), items, list(tasks), f"lm_eval {importlib.metadata.version('lm_eval')}"],
             )
             found |= {f"{name}: {task}": answers for task, answers in answered.items()}
         return found
@@ -382,7 +390,9 @@ class Bench:
             }
             return Facts({"prompts": prompts, "samples": said})
 
-        return self.once("continuations", make, on=[*arms.values(), list(arms), prompts, new_tokens]).values["samples"]
+        return self.once(
+            "continuations", make, on=[*arms.values(), list(arms), _tokenizer_hash(tokenizer), prompts, new_tokens]
+        ).values["samples"]
 
     def _score(self, split: str, name: str, model: Student, windows: text.Windows) -> Score:
         """Of an arm that diverged, the record says so."""
@@ -446,6 +456,7 @@ class Bench:
         return provenance.stamp(
             study=self.parameters.study,
             notebook="any" if shared else self.notebook,
+            notebook_hash="" if shared else self._notebook_hash,
             step=step,
             modules=modules if shared else MODULES,
             parameters={} if shared else self.parameters.model_dump(mode="json"),
@@ -495,6 +506,13 @@ def _in_windows(recipe: Mapping[str, Any], windows: text.Windows) -> dict[str, A
         if rest or not own["batch_size"]:
             raise ValueError(f"batch_tokens={recipe['batch_tokens']} is no multiple of the windows' {windows.seq_len} tokens")
     return own
+
+
+def _tokenizer_hash(tokenizer: Any) -> str:
+    """Of all that decides how it cuts a text: the whole of a fast tokenizer, else its words and how it is set."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    told = backend.to_str() if backend is not None else json.dumps([repr(tokenizer), tokenizer.get_vocab()], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def _tools(recipe: Mapping[str, Any]) -> list[str]:

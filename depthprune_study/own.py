@@ -23,7 +23,7 @@ from depthprune_core import decoders, distillation, evaluation, folders, interva
 from depthprune_core.assets import sha256_of, snapshot
 from depthprune_core.intervals import Interval
 from depthprune_core.records import Plan, Score, write_atomically
-from depthprune_study import export, passages, places, rules, run
+from depthprune_study import export, passages, places, rules, run, yaml_files
 from depthprune_study.arms import save_weights, weights_hash
 from depthprune_study.bench import device_of, fast_precision
 from depthprune_study.settings import MOST_TOKENS, Device, StudyError
@@ -112,6 +112,7 @@ def prune(
         cut = _finite(evaluation.score(student, test), "the student's loss on the held-out passages, before recovery,")
         ratios = {"before recovery": intervals.ppl_ratio(cut, whole)}
         say(f"perplexity ratio to the whole model before recovery: {ratios['before recovery']}")
+        licence = _license(model, folder) if first else ""  # before the long part, so that no file of the base can end it
         recipe = ""
         if sample is not None:
             checkpoint = _work(out) / f"{weights_hash(teacher)}.ckpt"  # another model's is never gone on from
@@ -145,7 +146,7 @@ def prune(
             text=text_name if text_name in ("wikipedia-excerpt", "wikitext-2") else "a text of the maker's own",
             recipe=recipe,
             ratios=recovered,
-            license=_license(model, folder),
+            license=licence,
             revision=_revision(model, folder),
             source=_source(model),
             perplexities={
@@ -408,7 +409,7 @@ def _license(model: str, folder: str) -> str:
     if named is not None and named.kind == "bundled":
         folder = str(models.BUNDLED / named.where)
     if named is not None and named.kind == "hub":
-        with suppress(OSError, ValueError):  # without it the card names none
+        with suppress(Exception):  # whatever keeps it away (a proxy has errors of its own): the card names none then
             folder = str(Path(hf_hub_download(named.where, "README.md", revision=named.revision)).parent)
     card = Path(folder) / "README.md" if folder else None
     if (
@@ -419,7 +420,7 @@ def _license(model: str, folder: str) -> str:
         return ""
     try:
         head = yaml.safe_load(content.split("---")[1])
-    except (yaml.YAMLError, IndexError):
+    except (yaml.YAMLError, RecursionError, *yaml_files.OF_A_VALUE):
         return ""
     licence = head.get("license", "") if isinstance(head, dict) else ""
     return licence if isinstance(licence, str) else ""

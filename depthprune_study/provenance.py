@@ -127,6 +127,7 @@ def stamp(
     *,
     study: str,
     notebook: str,
+    notebook_hash: str,
     step: str,
     modules: tuple[str, ...],
     parameters: dict[str, Any],
@@ -135,12 +136,12 @@ def stamp(
     dtype: str,
     seed: int,
 ) -> Stamp:
-    """The stamp of one piece of work of one notebook."""
+    """The stamp of one piece of work of one notebook. `notebook_hash`: of the notebook as it was when its cells were read."""
     return Stamp(
         study=study,
         step=f"{notebook}/{step}",
         code_hash=code_hash(*modules),
-        notebook_hash="" if notebook == "any" else notebook_hash(places.NOTEBOOKS / f"{notebook}.ipynb"),
+        notebook_hash=notebook_hash,
         parameters=parameters,
         inputs=inputs,
         versions=versions(),

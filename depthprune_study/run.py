@@ -337,7 +337,7 @@ def _remember_cost(study: str, notebook: str, seconds: float, *, goes_on: bool =
 
 def _drop_stale(study: str, step: Step) -> None:
     """Remove what an earlier version of the notebook has left: records that were made under another stamp."""
-    of_now = provenance.notebook_hash(places.NOTEBOOKS / f"{step.notebook}.ipynb")
+    of_now = provenance.notebook_hash(executed(study, step.notebook))  # not of the file, which may have been edited meanwhile
     for path in (places.runs(study) / "records" / step.notebook).rglob("*.json"):
         with suppress(ValueError):  # what is no record was not left by a notebook of ours
             stamp = read_stamp(path)

@@ -16,7 +16,7 @@ from depthprune_study import claims, pieces, report, story, tables
 from depthprune_study.evidence import read_evidence
 from depthprune_study.executed_notebooks import cells_of, of_other_notebooks
 from depthprune_study.settings import SCHEMAS
-from depthprune_study.why import SECTIONS
+from depthprune_study.why import SECTIONS, misplaced
 
 # Sums in another order move a mean NLL by far less; another text, another cut or a damaged weight by far more.
 TOLERANCE_NATS = 1e-4
@@ -86,6 +86,8 @@ def _damaged(folder: Path, root: Path) -> Iterator[str]:
             records.read_stamp(path)
         except ValueError:
             yield f"{path.relative_to(folder)} is damaged: its content is not what its checksum says"
+        else:
+            yield from misplaced(path, folder)
     for path in sorted((folder / "notebooks").glob("*.ipynb")):
         if cells_of(path) is None:
             yield f"notebooks/{path.name} is damaged"

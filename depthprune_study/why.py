@@ -53,6 +53,9 @@ def explain(folder: Path, thing: str) -> list[str]:
     (`03_recovery/curves`). Raises StudyError where the folder is no report, or has no such thing.
     """
     evidence = Traced(folder.name, report.records_of(folder))
+    for path in sorted([*evidence.folder.rglob("*.json"), *(folder / "arms").rglob("*.json")]):
+        for sentence in misplaced(path, folder):
+            raise StudyError(sentence)
     lines, sources = _sources(evidence, folder, thing)
     for notebook, name in sources:
         lines += _of_record(evidence, notebook, name)
@@ -63,6 +66,14 @@ def explain(folder: Path, thing: str) -> list[str]:
     for path in _with_what_they_began_from(reached, arms, evidence):
         lines += _of_arm(path.relative_to(folder / "arms"), records.read_stamp(path), arms[path])
     return lines
+
+
+def misplaced(path: Path, folder: Path) -> Iterator[str]:
+    """A sentence where a file of a report holds another record than belongs there. Raises ValueError for a damaged one."""
+    root, step = report.records_of(folder), records.read_stamp(path).step
+    is_arm = not path.is_relative_to(root)
+    if step != (f"any/arm/{path.parent.name}" if is_arm else path.relative_to(root).with_suffix("").as_posix()):
+        yield f"{path.relative_to(folder)} is another record than its name says: it was made as {step}"
 
 
 def _sources(evidence: Traced, folder: Path, thing: str) -> tuple[list[str], list[tuple[str, str]]]:

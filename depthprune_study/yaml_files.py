@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 # What PyYAML lets through of a value that is not what its tag or form says: `!!bool maybe`, 2026-13-45, a number of 5,000 digits.
-_OF_A_VALUE = (ValueError, LookupError, TypeError, AttributeError, OverflowError)
+OF_A_VALUE = (ValueError, LookupError, TypeError, AttributeError, OverflowError)
 
 
 def read(path: Path, schema: type[BaseModel]) -> tuple[list[str], Any]:
@@ -19,7 +19,7 @@ def read(path: Path, schema: type[BaseModel]) -> tuple[list[str], Any]:
     try:
         written = path.read_text(encoding="utf-8")
         values, node = yaml.safe_load(written), yaml.compose(written, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, RecursionError, *_OF_A_VALUE) as error:
+    except (yaml.YAMLError, RecursionError, *OF_A_VALUE) as error:
         return [f"not readable as YAML ({' '.join(str(error).split())[:200]})"], None
     if not isinstance(values, dict):
         return ["a list of `name: value` lines is wanted"], None

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import copy
 import errno
 import gc
 import json
 import math
 import re
+import shutil
 import time
 import weakref
 from collections.abc import Callable
@@ -17,8 +19,8 @@ import pytest
 import torch
 from tiny import count_layer_passes, tiny
 
-from depthprune_core import evaluation, pruning, records, refitting
-from depthprune_core.records import Curve, Facts, Plan, Score
+from depthprune_core import evaluation, pruning, records, refitting, speed, zero_shot
+from depthprune_core.records import Answers, Curve, Facts, Plan, Score
 from depthprune_study import arms, live, places, settings
 from depthprune_study import bench as bench_module
 from depthprune_study.arms import Arm
@@ -702,6 +704,50 @@ def test_other_work_is_done_anew_when_its_notebook_or_a_parameter_changes(bench:
     for changed in (bench, new_bench(), new_bench(seeds=[0, 1, 2])):
         changed.once("work", work, on=[])
     assert work.times == 2
+
+
+def test_what_an_old_cell_computed_is_not_the_edited_notebooks(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notebook that is edited while it runs: its stamps tell of the notebook whose cells ran."""
+    notebooks = tmp_path / "notebooks"
+    shutil.copytree(places.NOTEBOOKS, notebooks)
+    monkeypatch.setattr(places, "NOTEBOOKS", notebooks)
+    path, bench = notebooks / "05_seed_stability.ipynb", new_bench()
+    path.write_text(path.read_text(encoding="utf-8").replace("seeds", "grains"), encoding="utf-8")
+    bench.once("piece", lambda: Facts({"made by": "old cells"}), on=[])
+    assert new_bench().once("piece", lambda: Facts({"made by": "new cells"}), on=[]).values == {"made by": "new cells"}
+
+
+def another_tokenizer(tokenizer: Any) -> Any:
+    """The same words, but for one merge."""
+    other, told = copy.deepcopy(tokenizer), json.loads(tokenizer.backend_tokenizer.to_str())
+    told["model"]["merges"].pop()
+    other._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(told))
+    return other
+
+
+def test_continuations_and_tasks_are_measured_anew_with_another_tokenizer(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(evaluation, "continuations", lambda model, tokenizer, *_, **__: asked.append(tokenizer) or ["said"])
+    answers = {"piqa": Answers("piqa", (True,))}
+    monkeypatch.setattr(zero_shot, "answers", lambda model, tokenizer, *_, **__: asked.append(tokenizer) or answers)
+    model, tokenizer = bench.model("llama-tiny")
+    for one in (tokenizer, copy.deepcopy(tokenizer), another_tokenizer(tokenizer)):
+        bench.continuations({"teacher": model}, one, ["A"], new_tokens=2)
+        bench.zero_shot({"teacher": model}, one, n_items=0, tasks=["piqa"])
+    assert len(asked) == 4
+
+
+def test_a_time_is_measured_anew_with_another_number_of_threads(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Counted()
+    for threads in (1, 1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        bench.once("timing-2", work, on=[PLAN, bench.machine])
+    assert work.times == 2
+    assert bench.machine == f"{speed.device_name(torch.device('cpu'))}, 2 threads"
 
 
 # ---------------------------------------------------------------- runs that diverge

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,21 @@ def test_a_damaged_file_is_refused_in_a_sentence(tmp_path: Path, length: int) ->
     source.write_bytes(source.read_bytes()[:length])
     with pytest.raises(ValueError, match=r"whole\.gguf is no whole GGUF file of a model"):
         gguf_files.cut(source, tmp_path / "cut.gguf", [1])
+
+
+@pytest.mark.parametrize("bit", [0, 11, 23, 40, 62])
+@pytest.mark.parametrize("key", ["tokenizer.ggml.tokens", "tokenizer.ggml.scores"])
+def test_a_list_whose_length_has_a_flipped_bit_is_refused_at_once(tmp_path: Path, key: str, bit: int) -> None:
+    """The library would read on behind the end of the file, for as many items as it is told of."""
+    source = write(tmp_path / "whole.gguf")
+    content = bytearray(source.read_bytes())
+    length_at = content.index(key.encode()) + len(key) + 4 + 4  # behind the types of the value and of its items
+    content[length_at + bit // 8] ^= 1 << bit % 8
+    source.write_bytes(content)
+    began = time.process_time()
+    with pytest.raises(ValueError, match=r"whole\.gguf is no whole GGUF file of a model"):
+        gguf_files.cut(source, tmp_path / "cut.gguf", [1])
+    assert time.process_time() - began < 20  # not hours
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

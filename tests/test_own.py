@@ -289,6 +289,25 @@ def test_the_bundled_model_has_the_licence_of_its_card_and_the_folder_of_this_re
 # ---------------------------------------------------------------- refusals
 
 
+@pytest.mark.parametrize("head", ["date: 2024-02-30", "x: !!bool maybe", "x: [", "x: !!int 0b", "- a list"])
+def test_a_card_of_the_base_that_cannot_be_read_names_no_licence(head: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"---\nlicense: mit\n{head}\n---\n")
+    assert own._license(str(tmp_path), str(tmp_path)) == ""
+
+
+def test_a_card_on_the_hub_that_cannot_be_reached_names_no_licence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that refuses has an error of its own, which is neither OSError nor ValueError."""
+
+    class ProxyError(Exception):
+        pass
+
+    def refuse(*args: Any, **options: Any) -> str:
+        raise ProxyError("403 Forbidden")
+
+    monkeypatch.setattr(own, "hf_hub_download", refuse)
+    assert own._license("gpt2", "") == ""
+
+
 def refused(base: object, tmp_path: Path, words: Path, **options: Any) -> str:
     with pytest.raises((StudyError, ValueError)) as error:
         own.prune(str(base), **{"text_name": str(words), "out": tmp_path / "out", "drop": 1, **OPTIONS, **options})

@@ -187,6 +187,7 @@ def test_a_stamp_of_an_arm_leaves_the_notebook_out() -> None:
     stamp = provenance.stamp(
         study="ci",
         notebook="any",
+        notebook_hash="",
         step="arm/kl",
         modules=("depthprune_core.records",),
         parameters={},

@@ -139,6 +139,11 @@ def with_other_parameters(path: Path) -> None:
     records.write(path, records.read(path), records.Stamp(**{**vars(stamp), "parameters": parameters}))
 
 
+def replaced_by(record: str) -> Callable[[Path], None]:
+    """Another record of the same report, whole, in its place."""
+    return lambda path: shutil.copy(path.parents[1] / f"{record}.json", path) and None
+
+
 TAMPERING: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a flipped bit": ("records/03_recovery/test_scores.json", flip, "is damaged: its content is not what its checksum says"),
     "an emptied record": ("records/01_sensitivity/profile.json", lambda p: p.write_text(""), "profile.json is damaged"),
@@ -146,6 +151,16 @@ TAMPERING: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "records/03_recovery/test_scores.json",
         of_another_notebook,
         "was made by another version of notebook 03_recovery than the one beside it",
+    ),
+    "a record of another kind in its place": (
+        "records/03_recovery/curves.json",
+        replaced_by("03_recovery/recipe"),
+        "records/03_recovery/curves.json is another record than its name says: it was made as 03_recovery/recipe",
+    ),
+    "a record of the same kind in its place": (
+        "records/03b_controls/bytes.json",
+        replaced_by("03b_controls/pace"),
+        "records/03b_controls/bytes.json is another record than its name says: it was made as 03b_controls/pace",
     ),
     "other parameters": (
         "records/03_recovery/test_scores.json",

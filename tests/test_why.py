@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -158,3 +159,14 @@ def test_a_thing_that_is_not_there_is_refused_with_what_is() -> None:
 def test_a_folder_that_is_no_report_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"is no report: it has no records/$"):
         why.explain(tmp_path, "C1")
+
+
+def test_a_record_in_anothers_place_is_told_in_a_sentence(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(CI, tmp_path / "ci"))
+    here = folder / "records" / "03_recovery"
+    shutil.copy(here / "recipe.json", here / "curves.json")
+    with pytest.raises(
+        StudyError,
+        match=r"records/03_recovery/curves\.json is another record than its name says: it was made as 03_recovery/recipe",
+    ):
+        why.explain(folder, "C2")

@@ -104,39 +104,45 @@ def test_an_unknown_study_is_refused_in_one_sentence(words: list[str]) -> None:
 
 
 ODD = ("", " ", "nosuch", "..", "/", "-1", "--drop", "1e99", "é 東京", "<script>", "C4", "recovery", "06_report", "14,17")
-COMMANDS = {
-    "run": ("--dry-run",),  # else a study would begin
-    "report": ("--unfinished",),
-    "restore": ("--from", "empty"),
-    "status": (),
-    "verify": ("--no-recompute",),
-    "why": (),
-    "sweep": ("--workers", "1"),
-    "cut-gguf": ("--drop", "1,3"),
-    "to-gguf": ("--type", "f32"),
+COMMANDS = {  # how many words each wants, and some of its options
+    "run": (1, ("--dry-run",)),  # else a study would begin
+    "report": (1, ("--unfinished",)),
+    "restore": (1, ("--from", "empty")),
+    "status": (1, ()),
+    "verify": (1, ("--no-recompute",)),
+    "why": (2, ()),
+    "sweep": (1, ("--workers", "1")),
+    "cut-gguf": (2, ("--drop", "1,3")),
+    "to-gguf": (2, ("--type", "f32")),
 }
 
 
+@st.composite
+def given_words(draw: st.DrawFn) -> tuple[str, list[str]]:
+    """A command and what it is given: mostly as many words as it wants."""
+    command = draw(st.sampled_from(sorted(COMMANDS)))
+    wanted = COMMANDS[command][0]
+    any_text = st.text(st.characters(exclude_characters="\0"), max_size=8).filter(lambda word: word not in settings.studies())
+    word = st.sampled_from(("empty", "unfinished", "text", "text/below", *ODD)) | any_text
+    n = draw(st.sampled_from((wanted, wanted, wanted, wanted, wanted + 1)))
+    words = draw(st.lists(word, min_size=n, max_size=n))
+    if command == "why" and draw(st.booleans()):
+        words[0] = str(places.reports("ci"))  # a real report, which has a claim C4 and a section `recovery`
+    return command, words
+
+
 @given_settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.sampled_from(sorted(COMMANDS)),
-    st.lists(
-        st.sampled_from(("empty", "unfinished", "text", "text/below", *ODD))
-        | st.text(st.characters(exclude_characters="\0"), max_size=8).filter(lambda word: word not in settings.studies()),
-        min_size=1,
-        max_size=4,
-    ),
-    st.booleans(),
-)
+@given(given_words(), st.booleans())
 def test_whatever_a_command_is_given_it_is_done_or_refused_in_a_sentence(
-    tmp_path: Path, command: str, words: list[str], with_options: bool
+    tmp_path: Path, given_: tuple[str, list[str]], with_options: bool
 ) -> None:
     """In a folder that holds nothing that a command could work on for long."""
     (tmp_path / "unfinished" / "records" / "03_recovery").mkdir(parents=True, exist_ok=True)
     (tmp_path / "empty").mkdir(exist_ok=True)
     (tmp_path / "text").write_text("neither a GGUF file nor a sweep", encoding="utf-8")
     before = sorted(tmp_path.rglob("*"))
-    options = COMMANDS[command] if with_options or command == "run" else ()
+    command, words = given_
+    options = COMMANDS[command][1] if with_options or command == "run" else ()
     with contextlib.chdir(tmp_path):
         result = depthprune(command, *words, *options)
     assert result.exit_code in (0, 1, 2), result.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,5 +23,8 @@ def test_records_of_another_notebook_text_or_other_parameters_are_removed(
         stamp = Stamp("ci", name, "", notebook_hash, parameters, {}, {}, "cpu", "float32", 0, "no-git")
         records.write(folder / f"{name}.json", Facts({}), stamp)
     (folder / "no_record.json").write_text("{}")
+    executed = run.executed("ci", "01_sensitivity")
+    executed.parent.mkdir()
+    shutil.copy(places.NOTEBOOKS / "01_sensitivity.ipynb", executed)
     run._drop_stale("ci", run.Step("01_sensitivity", {"seed": 0}, "key", False, 0))
     assert sorted(path.stem for path in folder.iterdir()) == ["kept", "no_record"]

@@ -166,6 +166,8 @@ def harry(
             else:
                 shutil.rmtree(folder / part)
 
+    if state.get("whole") == kills:  # asked for once more: nothing is left to be done
+        return state
     while sum(state["kills"].values()) < kills:
         n = sum(state["kills"].values())
         draw = random.Random(f"{seed} {n} {state['studies']}")
@@ -177,6 +179,7 @@ def harry(
             compare()
         said(state)
     subprocess.run(RUN, env=environment(folder), check=True, capture_output=True)
+    state["whole"] = kills
     compare()
     said(state)
     return state
@@ -201,6 +204,9 @@ def harry_recovery(folder: Path, *, kills: int, seed: int) -> dict:
     )
     if not (calm / "ended").exists():
         subprocess.run([*PIECE, str(calm)], env=PIECE_ENVIRONMENT, check=True, capture_output=True)
+
+    if state.get("whole") == kills:
+        return state
 
     def ended() -> None:
         steps = [[int(n) for n in path.read_text(encoding="utf-8").split()] for path in sorted((work / "told").iterdir())]
@@ -234,6 +240,7 @@ def harry_recovery(folder: Path, *, kills: int, seed: int) -> dict:
         records.write_atomically(path, json.dumps(state, indent=1))
     subprocess.run([*PIECE, str(work)], env=PIECE_ENVIRONMENT, check=True, capture_output=True)
     ended()
+    state["whole"] = kills
     records.write_atomically(path, json.dumps(state, indent=1))
     return state
 

@@ -53,15 +53,22 @@ import os, sys, time
 from pathlib import Path
 time.sleep(float(sys.argv[1]))
 Path(os.environ["DEPTHPRUNE_RUNS"]).mkdir(parents=True, exist_ok=True)
-path = Path(os.environ["DEPTHPRUNE_REPORTS"], "ci", "records", "one.json")
-path.parent.mkdir(parents=True, exist_ok=True)
-path.write_text("1")
+folder = Path(os.environ["DEPTHPRUNE_REPORTS"], "ci", "records")
+folder.mkdir(parents=True, exist_ok=True)
+for word in sys.argv[2:]:
+    name, content = word.split("=")
+    (folder / f"{name}.json").write_text(content)
 """
+
+
+def stand_in(*files: str) -> list[str]:
+    """Command of a study of a second and a half that leaves these files (name=content)."""
+    return [sys.executable, "-c", SLEEPS_AND_WRITES, "1.5", *files]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kernels are found by /proc")
 def test_a_series_of_kills_that_is_stopped_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(killing, "RUN", [sys.executable, "-c", SLEEPS_AND_WRITES, "1.5"])
+    monkeypatch.setattr(killing, "RUN", stand_in("one=1"))
     monkeypatch.setattr(killing, "VICTIMS", ("runner", "both"))
     expected = killing.undisturbed(tmp_path / "calm")
     told: list[int] = []
@@ -77,6 +84,40 @@ def test_a_series_of_kills_that_is_stopped_goes_on_where_it_was(tmp_path: Path, 
     state = series(said=partial(stop_at, -1))
     assert told == [1, 2, 3, 4, 4]  # the last: the study that was let alone after it
     assert (state["kills"], state["studies"], state["lost"], state["wrong"]) == ({"runner": 4}, 1, [], [])
+    assert series(said=partial(stop_at, -1)) == state  # nothing is done again, nor counted twice
+    assert len(told) == 5
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kernels are found by /proc")
+def test_a_record_that_a_kill_costs_or_changes_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(killing, "RUN", stand_in("one=1", "two=1", "three=1"))
+    expected = killing.undisturbed(tmp_path / "calm")
+    monkeypatch.setattr(killing, "RUN", stand_in("one=1", "two=2"))
+    state = killing.harry(tmp_path / "harried", expected, kills=1, seed=0, seconds=((0.1, 0.5),))
+    assert (state["studies"], [Path(name).stem for name in state["lost"]]) == (1, ["three"])
+    assert [Path(name).stem for name in state["wrong"]] == ["two"]
+    assert (tmp_path / "harried" / "reports-1").is_dir()  # kept, to be looked at
+
+
+def test_a_recovery_that_ends_otherwise_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "calm").mkdir()
+    (tmp_path / "calm" / "ended").write_text("otherwise")
+    state = killing.harry_recovery(tmp_path, kills=1, seed=0)
+    assert state["wrong"] == state["ends"] >= 1
+
+
+def test_tests_that_fail_are_counted(tmp_path: Path) -> None:
+    import torture
+
+    file = tmp_path / "test_some.py"
+    file.write_text(
+        "import pytest\n\n"
+        "@pytest.mark.parametrize('n', range(5))\n"
+        "def test_some(n):\n"
+        "    if n == 0:\n        pytest.skip('not here')\n"
+        "    assert n > 2\n"
+    )
+    assert torture.tested([str(file)]) == {"tried": 4, "lost_or_wrong": 2, "note": "1 more could not be tried on this machine"}
 
 
 def test_the_tests_that_the_long_form_names_are_there() -> None:

@@ -107,6 +107,8 @@ def _together(verdicts: list[str]) -> str:
 _RULES = {
     "equal": "each figure within {tolerance} points of {values}",
     "at_most": "the whole interval at or below {threshold}",
+    "at_most_cut": "the whole interval at or below {threshold}, by a cut of about {removed:.0%} of the parameters",
+    "both_at_most": "the whole interval of both figures at or below {threshold}",
     "at_least": "the whole interval at or above {threshold}",
     "within": "the whole interval inside {low} to {high}",
     "clean_then_mixed": (
@@ -200,8 +202,24 @@ def _expected_speed(name: str, whole: str, *depths: str) -> Callable[[Evidence],
 
 
 def _first_recovered(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
-    ratio = evidence.ratio("03_recovery", "recovered")
-    return [Measured(evidence.first_model, f"PPL ratio {_with_n(ratio)}", at_most(ratio, rule["threshold"]))]
+    """The first family's main cut; where it leads, the second one is a small GPT-2, and asked as well."""
+    found = [_cut(evidence, rule, evidence.first_model, "03_recovery", "recovered")]
+    if evidence.first_leads:
+        found.append(_cut(evidence, rule, evidence.second_model, "04_transfer_tinyllama", "recovered"))
+    return found
+
+
+def _cut(evidence: Evidence, rule: dict[str, Any], model: str, notebook: str, arm: str) -> Measured:
+    """A recovered cut against the source's figure: of another share of the model, it can only tell what holds all the more."""
+    ratio, share = evidence.ratio(notebook, arm), evidence.removed(notebook, arm)
+    verdict = at_most(ratio, rule["threshold"])
+    lighter, heavier = (rule["removed"] * (1 + sign * rule["tolerance"]) for sign in (-1, 1))
+    if (share < lighter and verdict == REPRODUCED) or (share > heavier and verdict == NOT_REPRODUCED):
+        verdict = NOT_TESTABLE
+    before = evidence.before(notebook, arm)
+    cost = f"{before.point:.3f} before recovery; " if before is not None else ""
+    figure = f"PPL ratio {_with_n(ratio)}; {cost}{share:.1%} of the parameters are gone, in the source {rule['removed']:.0%}"
+    return Measured(model, figure, verdict)
 
 
 def _first_speed(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
@@ -222,11 +240,9 @@ def _second_arm(arm: str, first: str) -> Callable[[Evidence, dict[str, Any]], li
     """The second family's arm; where the first family leads (SmolLM2 is a Llama too), its own from notebook `first` as well."""
 
     def measure(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
-        ratios = {evidence.first_model: evidence.ratio(first, arm)} if evidence.first_leads else {}
-        ratios[evidence.second_model] = evidence.ratio("04_transfer_tinyllama", arm)
-        return [
-            Measured(model, f"PPL ratio {_with_n(ratio)}", at_most(ratio, rule["threshold"])) for model, ratio in ratios.items()
-        ]
+        asked = [(evidence.first_model, first)] if evidence.first_leads else []
+        asked.append((evidence.second_model, "04_transfer_tinyllama"))
+        return [_cut(evidence, rule, model, notebook, arm) for model, notebook in asked]
 
     return measure
 
@@ -363,16 +379,28 @@ def _which_end(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
 
 
 def _middle(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
-    measured = []
-    for model, profile in _profiles(evidence).items():
-        rises = np.asarray(profile.by_document["drop_nll_nats"])
-        quarter = profile.n_layers // 4
-        inner = np.arange(profile.n_layers)[quarter:-quarter]
-        outer = np.setdiff1d(np.arange(profile.n_layers), inner)
+    """Both halves of the claim, on the family of which both were measured: depth against width, and the middle against the rest."""
+    profile, scores = evidence.record("01_sensitivity", "profile"), evidence.test("03b_controls")
+    rises, quarter = np.asarray(profile.by_document["drop_nll_nats"]), profile.n_layers // 4
+    inner = np.arange(profile.n_layers)[quarter:-quarter]
+    outer = np.setdiff1d(np.arange(1, profile.n_layers - 1), inner)
+    width = intervals.nll_rise(scores["unrecovered"], scores["width, unrecovered"])
+    figure = (
+        f"before recovery fewer layers minus narrower MLPs {width} nats per token, same parameters (n = {width.n} articles)"
+    )
+    verdicts = [at_most(width, rule["threshold"])]
+    if len(outer):
         gap = intervals.mean_per_token(rises[inner].mean(axis=0) - rises[outer].mean(axis=0), profile.teacher.n_tokens)
-        figure = f"middle half minus outer layers {gap} nats per token (the width half of the claim is not tested; n = {gap.n} articles)"
-        measured.append(Measured(model, figure, at_most(gap, rule["threshold"])))
-    return measured
+        figure += f"; middle half minus outer layers, the ends apart, {gap} (n = {gap.n} articles)"
+        verdicts.append(at_most(gap, rule["threshold"]))
+    return [Measured(evidence.first_model, figure, _both(verdicts))]
+
+
+def _both(verdicts: list[str]) -> str:
+    """Of a claim of two halves: it does not hold where one of them does not, and holds where both do."""
+    if NOT_REPRODUCED in verdicts:
+        return NOT_REPRODUCED
+    return REPRODUCED if verdicts == [REPRODUCED, REPRODUCED] else INCONCLUSIVE
 
 
 def _real_work(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:

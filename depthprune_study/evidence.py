@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,12 @@ class Evidence:
         scores = self.test(notebook)
         return intervals.ppl_ratio(scores[arm], scores["teacher"])
 
+    def elsewhere(self) -> dict[str, Score]:
+        """The arms of notebook 03b on another kind of text, the timed ones too."""
+        timed = self.has("03b_controls", "timed_elsewhere_scores")
+        more = self.record("03b_controls", "timed_elsewhere_scores") if timed else {}
+        return self.record("03b_controls", "elsewhere_scores") | more
+
     def seed_ratios(self) -> list[Interval]:
         """PPL ratio of the same recovery with each seed of notebook 05."""
         seeds = self.record("05_seed_stability", "seeds").values["seeds"]
@@ -118,6 +125,22 @@ class Evidence:
         if notebook == "04_transfer_tinyllama":
             return self.record(notebook, "plans")["recovered"]
         return self.record("02_prune_gpt2", "plans")[f"{self.record('03_recovery', 'recipe').values['rule']}-{self.fewer}"]
+
+    def removed(self, notebook: str, arm: str) -> float:
+        """The share of a family's parameters that an arm (recovered, one_shot, staged) is without."""
+        if notebook == "04_transfer_tinyllama":
+            sizes = self.record(notebook, "sizes")
+            n_layers = sizes["0 fewer"].n_layers - len(self.record(notebook, "plans")[arm].dropped)
+            smaller = next(size for size in sizes.values() if size.n_layers == n_layers)
+            return 1 - smaller.n_parameters / sizes["0 fewer"].n_parameters
+        n_bytes = self.record("03b_controls", "bytes").values
+        return 1 - n_bytes[arm] / n_bytes["teacher"]
+
+    def before(self, notebook: str, arm: str) -> Interval | None:
+        """PPL ratio of an arm's own cut before recovery; None where that was not scored."""
+        scores = self.test(notebook)
+        cut = before_recovery(arm, scores)
+        return intervals.ppl_ratio(cut, scores["teacher"]) if cut is not None else None
 
     def mixed_notebooks(self) -> list[str]:
         """Notebooks whose records were made by more than one version of it, of the code or of the parameters; then those that do not
@@ -211,6 +234,14 @@ class Evidence:
 
     def _path(self, notebook: str, name: str) -> Path:
         return self.folder / notebook / f"{name}.json"
+
+
+def before_recovery(arm: str, scores: Mapping[str, Score]) -> Score | None:
+    """Of an arm's name, the score of the same layers or neurons before any recovery; None where there is none of these."""
+    if (own := scores.get(f"{arm}, unrecovered")) is not None:
+        return own
+    is_main_cut = arm in ("recovered", "refitted", "mixed") or arm.startswith(("recovered, ", "ce"))
+    return scores["unrecovered"] if is_main_cut else None
 
 
 def read_evidence(study: str, folder: Path | None = None) -> Evidence:

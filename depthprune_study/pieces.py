@@ -30,7 +30,7 @@ def of(path: Path) -> dict[str, Path | None]:
 
 def _folder(path: Path) -> Path | None:
     """Where the pieces of a record lie."""
-    if path.stem == "elsewhere_scores":
+    if path.stem.removeprefix("timed_") == "elsewhere_scores":
         return path.parent / Path(records.read_stamp(path).parameters["elsewhere"]).name
     split = path.stem.removeprefix("timed_").removesuffix("_scores")
     name = split if split in {"test", "validation"} and path.stem.endswith("_scores") else FOLDERS.get(path.stem)

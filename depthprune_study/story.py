@@ -148,7 +148,7 @@ def control_figures(evidence: Evidence) -> list[str]:
     ratios = {name: intervals.ppl_ratio(s, scores["teacher"]) for name, s in scores.items() if name != "teacher"}
     n_bytes = evidence.record("03b_controls", "bytes").values
     points = {name: (n / n_bytes["teacher"], ratios[name]) for name, n in n_bytes.items() if name in ratios}
-    away = evidence.record("03b_controls", "elsewhere_scores")
+    away = evidence.elsewhere()
     far = {name: intervals.ppl_ratio(s, away["teacher"]) for name, s in away.items() if name != "teacher"}
     elsewhere = evidence.parameter("03b_controls", "elsewhere")
     model = evidence.first_model
@@ -168,6 +168,7 @@ def control_figures(evidence: Evidence) -> list[str]:
             _as_text(far),
             f"{model} on {elsewhere}, which no run was trained on or chosen by. n = {len(away['teacher'].documents)} documents.",
         ),
+        tables.divergence_table(evidence),
         tables.tasks_table(evidence),
     ]
 
@@ -234,6 +235,11 @@ def _quality_against_speed(evidence: Evidence) -> str:
         if evidence.has(timed, f"timing-{fewer}"):
             gain = evidence.decode_gain(timed, fewer)
             points |= {arm: (gain.point, evidence.ratio(notebook, arm)) for arm in arms}
+    if evidence.first_leads and evidence.has("03b_controls", "timing-width"):
+        points["width"] = (
+            intervals.decode_gain(evidence.record("03b_controls", "timing-width")).point,
+            evidence.ratio("03b_controls", "width"),
+        )
     if not points:
         return ""
     ratios = "; ".join(f"{name}: {x:.2f} times as fast, PPL ratio {ratio}" for name, (x, ratio) in points.items())

@@ -7,7 +7,7 @@ from html import escape
 
 from depthprune_core import intervals
 from depthprune_core.records import Score
-from depthprune_study.evidence import CONTROL, Evidence
+from depthprune_study.evidence import CONTROL, Evidence, before_recovery
 
 
 def scored_table(evidence: Evidence) -> str:
@@ -39,24 +39,44 @@ def both_teachers_table(evidence: Evidence) -> str:
         for notebook in notebooks:
             scores = evidence.test(notebook)
             trained = scores.get(CONTROL, evidence.test(notebooks[0])[CONTROL])
+            if evidence.has(notebook, "timed_test_scores"):
+                scores = scores | evidence.record(notebook, "timed_test_scores")
             for name, score in scores.items():
-                others = (scores["teacher"], trained, scores["unrecovered"])
-                cells = [_beside(score, other) for other in others]
+                others = (scores["teacher"], trained, before_recovery(name, scores))
+                cells = [_beside(score, other) if other is not None else "" for other in others]
                 if name != "teacher":
                     found.setdefault(name, (intervals.ppl_ratio(score, scores["teacher"]).point, [model, name, *cells]))
         rows += [[escape(cell) for cell in cells] for _, cells in sorted(found.values(), key=lambda row: row[0])]
     n = len(trained.documents)
     caption = (
         f"<p>Every arm, three times: its perplexity over the frozen whole model's, over that of the whole model trained on the same text (its own "
-        f"best rate, CE), and over the unrecovered student's. Test articles, n = {n}:</p>"
+        f"best rate, CE), and over its own before any recovery, where it was cut. The timed ones saw more text than the trained whole model. "
+        f"Test articles, n = {n}:</p>"
     )
-    return caption + table(["model", "arm", "to the frozen one", "to the trained one", "to the unrecovered student"], rows)
+    return caption + table(["model", "arm", "to the frozen one", "to the trained one", "to its own before recovery"], rows)
 
 
 def _beside(score: Score, other: Score) -> str:
     """Their PPL ratio, where notebooks have scored the same tokens."""
     same = (score.documents, score.n_tokens) == (other.documents, other.n_tokens)
     return str(intervals.ppl_ratio(score, other)) if same else "scored on other tokens"
+
+
+def divergence_table(evidence: Evidence) -> str:
+    """How far recovered students are from the whole model itself; nothing where that was not measured."""
+    rows = {}
+    for notebook in ("03_recovery", "03b_controls"):
+        found = evidence.record(notebook, "divergences") if evidence.has(notebook, "divergences") else {}
+        for name, value in found.items():
+            cells = [escape(name), f"{value.mean_kl_nats:.3f}", f"{value.agreement:.1%}", str(len(value.documents))]
+            rows.setdefault(name, (value.mean_kl_nats, cells))
+    if not rows:
+        return ""
+    caption = (
+        f"<p>{escape(evidence.first_model)}: how far each student is from the whole model itself, whatever its perplexity. KL of its predictions from "
+        "the whole model's, nats per token, and how often both have the same first choice. Validation articles:</p>"
+    )
+    return caption + table(["arm", "KL", "same first choice", "n"], [cells for _, cells in sorted(rows.values())])
 
 
 def sweep_table(evidence: Evidence) -> str:

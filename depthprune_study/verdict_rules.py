@@ -27,6 +27,18 @@ class _AtMost(_OfClaims):
     threshold: float
 
 
+class _AtMostCut(_OfClaims):
+    kind: Literal["at_most_cut"]
+    threshold: float
+    removed: Annotated[float, Field(gt=0, lt=1, description="share of the parameters that the source's cut removes")]
+    tolerance: Annotated[float, Field(ge=0, lt=1, description="how far a cut's share may be from it, as a part of it")]
+
+
+class _BothAtMost(_OfClaims):
+    kind: Literal["both_at_most"]
+    threshold: float
+
+
 class _AtLeast(_OfClaims):
     kind: Literal["at_least"]
     threshold: float
@@ -79,10 +91,10 @@ class Claims(_OfClaims):
     """params/claims.yaml: every claim that claims.py measures, with the numbers of the rule that it applies."""
 
     C1: _Claim[_Equal]
-    C2: _Claim[_AtMost]
+    C2: _Claim[_AtMostCut]
     C3: _Claim[_Within]
-    C4: _Claim[_AtMost]
-    C5: _Claim[_AtMost]
+    C4: _Claim[_AtMostCut]
+    C5: _Claim[_AtMostCut]
     C6: _Claim[_CleanThenMixed]
     C7: _Claim[_Spread]
     C8: _Claim[_Probability]
@@ -90,7 +102,7 @@ class Claims(_OfClaims):
     C10: _Claim[_AtMost]
     C11: _Claim[_AtMost]
     C12: _Claim[_AtLeast]
-    C13: _Claim[_AtMost]
+    C13: _Claim[_BothAtMost]
     C14: _Claim[_AtLeast]
     target: _Target
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from depthprune_core import records
-from depthprune_core.records import Curve, Facts, PairCosts, Plan, Profile, Score, Stamp, Timing
+from depthprune_core.records import Curve, Facts, PairCosts, Plan, Profile, Score, Size, Stamp, Timing
 from depthprune_study import places
 from depthprune_study.evidence import Evidence
 
@@ -71,7 +71,7 @@ def contents() -> dict[str, dict[str, Any]]:
         "teacher + same text (mixed)": 2.985,
     }
     sets = {"2,3": [0.1, 0.06], "4,5": [0.12, 0.05]} | {f"{n},{n + 1}": [0.2 + 0.01 * n, 0.1] for n in range(10, 20)}
-    sized = ("recovered", "width", "one_shot", "staged")
+    sized = {"recovered": 89, "width": 89, "one_shot": 88, "staged": 88}
     controls = {
         "unrecovered": 3.2,
         "recovered": 3.05,
@@ -79,6 +79,9 @@ def contents() -> dict[str, dict[str, Any]]:
         "one_shot": 3.08,
         "staged": 3.06,
         "quantised, 4 bits": 3.02,
+        "width, unrecovered": 3.25,
+        "one_shot, unrecovered": 3.3,
+        "staged, unrecovered": 3.3,
     }
     sweep = {"trained: all": score(3.05), "trained: lora": score(3.2), "rate: 0.1": score(3.1), "rate: 0.2": score(3.05)}
     samples = {"teacher": [" sat"], "unrecovered": [" the"], "recovered": [" sat down"]}
@@ -116,6 +119,9 @@ def contents() -> dict[str, dict[str, Any]]:
                     "pilot_tokens": 512,
                     "rate_tokens": 512,
                     "recipe": {"lr": 1e-4},
+                    "ce": {"lr": 1e-4},
+                    "control": {"lr": 1e-4},
+                    "lr_grid": [5e-5, 1e-4, 2e-4],
                     "trials": list(sweep),
                 }
             ),
@@ -127,8 +133,9 @@ def contents() -> dict[str, dict[str, Any]]:
         },
         "03b_controls": {
             "plans": {"one_shot": Plan(12, (2, 3, 4), "least_sensitive"), "staged": Plan(12, (2, 3, 6), "staged")},
-            "bytes": Facts({"teacher": 100, "quantised, 4 bits": 40, **dict.fromkeys(sized, 90)}),
+            "bytes": Facts({"teacher": 100, "quantised, 4 bits": 40, **sized}),
             "test_scores": {"teacher": score(3.0), **{name: score(value) for name, value in controls.items()}},
+            "curves": {"width": curve(3.25, 3.1), "ce, lora": curve(3.2, 3.06)},
             "timed_test_scores": {"ce (timed)": score(3.07)},
             "elsewhere_scores": {"teacher": score(4.0), "unrecovered": score(4.3), "recovered": score(4.2)},
         },
@@ -154,7 +161,10 @@ def contents() -> dict[str, dict[str, Any]]:
             "validation_scores": {"teacher": score(3.0), **{name: score(value) for name, value in second.items()}},
             "curves": {"recovered": curve(3.2, 3.04), "one_shot": curve(3.3, 3.08)},
             "continuations": said,
-            "choice": Facts({"notes": {"a stand-in": "it stands in"}}),
+            "choice": Facts(
+                {"notes": {"a stand-in": "it stands in"}, "lr": 1e-4, "unchanged": {"lr_grid": [5e-5, 1e-4, 2e-4]}}
+            ),
+            "sizes": {f"{k} fewer": Size(12 - k, 100 - 4 * k, 200 - 8 * k) for k in (0, 2, 3)},
             "timing-2": timing(1.10, by_layer_count=1.1),
             "timing-3": timing(1.09, by_layer_count=1.16),
         },
@@ -177,7 +187,7 @@ def evidence(
         named |= {name: record for (where, name), record in (changes or {}).items() if where == notebook}
         model = second if notebook.startswith("04") else first
         sizes = {"seq_len": 128, "score_tokens": 256, "tokens": 2048, "arm_tokens": 512, "set_tokens": 256}
-        parameters = {"model": model, "elsewhere": "news-excerpt", **sizes}
+        parameters = {"model": model, "elsewhere": "news-excerpt", "lora_lr_grid": [5e-5, 1e-4, 2e-4], **sizes}
         for name, record in named.items():
             record = (changes or {}).get((notebook, name), record)
             if record is not None:

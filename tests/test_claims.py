@@ -245,6 +245,7 @@ FIFTH = handmade.contents()["05_seed_stability"]["test_scores"]
             {"teacher": score(3.0), "least_sensitive-2": score(3.5), "most_sensitive-2": score(3.1)},
         ),
         ("C13", "01_sensitivity", "profile", profile((0.1,) * 3 + (0.5,) * 6 + (0.1,) * 3)),
+        ("C13", "03b_controls", "test_scores", CONTROLS | {"width, unrecovered": score(3.1)}),
         ("C14", "03_recovery", "test_scores", THIRD | {"recovered": score(4.0)}),
     ],
 )
@@ -321,13 +322,51 @@ def test_a_layer_that_is_sensitive_on_few_articles_leaves_c8_open(tmp_path: Path
     assert verdict.stand_ins[0].verdict == INCONCLUSIVE
 
 
-@pytest.mark.parametrize("n", [6, 7, 12, 22, 30])
+@pytest.mark.parametrize(
+    ("removed", "nats", "verdict"),
+    [
+        (0.11, 3.05, REPRODUCED),
+        (0.11, 3.2, NOT_REPRODUCED),
+        (0.05, 3.05, claims.NOT_TESTABLE),  # two of thirty layers that stay within say nothing of two of twelve
+        (0.05, 3.2, NOT_REPRODUCED),
+        (0.2, 3.05, REPRODUCED),
+        (0.2, 3.2, claims.NOT_TESTABLE),
+    ],
+)
+def test_a_cut_of_another_share_tells_only_what_holds_all_the_more(
+    tmp_path: Path, removed: float, nats: float, verdict: str
+) -> None:
+    n_bytes = Facts({"teacher": 100, **dict.fromkeys(("recovered", "width", "one_shot", "staged"), 100 * (1 - removed))})
+    changes = {
+        ("03b_controls", "bytes"): n_bytes,
+        ("03_recovery", "test_scores"): THIRD | {"recovered": score(nats)},
+    }
+    (item,) = claims._first_recovered(evidence(tmp_path, changes=changes), RULES["C2"]["rule"])
+    assert item.verdict == verdict
+    assert item.figure.endswith(f"1.221 before recovery; {removed:.1%} of the parameters are gone, in the source 11%")
+
+
+def test_c13_needs_both_of_its_halves(tmp_path: Path) -> None:
+    (item,) = claims._middle(evidence(tmp_path / "both"), RULES["C13"]["rule"])
+    assert item.verdict == REPRODUCED
+    six = profile((9.0, 0.1, 0.1, 0.1, 0.1, 9.0))
+    (item,) = claims._middle(evidence(tmp_path / "six", changes={("01_sensitivity", "profile"): six}), RULES["C13"]["rule"])
+    assert item.verdict == INCONCLUSIVE and "middle" not in item.figure  # but for its ends, all are middle layers
+
+
+def test_the_end_layers_alone_do_not_decide_what_the_middle_is_worth(tmp_path: Path) -> None:
+    flat_inside = profile((9.0, *[0.3] * 10, 9.0))
+    (item,) = claims._middle(evidence(tmp_path, changes={("01_sensitivity", "profile"): flat_inside}), RULES["C13"]["rule"])
+    assert "the ends apart, 0.000 [0.000, 0.000]" in item.figure
+
+
+@pytest.mark.parametrize("n", [8, 12, 22, 30])
 def test_the_middle_half_is_the_layers_between_the_outer_quarters(tmp_path: Path, n: int) -> None:
     quarter = n // 4
     rises = tuple(0.0 if quarter <= layer < n - quarter else 1.0 for layer in range(n))
     changed = evidence(tmp_path, changes={("01_sensitivity", "profile"): profile(rises)})
     measured = claims._middle(changed, RULES["C13"]["rule"])
-    assert measured[0].figure.startswith("middle half minus outer layers -1.000 [-1.000, -1.000]")
+    assert "; middle half minus outer layers, the ends apart, -1.000 [-1.000, -1.000]" in measured[0].figure
 
 
 # ---------------------------------------------------------------- runs that diverged

@@ -24,6 +24,7 @@ import pytest
 from typer.testing import CliRunner
 
 from depthprune_core import figures, intervals, pruning, records
+from depthprune_core.records import Divergence
 from depthprune_study import bench, claims, cli, failures, places, report, run, settings, story, tables
 from depthprune_study.evidence import Evidence
 
@@ -256,6 +257,42 @@ def test_plainer_training_that_ends_lower_is_told_with_both_kinds_of_text(tmp_pa
     assert "where the whole model trained on the same text stands at 0.407" in line
 
 
+def divergence(kl: float, agreed: int) -> Divergence:
+    names = handmade.score(3.0).documents
+    n = len(names)
+    return Divergence(names, (kl * handmade.N_TOKENS,) * n, (agreed,) * n, (handmade.N_TOKENS,) * n)
+
+
+def test_a_rival_that_wins_by_leaving_its_teacher_is_told_to_do_so(tmp_path: Path) -> None:
+    apart = {"recovered": divergence(0.1, 90), "ce": divergence(0.4, 70)}
+    changes = {
+        ("03b_controls", "test_scores"): TEST_B | {"ce": handmade.score(2.9)},
+        ("03b_controls", "divergences"): apart,
+        ("03b_controls", "elsewhere_scores"): AWAY | {"recovered": handmade.score(3.4)},
+        ("03b_controls", "timed_elsewhere_scores"): {"ce (timed)": handmade.score(3.3)},
+        ("03b_controls", "timed_test_scores"): {"ce (timed)": handmade.score(2.8)},
+    }
+    by_tokens, by_time = [line for line in told_of(tmp_path, changes=changes) if "plainer training" in line]
+    told = "KL 0.400 against 0.100 nats per token, the same first choice 70.0% against 90.0% of the time"
+    assert told in by_tokens and "KL" not in by_time  # which was not measured
+    assert "(ce (timed)) ends lower" in by_time and "on news-excerpt at 0.905 [0.905, 0.905]" in by_time
+    shown = tables.divergence_table(handmade.evidence(tmp_path / "table", changes=changes))
+    assert re.findall("<td>(.*?)</td>", shown) == ["recovered", "0.100", "90.0%", "8", "ce", "0.400", "70.0%", "8"]
+    assert tables.divergence_table(handmade.evidence(tmp_path / "none")) == ""
+
+
+def test_rates_that_were_kept_at_an_edge_of_their_grid_are_told(tmp_path: Path) -> None:
+    assert [line for line in told_of(tmp_path / "inside") if "at an edge" in line] == []
+    curves = handmade.contents()["03b_controls"]["curves"]
+    lora = replace(curves["ce, lora"], recipe={"lr": 2e-4})
+    (line,) = [
+        line
+        for line in told_of(tmp_path / "edge", changes={("03b_controls", "curves"): curves | {"ce, lora": lora}})
+        if "at an edge" in line
+    ]
+    assert line.endswith("a better one may lie beyond: gpt2-mini, ce, lora: 0.0002 of 5e-05, 0.0001, 0.0002.")
+
+
 def test_rounding_that_beats_the_cut_at_fewer_bytes_is_told(tmp_path: Path) -> None:
     def told(name: str, n_bytes: int) -> list[str]:
         sizes = handmade.Facts(BYTES | {"recovered": 950, "teacher": 1000, "quantised, 8 bits": n_bytes})
@@ -289,8 +326,20 @@ def test_every_arm_stands_beside_both_teachers_and_the_unrecovered_student(tmp_p
 
 def test_arms_that_were_scored_on_other_tokens_are_set_beside_none(tmp_path: Path) -> None:
     longer = {name: replace(s, n_tokens=tuple(2 * n for n in s.n_tokens)) for name, s in TEST_B.items()}
-    shown = tables.both_teachers_table(handmade.evidence(tmp_path, changes={("03b_controls", "test_scores"): longer}))
+    changes = {("03b_controls", "test_scores"): longer, ("03b_controls", "timed_test_scores"): None}
+    shown = tables.both_teachers_table(handmade.evidence(tmp_path, changes=changes))
     assert re.search(r"<td>width</td><td>[\d.]+ \[[^<]*</td><td>scored on other tokens</td><td>[\d.]+ \[", shown)
+
+
+def test_every_arm_stands_beside_its_own_cut_before_recovery(tmp_path: Path) -> None:
+    """One layer more, or narrower, is another student: beside the main cut before recovery, it would seem to have won back less or more."""
+    shown = tables.both_teachers_table(handmade.evidence(tmp_path))
+    rows = [re.findall("<td>(.*?)</td>", row) for row in shown.split("<tr>")[2:]]
+    own = {arm: before for model, arm, *_, before in rows if model == "gpt2-mini"}
+    assert own["recovered"].startswith(f"{math.exp(3.05 - 3.2):.3f}")
+    assert own["one_shot"].startswith(f"{math.exp(3.08 - 3.3):.3f}") and own["width"].startswith(f"{math.exp(3.1 - 3.25):.3f}")
+    assert own["ce (timed)"].startswith(f"{math.exp(3.07 - 3.2):.3f}")
+    assert own["quantised, 4 bits"] == own["teacher + same text (ce)"] == own["unrecovered"] == ""
 
 
 def test_every_trial_of_the_recipe_stands_beside_the_level_that_was_kept(tmp_path: Path) -> None:

@@ -371,20 +371,24 @@ def test_the_committed_claims_are_valid_and_read_as_they_are_written() -> None:
 @pytest.mark.parametrize(
     ("written", "spoilt", "sentence"),
     [
-        ("threshold: 1.13}", 'threshold: "1.13"}', "C2.rule.threshold='1.13': Input should be a valid number"),
-        ("threshold: 1.13}", "treshold: 1.13}", "C2.rule.threshold is missing|C2.rule.treshold is not a parameter"),
+        ("threshold: 1.13,", 'threshold: "1.13",', "C2.rule.threshold='1.13': Input should be a valid number"),
+        ("threshold: 1.13,", "treshold: 1.13,", "C2.rule.threshold is missing|C2.rule.treshold is not a parameter"),
         (
-            "kind: at_most, threshold: 1.13",
+            "kind: at_most_cut, threshold: 1.13",
             "kind: at_least, threshold: 1.13",
-            "C2.rule.kind='at_least': Input should be 'at_most'",
+            "C2.rule.kind='at_least': Input should be 'at_most_cut'",
         ),
         ("values: [11.0, 17.0]", "values: [11.0]", "C1.rule.values=[11.0]: List should have at least 2 items"),
-        ("threshold: 1.13}", "threshold: .nan}", "C2.rule.threshold=nan: Input should be a finite number"),
+        ("threshold: 1.13,", "threshold: .nan,", "C2.rule.threshold=nan: Input should be a finite number"),
         ("pairs: 12", "pairs: 12.5", "C9.rule.pairs=12.5: Input should be a valid integer"),
         ("  source: 11 % / 17 %\n", "", "C1.source is missing"),
         ("C14:", "C15:", "C14 is missing|C15 is not a parameter; known are C1, C2, "),
         ("C2:", "C1:", "C1 is given more than once"),
-        ("rule: {kind: at_most, threshold: 1.13}", "rule: {kind: at_most", "not readable as YAML ("),
+        (
+            "rule: {kind: at_most_cut, threshold: 1.13, removed: 0.11, tolerance: 0.1}",
+            "rule: {kind: at_most_cut",
+            "not readable as YAML (",
+        ),
     ],
 )
 def test_a_spoilt_claim_is_told_with_its_key_its_value_and_what_is_wanted(

@@ -20,7 +20,7 @@ from benchmarks import machine
 from depthprune_study import run
 
 TESTS = Path(__file__).resolve().parents[1]
-SECONDS = ((3, 45), (3, 45), (45, 240))  # the last is long enough for a whole study on most machines
+SHARES = ((0.02, 0.3), (0.02, 0.3), (0.3, 1.5))  # of what a calm study takes: the last is long enough for a whole one
 FAMILIES = {  # words for README, and the tests as pytest takes them
     "a file that a run reads: cut, a bit flipped, emptied, another's": ["faults/test_corruption.py"],
     "a parameter file spoilt in one to three places": ["faults/test_parameters.py"],
@@ -77,7 +77,9 @@ def killed(folder: Path, kills: int, seed: int) -> dict[str, Any]:
         )
 
     expected = killing.undisturbed(folder / "calm")
-    state = killing.harry(folder / f"seed-{seed}", expected, kills=kills, seed=seed, seconds=SECONDS, said=said)
+    whole = sum(cost["seconds"] for cost in run.read_costs(folder / "calm" / "reports" / "ci").values())
+    seconds = [(max(3, shortest * whole), longest * whole) for shortest, longest in SHARES]
+    state = killing.harry(folder / f"seed-{seed}", expected, kills=kills, seed=seed, seconds=seconds, said=said)
     notebooks = len(state["where"].keys() & run.READS.keys())
     return {
         "tried": sum(state["kills"].values()),

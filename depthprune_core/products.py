@@ -13,7 +13,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-_CPUINFO = Path("/proc/cpuinfo")
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -50,7 +50,7 @@ def onednn_is_better() -> bool:
     """On AMD processors with AVX-512 (`make bench` times both). By name, not by a stopwatch: a result must not depend on it."""
     has_op = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return has_op and wide and _CPUINFO.exists() and "AuthenticAMD" in _CPUINFO.read_text()
+    return has_op and wide and CPUINFO.exists() and "AuthenticAMD" in CPUINFO.read_text()
 
 
 def has_bfloat16(device: torch.device | str) -> bool:

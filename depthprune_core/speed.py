@@ -7,7 +7,6 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +14,11 @@ from transformers import PreTrainedModel
 
 from depthprune_core.decoders import decoder, text_config
 from depthprune_core.distillation import recover
-from depthprune_core.products import linear
+from depthprune_core.products import CPUINFO, linear
 from depthprune_core.progress import Progress, silent
 from depthprune_core.pruning import drop_layers
 from depthprune_core.records import Plan, Timing
 from depthprune_core.text import Windows
-
-_CPUINFO = Path("/proc/cpuinfo")
 
 
 def compare(teacher: PreTrainedModel, student: PreTrainedModel, **options: Any) -> Timing:
@@ -110,7 +107,7 @@ def device_name(device: torch.device) -> str:
     """What the times were measured on: the GPU or the processor by its name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    model = re.search(r"model name\s*:\s*(.*\S)", _CPUINFO.read_text()) if _CPUINFO.exists() else None
+    model = re.search(r"model name\s*:\s*(.*\S)", CPUINFO.read_text()) if CPUINFO.exists() else None
     return model[1] if model else platform.processor() or platform.machine() or device.type
 
 

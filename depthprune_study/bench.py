@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import sys
@@ -234,6 +235,9 @@ class Bench:
                     progress=self.progress,
                     **recipe,
                 )
+                if validation is None and not math.isfinite(evaluation.score(student, _first(windows, 1)).mean_nll_nats):
+                    problem = f"the loss is no number after the last step: lower the learning rate (lr={recipe['lr']:g})"
+                    raise distillation.DivergedError(problem, curve)
             except distillation.DivergedError as stop:
                 curve, told["diverged"] = stop.curve, str(stop)
             if "diverged" in told:  # what the run held is gone by now
@@ -509,10 +513,11 @@ def _in_windows(recipe: Mapping[str, Any], windows: text.Windows) -> dict[str, A
 
 
 def _tokenizer_hash(tokenizer: Any) -> str:
-    """Of all that decides how it cuts a text: the whole of a fast tokenizer, else its words and how it is set."""
+    """Of what decides how it cuts a text: a fast tokenizer as it is saved, else its words and how it is set."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    told = backend.to_str() if backend is not None else json.dumps([repr(tokenizer), tokenizer.get_vocab()], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    told = {"set": repr(tokenizer), "words": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
+    lasting = {name: value for name, value in told.items() if name not in ("padding", "truncation")}  # left by the last call
+    return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _tools(recipe: Mapping[str, Any]) -> list[str]:

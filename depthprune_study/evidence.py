@@ -129,10 +129,8 @@ class Evidence:
     def removed(self, notebook: str, arm: str) -> float:
         """The share of a family's parameters that an arm (recovered, one_shot, staged) is without."""
         if notebook == "04_transfer_tinyllama":
-            sizes = self.record(notebook, "sizes")
-            n_layers = sizes["0 fewer"].n_layers - len(self.record(notebook, "plans")[arm].dropped)
-            smaller = next(size for size in sizes.values() if size.n_layers == n_layers)
-            return 1 - smaller.n_parameters / sizes["0 fewer"].n_parameters
+            sizes, fewer = self.record(notebook, "sizes"), len(self.record(notebook, "plans")[arm].dropped)
+            return 1 - sizes[f"{fewer} fewer"].n_parameters / sizes["0 fewer"].n_parameters
         n_bytes = self.record("03b_controls", "bytes").values
         return 1 - n_bytes[arm] / n_bytes["teacher"]
 

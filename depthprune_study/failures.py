@@ -107,13 +107,11 @@ def plainer_training_that_wins(evidence: Evidence) -> Iterator[str]:
                 f", where the whole model trained on the same text stands at {_ratio(far, CONTROL)} of the frozen one and this student at "
                 f"{_ratio(far, arm)}"
             )
-        if arm in divergences:
-            ours, its_own = (divergences[name] for name in ("recovered", arm))
+        if arm in divergences and divergences[arm].mean_kl_nats > divergences["recovered"].mean_kl_nats:
+            its_own, ours = divergences[arm], divergences["recovered"]
             told += (
                 f". It ends further from the whole model's own predictions: KL {its_own.mean_kl_nats:.3f} against {ours.mean_kl_nats:.3f} nats per "
                 f"token, the same first choice {its_own.agreement:.1%} against {ours.agreement:.1%} of the time, on validation articles"
-                if its_own.mean_kl_nats > ours.mean_kl_nats
-                else ""
             )
         yield f"{told} (n = {gap.n} articles)."
 
@@ -147,23 +145,23 @@ def stages_that_lose(evidence: Evidence) -> Iterator[str]:
 
 def at_an_edge(evidence: Evidence) -> Iterator[str]:
     """Learning rates that were kept at an edge of what was tried: a better one may lie beyond."""
+    first, second = evidence.first_model, evidence.second_model
     chosen = evidence.record("03_recovery", "recipe").values
+    there = evidence.record("04_transfer_tinyllama", "choice").values
     curves = evidence.record("03b_controls", "curves")
-    given = evidence.stamp("03b_controls", "test_scores").parameters
-    first = chosen["lr_grid"]
-    of_control = chosen.get("control_lr_grid", first)
-    second = evidence.record("04_transfer_tinyllama", "choice").values
+    parameters = evidence.stamp("03b_controls", "curves").parameters
+    rates = chosen["lr_grid"]
+    of_control = chosen.get(
+        "control_lr_grid", rates
+    )  # records of older code lack this one, and the others that are asked for by `get`
     kept = [
-        (f"{evidence.first_model}, recovered", chosen["recipe"]["lr"], first),
-        (f"{evidence.first_model}, ce", chosen["ce"]["lr"], of_control),
-        (f"{evidence.first_model}, {CONTROL}", chosen["control"]["lr"], of_control),
-        (f"{evidence.first_model}, width", curves["width"].recipe["lr"], given.get("width_lr_grid") or first),
-        (
-            f"{evidence.first_model}, ce, lora",
-            curves["ce, lora"].recipe["lr"],
-            evidence.parameter("03b_controls", "lora_lr_grid"),
-        ),
-        (f"{evidence.second_model}, recovered", second["lr"], second["unchanged"]["lr_grid"]),
+        (f"{first}, recovered", chosen["recipe"]["lr"], rates),
+        (f"{first}, ce", chosen["ce"]["lr"], of_control),
+        (f"{first}, {CONTROL}", chosen["control"]["lr"], of_control),
+        (f"{first}, width", curves["width"].recipe["lr"], parameters.get("width_lr_grid") or rates),
+        (f"{first}, ce, lora", curves["ce, lora"].recipe["lr"], parameters["lora_lr_grid"]),
+        (f"{second}, recovered", there["lr"], there["unchanged"]["lr_grid"]),
+        (f"{second}, {CONTROL}", there.get("control_lr"), there.get("control_lr_grid", [])),
     ]
     edges = [
         f"{arm}: {rate:g} of {', '.join(f'{lr:g}' for lr in sorted(grid))}"

@@ -87,7 +87,8 @@ def _damaged(folder: Path, root: Path) -> Iterator[str]:
         except ValueError:
             yield f"{path.relative_to(folder)} is damaged: its content is not what its checksum says"
         else:
-            yield from misplaced(path, folder)
+            if sentence := misplaced(path, folder):
+                yield sentence
     for path in sorted((folder / "notebooks").glob("*.ipynb")):
         if cells_of(path) is None:
             yield f"notebooks/{path.name} is damaged"

@@ -54,7 +54,7 @@ def explain(folder: Path, thing: str) -> list[str]:
     """
     evidence = Traced(folder.name, report.records_of(folder))
     for path in sorted([*evidence.folder.rglob("*.json"), *(folder / "arms").rglob("*.json")]):
-        for sentence in misplaced(path, folder):
+        if sentence := misplaced(path, folder):
             raise StudyError(sentence)
     lines, sources = _sources(evidence, folder, thing)
     for notebook, name in sources:
@@ -68,12 +68,12 @@ def explain(folder: Path, thing: str) -> list[str]:
     return lines
 
 
-def misplaced(path: Path, folder: Path) -> Iterator[str]:
-    """A sentence where a file of a report holds another record than belongs there. Raises ValueError for a damaged one."""
+def misplaced(path: Path, folder: Path) -> str:
+    """A sentence where a file of a report holds another record than belongs there, else empty. Raises ValueError for a damaged one."""
     root, step = report.records_of(folder), records.read_stamp(path).step
-    is_arm = not path.is_relative_to(root)
-    if step != (f"any/arm/{path.parent.name}" if is_arm else path.relative_to(root).with_suffix("").as_posix()):
-        yield f"{path.relative_to(folder)} is another record than its name says: it was made as {step}"
+    in_records = path.is_relative_to(root)
+    belongs = path.relative_to(root).with_suffix("").as_posix() if in_records else f"any/arm/{path.parent.name}"
+    return "" if step == belongs else f"{path.relative_to(folder)} is another record than its name says: it was made as {step}"
 
 
 def _sources(evidence: Traced, folder: Path, thing: str) -> tuple[list[str], list[tuple[str, str]]]:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from tiny import count_layer_passes, tiny
 
-from depthprune_core import evaluation, pruning, records, refitting, speed, zero_shot
+from depthprune_core import distillation, evaluation, pruning, records, refitting, speed, zero_shot
 from depthprune_core.records import Answers, Curve, Facts, Plan, Score
 from depthprune_study import arms, live, places, settings
 from depthprune_study import bench as bench_module
@@ -735,7 +735,10 @@ def test_continuations_and_tasks_are_measured_anew_with_another_tokenizer(
     answers = {"piqa": Answers("piqa", (True,))}
     monkeypatch.setattr(zero_shot, "answers", lambda model, tokenizer, *_, **__: asked.append(tokenizer) or answers)
     model, tokenizer = bench.model("llama-tiny")
-    for one in (tokenizer, copy.deepcopy(tokenizer), another_tokenizer(tokenizer)):
+    called = copy.deepcopy(tokenizer)
+    called("a b c d", truncation=True, max_length=2)  # which it remembers
+    assert called.backend_tokenizer.to_str() != tokenizer.backend_tokenizer.to_str()
+    for one in (tokenizer, called, another_tokenizer(tokenizer)):
         bench.continuations({"teacher": model}, one, ["A"], new_tokens=2)
         bench.zero_shot({"teacher": model}, one, n_items=0, tasks=["piqa"])
     assert len(asked) == 4
@@ -814,6 +817,22 @@ def test_a_run_that_breaks_where_it_is_validated_is_marked_too(bench: Bench, tok
     assert arm.diverged.endswith("lower the learning rate (lr=1e+38)")
     assert all(math.isfinite(nll) for nll in curve.validation_nll_nats)
     assert len(curve.validation_nll_nats) == len(curve.validation_tokens) >= 1
+
+
+def test_finite_weights_whose_loss_is_no_number_are_no_result(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No validation would have told; the scores that follow would be no numbers."""
+    plain = distillation.recover
+
+    def broken(*args: Any, **options: Any) -> Any:
+        student, curve = plain(*args, **options)
+        student.model.norm.weight.data[:] = 1e38  # finite, but not what it gives
+        return student, curve
+
+    monkeypatch.setattr(distillation, "recover", broken)
+    teacher, tokenizer = bench.model("llama-tiny")
+    arm, _ = bench.recover("wild", PLAN, teacher, bench.recovery_windows(tokenizer, tokens=192, seed=0), **RECIPE)
+    assert arm.diverged == "the loss is no number after the last step: lower the learning rate (lr=0.001)"
+    assert same(arm.model.state_dict(), pruning.drop_layers(teacher, PLAN).state_dict())
 
 
 def test_a_result_that_could_not_be_kept_leaves_its_checkpoint(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

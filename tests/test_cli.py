@@ -134,14 +134,14 @@ def given_words(draw: st.DrawFn) -> tuple[str, list[str]]:
 @given_settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(given_words(), st.booleans())
 def test_whatever_a_command_is_given_it_is_done_or_refused_in_a_sentence(
-    tmp_path: Path, given_: tuple[str, list[str]], with_options: bool
+    tmp_path: Path, command_and_words: tuple[str, list[str]], with_options: bool
 ) -> None:
     """In a folder that holds nothing that a command could work on for long."""
     (tmp_path / "unfinished" / "records" / "03_recovery").mkdir(parents=True, exist_ok=True)
     (tmp_path / "empty").mkdir(exist_ok=True)
     (tmp_path / "text").write_text("neither a GGUF file nor a sweep", encoding="utf-8")
     before = sorted(tmp_path.rglob("*"))
-    command, words = given_
+    command, words = command_and_words
     options = COMMANDS[command][1] if with_options or command == "run" else ()
     with contextlib.chdir(tmp_path):
         result = depthprune(command, *words, *options)

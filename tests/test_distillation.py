@@ -228,8 +228,7 @@ def test_checkpointed_activations_are_computed_again_where_layers_are_trained(tr
     passes = count_layer_passes(student)
     settings = {**RECIPE, "plan": plan, "trained": trained, "checkpoint_activations": True}
     recover(student, teacher, TRAINING.take(slice(2)), **settings)
-    scored = [0, 1, 2, 3]  # at the end: is the loss a number?
-    assert passes[-2 * len(behind) - 4 :] == [*behind, *reversed(behind), *scored]
+    assert passes[-2 * len(behind) :] == [*behind, *reversed(behind)]
 
 
 # ---------------------------------------------------------------- what is kept of the teacher
@@ -725,17 +724,6 @@ def test_weights_that_the_last_step_broke_are_no_result():
             final_norm_of(student).weight.data[0] = math.inf
 
     with pytest.raises(DivergedError, match="a weight is not finite after the last step"):
-        recover(student, teacher, TRAINING, plan=plan, progress=break_it, **RECIPE)
-
-
-def test_finite_weights_whose_loss_is_no_number_are_no_result():
-    teacher, student, plan = pruned("llama", 2)
-
-    def break_it(done: int, of: int, what: str) -> None:
-        if done == of:  # finite, but not what it gives
-            final_norm_of(student).weight.data[:] = 1e38
-
-    with pytest.raises(DivergedError, match="the loss is no number after the last step"):
         recover(student, teacher, TRAINING, plan=plan, progress=break_it, **RECIPE)
 
 

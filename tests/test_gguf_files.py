@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import time
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -149,17 +149,25 @@ def test_a_damaged_file_is_refused_in_a_sentence(tmp_path: Path, length: int) ->
 
 @pytest.mark.parametrize("bit", [0, 11, 23, 40, 62])
 @pytest.mark.parametrize("key", ["tokenizer.ggml.tokens", "tokenizer.ggml.scores"])
-def test_a_list_whose_length_has_a_flipped_bit_is_refused_at_once(tmp_path: Path, key: str, bit: int) -> None:
+def test_a_list_whose_length_has_a_flipped_bit_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, bit: int
+) -> None:
     """The library would read on behind the end of the file, for as many items as it is told of."""
+    plain, reads = GGUFReader._get, itertools.count(1)
+
+    def counted(*args: Any, **options: Any) -> Any:
+        if next(reads) > 10_000:
+            pytest.fail("it reads on")
+        return plain(*args, **options)
+
+    monkeypatch.setattr(GGUFReader, "_get", counted)
     source = write(tmp_path / "whole.gguf")
     content = bytearray(source.read_bytes())
     length_at = content.index(key.encode()) + len(key) + 4 + 4  # behind the types of the value and of its items
     content[length_at + bit // 8] ^= 1 << bit % 8
     source.write_bytes(content)
-    began = time.process_time()
     with pytest.raises(ValueError, match=r"whole\.gguf is no whole GGUF file of a model"):
         gguf_files.cut(source, tmp_path / "cut.gguf", [1])
-    assert time.process_time() - began < 20  # not hours
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

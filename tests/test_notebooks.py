@@ -74,6 +74,13 @@ def test_no_code_cell_is_long(name: str) -> None:
     assert max(len(cell.source.splitlines()) for cell in code_of(name)) <= 30
 
 
+def test_what_measures_a_time_depends_on_the_machine(name: str) -> None:
+    kept = [source for cell in code_of(name) for source in re.split(r"(?=bench\.once\()", cell.source)[1:]]
+    timed = [source for source in kept if re.match(r'bench\.once\(\s*f?"(timing-|pace)', source)]
+    assert all("bench.machine" in source for source in timed)
+    assert bool(timed) == (name in ("02_prune_gpt2", "03b_controls", "04_transfer_tinyllama"))
+
+
 def test_no_outputs_are_committed(name: str) -> None:
     assert [cell for cell in code_of(name) if cell.outputs or cell.execution_count is not None] == []
 

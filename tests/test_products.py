@@ -97,10 +97,10 @@ def test_a_linear_map_that_someone_else_has_changed_is_left_alone(monkeypatch):
 def test_the_library_is_chosen_by_the_processors_name(monkeypatch, tmp_path, vendor, capability, expected):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"vendor_id\t: {vendor}\n")
-    monkeypatch.setattr(products, "_CPUINFO", cpuinfo)
+    monkeypatch.setattr(products, "CPUINFO", cpuinfo)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert products.onednn_is_better.__wrapped__() is expected
-    monkeypatch.setattr(products, "_CPUINFO", tmp_path / "missing")
+    monkeypatch.setattr(products, "CPUINFO", tmp_path / "missing")
     assert products.onednn_is_better.__wrapped__() is False
 
 

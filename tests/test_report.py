@@ -240,6 +240,11 @@ def test_a_target_that_is_missed_is_told_and_one_that_is_reached_or_not_tried_is
     assert "at most 1.04 on the test articles, smollm2-135m less 2 layers, within 250,000 tokens" in line
     assert "It stands at 1.051 [1.0" in line and "after 2,048 tokens (n = 8 articles)" in line
     assert missed("reached", 3.03) == missed("another", 3.05, second="tinyllama-1.1b") == []
+    straddling = {
+        ("04_transfer_tinyllama", "test_scores"): second | {"recovered": handmade.score(math.log(1.04) + 3, spread=0.5)}
+    }
+    (line,) = [line for line in told_of(tmp_path / "straddling", changes=straddling) if "own target" in line]
+    assert "is not shown to be reached: the interval straddles it: at most 1.04" in line
 
 
 def test_plainer_training_that_ends_lower_is_told_with_both_kinds_of_text(tmp_path: Path) -> None:

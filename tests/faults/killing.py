@@ -166,7 +166,7 @@ def harry(
             else:
                 shutil.rmtree(folder / part)
 
-    if state.get("whole") == kills:  # asked for once more: nothing is left to be done
+    if state.get("ended_after") == kills:  # asked for once more: nothing is left to be done
         return state
     while sum(state["kills"].values()) < kills:
         n = sum(state["kills"].values())
@@ -179,7 +179,7 @@ def harry(
             compare()
         said(state)
     subprocess.run(RUN, env=environment(folder), check=True, capture_output=True)
-    state["whole"] = kills
+    state["ended_after"] = kills
     compare()
     said(state)
     return state
@@ -205,7 +205,7 @@ def harry_recovery(folder: Path, *, kills: int, seed: int) -> dict:
     if not (calm / "ended").exists():
         subprocess.run([*PIECE, str(calm)], env=PIECE_ENVIRONMENT, check=True, capture_output=True)
 
-    if state.get("whole") == kills:
+    if state.get("ended_after") == kills:
         return state
 
     def ended() -> None:
@@ -240,7 +240,7 @@ def harry_recovery(folder: Path, *, kills: int, seed: int) -> dict:
         records.write_atomically(path, json.dumps(state, indent=1))
     subprocess.run([*PIECE, str(work)], env=PIECE_ENVIRONMENT, check=True, capture_output=True)
     ended()
-    state["whole"] = kills
+    state["ended_after"] = kills
     records.write_atomically(path, json.dumps(state, indent=1))
     return state
 

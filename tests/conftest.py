@@ -9,6 +9,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test that reached for the hub would fail
 
+import hypothesis  # noqa: F401  early: its plugin would bring it in when the tests are over, which Python 3.11.7 may break (CPython 106905)
 import pytest
 import torch
 from tiny import tiny, tiny_windows

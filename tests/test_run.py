@@ -669,6 +669,30 @@ def test_a_failure_on_a_full_disk_is_told_as_that(fresh: Path, monkeypatch: pyte
     assert told.endswith("free some space, then the same command goes on from here")
 
 
+@pytest.mark.parametrize("room_kib", [4, 8, 16, 24])
+def test_a_disk_that_fills_stops_the_study_in_a_sentence_and_room_lets_it_go_on(
+    fresh: Path, finished: Path, room_kib: int
+) -> None:
+    """The runner's own files as well as its kernel's: the lock, logs, the partial notebook, records, marks."""
+
+    def mount(*options: str) -> int:
+        return subprocess.run(["mount", "-t", "tmpfs", "-o", *options, fresh.parent], capture_output=True).returncode
+
+    fresh.parent.mkdir()
+    if mount(f"size={room_kib}k", "tmpfs"):
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        with pytest.raises((StudyError, OSError), match=r"No space left|disk is full"):
+            ran_by("small")
+        assert mount("remount,size=8m") == 0
+        assert ran_by("small")[-1] == "06_report"
+        assert state() == {"01_one": True, "06_report": True}
+        number = Path("small", "records", "01_one", "number.json")
+        assert (fresh.parent / number).read_bytes() == (finished / number).read_bytes()
+    finally:
+        subprocess.run(["umount", "-l", fresh.parent], check=True)
+
+
 @pytest.mark.parametrize("death", ["os._exit(0)", "os._exit(1)", "os.kill(os.getpid(), 9)"])
 def test_a_dead_kernel_is_a_failure(fresh: Path, death: str) -> None:
     a_notebook("01_one", 'study: str = "none"  # folder\nnumber: int = 1  # any', [f"import os\n{death}", "print('never')"])

@@ -28,7 +28,10 @@ FAMILIES = {  # words for README, and the tests as pytest takes them
         "faults/test_folders.py",
         "-k=not whole",  # which are no faults
     ],
-    "no room on a disk or in memory, a clock that goes back, a file in a folder's place": ["faults/test_resources.py"],
+    "no room on a disk or in memory, a clock that goes back, a file in a folder's place": [
+        "faults/test_resources.py",
+        "test_run.py::test_a_disk_that_fills_stops_the_study_in_a_sentence_and_room_lets_it_go_on",
+    ],
     "no network, a read-only folder, two runs at once, no locks, a path with spaces and other letters, no home": [
         "test_assets.py::test_without_a_network_the_reason_is_one_sentence",
         "test_full_offline.py::test_without_the_hub_the_reason_is_one_sentence",

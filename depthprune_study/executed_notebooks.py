@@ -18,7 +18,7 @@ def of_other_notebooks(folder: Path, root: Path) -> Iterator[str]:
         cells = cells_of(folder / "notebooks" / f"{notebook}.ipynb")
         if cells is None:
             continue
-        now, parameters = provenance.hash_of_cells(cells), _injected(cells)
+        now, parameters = provenance.hash_of_cells(cells), injected(cells)
         if parameters is None:
             yield f"notebooks/{notebook}.ipynb was given parameters that are no plain values"
             continue
@@ -42,7 +42,7 @@ def cells_of(path: Path) -> list[dict[str, Any]] | None:
     return notebook.cells
 
 
-def _injected(cells: list[dict[str, Any]]) -> dict[str, Any] | None:
+def injected(cells: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The parameters that papermill wrote into an executed notebook; read, never executed. None where they are no plain values."""
     values: dict[str, Any] = {}
     for cell in cells:

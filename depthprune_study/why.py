@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from depthprune_core import figures, records
-from depthprune_study import claims, pieces, places, provenance, report, run, story
+from depthprune_study import claims, drawn, executed_notebooks, pieces, places, provenance, report, run, story
 from depthprune_study.evidence import Evidence
 from depthprune_study.settings import StudyError
 
@@ -92,6 +93,8 @@ def _sources(evidence: Traced, folder: Path, thing: str) -> tuple[list[str], lis
         if stem == "answer":
             return _sources(evidence, folder, "answer")
         notebook = next((name for name in run.READS if stem.startswith(f"{name}-")), "")
+        if behind := _drawn_from(evidence, folder / "notebooks" / f"{notebook}.ipynb", stem.removeprefix(f"{notebook}-")):
+            return [f"{stem}.png: drawn in notebooks/{notebook}.ipynb from"], behind
         # Its pieces lie in folders of their own.
         names = sorted(path.stem for path in (evidence.folder / notebook).glob("*.json"))
         return [f"{stem}.png: drawn in notebooks/{notebook}.ipynb, whose records are"], [(notebook, name) for name in names]
@@ -103,6 +106,18 @@ def _sources(evidence: Traced, folder: Path, thing: str) -> tuple[list[str], lis
         f"{thing!r} is nothing of {folder}: name a claim ({', '.join(claims.names())}), a section ({', '.join(SECTIONS)}), "
         f"a figure ({', '.join(figures)}) or a record (NOTEBOOK/NAME)"
     )
+
+
+def _drawn_from(evidence: Evidence, path: Path, figure: str) -> list[tuple[str, str]]:
+    """The records behind a figure of an executed notebook, as far as its cells tell; none where they do not."""
+    cells = executed_notebooks.cells_of(path)
+    asked = [] if cells is None else drawn.records_of(path, figure, executed_notebooks.injected(cells) or {})
+    found: dict[tuple[str, str], None] = {}
+    for notebook, pattern in asked:
+        root = evidence.folder / notebook
+        names = sorted(record.relative_to(root).with_suffix("").as_posix() for record in root.rglob("*.json"))
+        found |= {(notebook, name): None for name in names if re.fullmatch(pattern, name)}
+    return list(found)
 
 
 def _of_record(evidence: Evidence, notebook: str, name: str) -> list[str]:

@@ -43,9 +43,21 @@ def test_a_section_of_the_page_leads_to_records(section: str) -> None:
 def test_a_figure_leads_to_its_notebook_and_records(figure: str) -> None:
     lines = why.explain(CI, figure)
     notebook = figure.split("-")[0]
-    assert figure == "answer.png" or lines[0] == f"{figure}: drawn in notebooks/{notebook}.ipynb, whose records are"
+    assert figure == "answer.png" or lines[0] == f"{figure}: drawn in notebooks/{notebook}.ipynb from"
     assert record_lines(lines)
     assert why.explain(CI, figure.removesuffix(".png")) == lines
+
+
+def test_a_figure_leads_to_its_own_records_alone() -> None:
+    assert record_lines(why.explain(CI, "02_prune_gpt2-speed")) == {"02_prune_gpt2/timing-2", "02_prune_gpt2/timing-3"}
+
+
+def test_a_figure_whose_notebook_is_gone_leads_to_all_that_it_left(tmp_path: Path) -> None:
+    report = shutil.copytree(CI, tmp_path / "ci")
+    (report / "notebooks" / "02_prune_gpt2.ipynb").unlink()
+    lines = why.explain(report, "02_prune_gpt2-speed")
+    assert lines[0] == "02_prune_gpt2-speed.png: drawn in notebooks/02_prune_gpt2.ipynb, whose records are"
+    assert record_lines(lines) > {"02_prune_gpt2/timing-2", "02_prune_gpt2/plans"}
 
 
 def test_a_record_leads_to_parameters_code_versions_device_seed_inputs_and_pieces() -> None:

@@ -55,7 +55,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 $(READY): pyproject.toml constraints.txt
-	@python=$$(sh tools/find-python.sh) && { test -x $(BIN)/python || $$python -m venv $(VENV); }
+	@python=$$(sh tools/find-python.sh) && { test -x $(BIN)/pip || $$python -m venv $(VENV); }
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)

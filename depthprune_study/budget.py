@@ -147,7 +147,7 @@ def _controls(own: dict[str, Any], steps: Mapping[str, Any]) -> Iterator[Item]:
     )
     yield Item("adapters with CE, on as many tokens", model, tokens, TRAINED)
     yield Item("CE and adapters, for as long (time of two recoveries)", model, 2 * tokens, TAUGHT)
-    yield Item("arms scored", model, (11 + 2 * len(own["bits"])) * _scored(own), SCORED)
+    yield Item("arms scored", model, (14 + 2 * len(own["bits"])) * _scored(own), SCORED)
 
 
 def _choice(own: dict[str, Any], steps: Mapping[str, Any]) -> Iterator[Item]:
@@ -170,7 +170,7 @@ def _transfer(own: dict[str, Any], steps: Mapping[str, Any]) -> Iterator[Item]:
     yield Item(f"{rates} rates of the control", model, rates * own["pilot_tokens"], TRAINED + again)
     yield Item("two layers; three at once; three in stages", model, 3 * own["tokens"], TAUGHT + again)
     yield Item("the control", model, own["tokens"], TRAINED + again)
-    yield Item("arms scored", model, 6 * _scored(own), SCORED)
+    yield Item("arms scored", model, 8 * _scored(own), SCORED)
 
 
 def _seeds(own: dict[str, Any], steps: Mapping[str, Any]) -> Iterator[Item]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,14 +75,14 @@ def judge_one(name: str, evidence: Evidence) -> Verdict:
         )
     else:
         verdict, figure = NOT_TESTABLE, ""
-        why = "the source's model was not run; a stand-in decides nothing about it"
+        why = "the source's model was not run"
     if name in _EXPECTATIONS:
         figure = "; ".join(filter(None, [_EXPECTATIONS[name](evidence), figure]))
     return Verdict(
         name,
         entry["claim"],
         entry["source"],
-        _in_words(entry["rule"]),
+        _in_words(name, entry["rule"]),
         verdict,
         why,
         figure,
@@ -124,8 +124,42 @@ _RULES = {
 }
 
 
-def _in_words(rule: dict[str, Any]) -> str:
-    return _RULES[rule["kind"]].format(**rule)
+# Of what the rule speaks.
+_SUBJECTS = {
+    "C2": "PPL ratio after recovery",
+    "C3": "decode, times as fast",
+    "C4": "PPL ratio after recovery",
+    "C5": "PPL ratio after recovery, staged",
+    "C6": "decode, times as fast",
+    "C7": "PPL ratios of the seeds",
+    "C10": "change of NLL in recovery by the first family's recipe",
+    "C11": "NLL of fewer layers minus NLL of narrower MLPs, after recovery",
+    "C12": "NLL without the most sensitive layers minus NLL without the least sensitive ones",
+    "C13": "NLL of fewer layers minus NLL of narrower MLPs, before recovery; rise in NLL of middle layers minus that of outer ones",
+    "C14": "what recovery gains in NLL, with CE beyond what the whole model gains",
+}
+
+
+def _in_words(name: str, rule: dict[str, Any]) -> str:
+    subject = f"{_SUBJECTS[name]}: " if name in _SUBJECTS else ""
+    return subject + _RULES[rule["kind"]].format(**rule)
+
+
+def tally(verdicts: Sequence[Verdict]) -> list[str]:
+    """How many claims have which verdict, a sentence: on the source's own models or their shapes, then on each stand-in."""
+    by_model: dict[str, dict[str, list[str]]] = {}
+    for verdict in verdicts:
+        by_model.setdefault("the source's own models", {})[verdict.id] = [verdict.verdict]
+        for item in verdict.stand_ins:
+            by_model.setdefault(item.model, {}).setdefault(verdict.id, []).append(item.verdict)
+    lines = []
+    for model, of in by_model.items():
+        together = [_together(found) for found in of.values()]
+        counts = [f"{together.count(word)} {word}" for word in (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE) if word in together]
+        untested = together.count(NOT_TESTABLE)
+        counts += [f"{untested} not testable"] if untested else []
+        lines.append(f"Of {len(together)} claims on {model}: {', '.join(counts)}.")
+    return lines
 
 
 # ---------------------------------------------------------------- rules
@@ -217,19 +251,24 @@ def _cut(evidence: Evidence, rule: dict[str, Any], model: str, notebook: str, ar
     if (share < lighter and verdict == REPRODUCED) or (share > heavier and verdict == NOT_REPRODUCED):
         verdict = NOT_TESTABLE
     before = evidence.before(notebook, arm)
-    cost = f"{before.point:.3f} before recovery; " if before is not None else ""
-    figure = f"PPL ratio {_with_n(ratio)}; {cost}{share:.1%} of the parameters are gone, in the source {rule['removed']:.0%}"
+    cost = f"; {before} before recovery" if before is not None else ""
+    if before is not None and before.high <= rule["threshold"]:
+        cost += ", which is within it already"
+    figure = f"PPL ratio {_with_n(ratio)}{cost}; {share:.1%} of the parameters are gone, in the source {rule['removed']:.0%}"
     return Measured(model, figure, verdict)
 
 
 def _first_speed(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
-    timed = {evidence.first_model: evidence.record("02_prune_gpt2", "timing-2")}
+    timed = {evidence.first_model: [evidence.record("02_prune_gpt2", "timing-2")]}
     if evidence.has("02_prune_gpt2", "timing-gpt2-shape"):
-        timed[SHAPES["gpt2-shape"]] = evidence.record("02_prune_gpt2", "timing-gpt2-shape")["10"]
+        shape = evidence.record("02_prune_gpt2", "timing-gpt2-shape")
+        timed[SHAPES["gpt2-shape"]] = [shape[depth] for depth in ("10", "9") if depth in shape]
     measured = []
-    for model, timing in timed.items():
+    for model, (timing, *others) in timed.items():
         gain = intervals.decode_gain(timing)
         figure, verdict = f"decode {_with_n(gain, 'rounds', unit='x')}", within(gain, rule["low"], rule["high"])
+        for other in others:
+            figure += f" at 10 layers, which are judged; {intervals.decode_gain(other)}x at 9"
         if timing.by_layer_count < rule["low"]:  # two layers are too small a share of this model
             figure, verdict = f"{figure}; its layer counts allow {timing.by_layer_count:.2f}x at most", NOT_TESTABLE
         measured.append(Measured(model, figure, verdict))
@@ -260,7 +299,14 @@ def _second_speed(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
         two, three = map(intervals.decode_gain, timings)
         promised = timings[1].by_layer_count / timings[0].by_layer_count
         verdict = _clean_then_mixed(two, three, clean=rule["clean"], promised=promised)
-        measured.append(Measured(model, f"decode {two}x / {_with_n(three, 'rounds', unit='x')}", verdict))
+        figure = f"decode {two}x / {_with_n(three, 'rounds', unit='x')}"
+        if two.low <= rule["clean"]:
+            figure += f"; two fewer are not shown to be above {rule['clean']}x"
+        elif verdict == NOT_REPRODUCED:
+            figure += "; three fewer are clearly faster than two, so nothing is mixed about them"
+        elif verdict == INCONCLUSIVE:
+            figure += "; the intervals are too wide to show the step between them"
+        measured.append(Measured(model, figure, verdict))
     return measured
 
 
@@ -275,11 +321,12 @@ def _clean_then_mixed(two: Interval, three: Interval, *, clean: float, promised:
 
 
 def _seeds(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
-    ratios = [ratio.point for ratio in evidence.seed_ratios()]
+    of_seeds = evidence.seed_ratios()
+    ratios, n = [ratio.point for ratio in of_seeds], of_seeds[0].n
     finite = [ratio for ratio in ratios if math.isfinite(ratio)]
     if finite == ratios:
         spread = (max(ratios) - min(ratios)) / (math.fsum(ratios) / len(ratios))
-        figure = f"spread {spread:.2%} over {len(ratios)} seeds"
+        figure = f"spread {spread:.2%} over {len(ratios)} seeds, on n = {n} articles"
         close, far = spread <= rule["reproduced"], spread > rule["not_reproduced"]
     else:
         figure = f"the ratios of {len(ratios) - len(finite)} of {len(ratios)} seeds overflow"
@@ -320,6 +367,7 @@ def _transfers(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
         at_most(change, rule["threshold"]),
     )
     choice = evidence.record("04_transfer_tinyllama", "choice").values
+    figure += f"; from {evidence.first_model} to {evidence.second_model}, the rate picked anew: {choice['lr']:g}"
     given, taken = evidence.record("03_recovery", "recipe").values["recipe"], choice.get("unchanged", {})
     for name in ("seq_len", "refit_tokens"):
         if name in taken and taken[name] != given.get(name):
@@ -346,7 +394,10 @@ def _winner_changes(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
     more = intervals.gain_difference(before[new], after[new], before[old], after[old])
     enough = len(facts["costs"]) >= rule["pairs"] and len(seeds) >= rule["seeds"]
     clear = REPRODUCED if gap.high < 0 and more.low > 0 else NOT_REPRODUCED if gap.low > 0 else INCONCLUSIVE
-    figure = f"best before: {old}, after: {new}; new minus old {gap} nats per token, in recovery it gained {more} more ({compared}), n = {gap.n} articles"
+    figure = (
+        f"best before: {old}, after: {new}; new minus old {gap} nats per token; in recovery the new one gained {more} more ({compared}), "
+        f"n = {gap.n} articles"
+    )
     return [Measured(evidence.first_model, figure, clear if enough and not (gap.note or more.note) else INCONCLUSIVE)]
 
 
@@ -409,10 +460,15 @@ def _real_work(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
     for model, notebook in ((evidence.first_model, "03_recovery"), (evidence.second_model, "04_transfer_tinyllama")):
         scores = evidence.test(notebook)
         gain = intervals.nll_rise(scores["unrecovered"], scores["recovered"])
-        of_teacher = intervals.nll_rise(scores["teacher"], scores[CONTROL])
-        figure = (
-            f"without the text itself as a target recovery gains {gain} nats per token on unseen articles, its matched control (the frozen "
-            f"teacher) none; CE on the same text gives the whole model {of_teacher} (n = {gain.n} articles)"
+        beside = intervals.ppl_ratio(scores["recovered"], scores[CONTROL])
+        figure = f"without the text itself as a target recovery gains {gain} nats per token on unseen articles (n = {gain.n})"
+        if notebook == "03_recovery":
+            far = evidence.elsewhere()
+            gain_there = intervals.nll_rise(far["unrecovered"], far["recovered"])
+            figure += f" and {gain_there} on {evidence.parameter('03b_controls', 'elsewhere')} (n = {gain_there.n}), which no run was trained on"
+        figure += (
+            "; its matched control, the frozen whole model, cannot move; beside the whole model trained on the same text the student stands "
+            f"at a PPL ratio of {beside}"
         )
         measured.append(Measured(model, figure, at_least(gain, rule["threshold"])))
     scores = evidence.test("03_recovery")

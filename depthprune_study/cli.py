@@ -26,7 +26,7 @@ app = typer.Typer(
     help="Which whole layers can a causal language model lose, and how much does distillation win back? Runs the study's notebooks.",
 )
 Study = Annotated[
-    str, typer.Argument(help="A study: the name of a folder under params/ (quick, smollm2, full, rehearsal, ci).")
+    str, typer.Argument(help="A study: the name of a folder under params/ (quick, ci, smollm2, full, full-t4, rehearsal).")
 ]
 
 
@@ -47,8 +47,9 @@ def run_study(
             _say_budget(study)
             return
         run.run(study, say=_say)
-        nothing_new = all(step.done for step in steps) and all(report.is_current(study).values())
-        _say_answer(study, places.reports(study) / "report.html" if nothing_new else report.publish(study))
+        page = places.reports(study) / "report.html"
+        nothing_new = page.exists() and all(step.done for step in steps) and all(report.is_current(study).values())
+        _say_answer(study, page if nothing_new else report.publish(study))
 
 
 @app.command("report")

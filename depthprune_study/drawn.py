@@ -134,7 +134,7 @@ def _kept(value: ast.AST) -> Iterator[str]:
             yield from _kept(held)
     elif isinstance(value, ast.BinOp):
         yield from (*_kept(value.left), *_kept(value.right))
-    elif isinstance(value, ast.Call) and len(value.args) == 1:  # Facts(...)
+    elif isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "Facts":
         yield from _kept(value.args[0])
     elif isinstance(value, ast.DictComp) and isinstance(value.value, ast.Subscript):
         yield from _kept(value.value.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from depthprune_core import figures, models, speed
 from depthprune_study import budget, places, run, settings, story, tables
@@ -56,7 +57,7 @@ def lines(found: Machine, study: str = REHEARSED) -> list[str]:
     return [f"  hours, scaled from the rehearsal ({found.device}, {found.share:.0%} of its peak): {in_all}"]
 
 
-def html(found: Machine, costs: Mapping[str, Mapping[str, float]]) -> str:
+def html(found: Machine, costs: Mapping[str, Mapping[str, Any]]) -> str:
     """What was measured, what is scaled, what is arithmetic; each figure says which."""
     scaled = hours(found.share)
     memory = {cost.notebook: cost.peak_bytes / 2**30 for cost in budget.costs(REHEARSED)}
@@ -64,13 +65,16 @@ def html(found: Machine, costs: Mapping[str, Mapping[str, float]]) -> str:
     head.append("GPU memory at most in the full study, arithmetic")
     rows = []
     for notebook in run.READS:
-        cost = costs.get(notebook, {"seconds": 0, "peak_bytes": 0})
+        cost = costs.get(notebook)
         by_gpu = [f"{by_notebook[notebook]:.2f} h" if notebook in by_notebook else "" for by_notebook in scaled.values()]
         needed = f"{memory[notebook]:.1f} GiB" if memory.get(notebook) else ""
-        rows.append([notebook, f"{cost['seconds']:.0f} s", _held(cost), *by_gpu, needed])
-    seconds, peak = sum(cost["seconds"] for cost in costs.values()), max(cost["peak_bytes"] for cost in costs.values())
+        told = (f"{_at_least(cost)}{cost['seconds']:.0f} s", _held(cost)) if cost else ("", "")  # one that was not timed
+        rows.append([notebook, *told, *by_gpu, needed])
+    seconds = sum(cost["seconds"] for cost in costs.values())
+    peak = max((cost["peak_bytes"] for cost in costs.values()), default=0)
+    at_least = "more than " if len(costs) < len(run.READS) or any(map(_at_least, costs.values())) else ""
     in_all = [f"{sum(by_notebook.values()):.1f} h" for by_notebook in scaled.values()]
-    rows.append(["in all", f"{seconds / 60:.1f} min", f"{peak / 2**30:.1f} GiB", *in_all, ""])
+    rows.append(["in all", f"{at_least}{seconds / 60:.1f} min", f"{peak / 2**30:.1f} GiB", *in_all, ""])
     peaks = ", ".join(f"{gpu} {tflops} and {budget.PEAK_TFLOPS_32[gpu]}" for gpu, tflops in budget.PEAK_TFLOPS.items())
     return (
         "<h1>What the full study would take</h1>"
@@ -86,7 +90,12 @@ def html(found: Machine, costs: Mapping[str, Mapping[str, float]]) -> str:
     )
 
 
-def _held(cost: Mapping[str, float]) -> str:
+def _at_least(cost: Mapping[str, Any]) -> str:
+    """Of a notebook that went on with what an earlier run had left, the time of that is not known."""
+    return "more than " if cost.get("resumed") else ""
+
+
+def _held(cost: Mapping[str, Any]) -> str:
     if not cost["peak_bytes"]:
         return ""  # a notebook that measures nothing
     gpu = f", GPU {cost['peak_gpu_bytes'] / 2**30:.1f} GiB" if cost.get("peak_gpu_bytes") else ""

@@ -31,16 +31,17 @@ class Evidence:
 
     def record(self, notebook: str, name: str) -> Any:
         """A record. Raises StudyError where it is missing."""
-        if not self.has(notebook, name):
-            raise StudyError(f"record {notebook}/{name} of study {self.study} is not there: run the notebook first")
+        self._require(notebook, name)
         return records.read(self._path(notebook, name))
 
     def stamp(self, notebook: str, name: str) -> records.Stamp:
+        """Where a record comes from. Raises StudyError where it is missing."""
+        self._require(notebook, name)
         return records.read_stamp(self._path(notebook, name))
 
     def parameter(self, notebook: str, key: str) -> Any:
         """A parameter as a notebook ran with it, read off the stamp of its test scores (or its profile)."""
-        name = "test_scores" if self.has(notebook, "test_scores") else "profile"
+        name = "profile" if notebook == "01_sensitivity" else "test_scores"
         return self.stamp(notebook, name).parameters[key]
 
     @property
@@ -88,13 +89,6 @@ class Evidence:
     def decode_gain(self, notebook: str, fewer: int) -> Interval:
         """How many times faster the cut model decodes: median of paired timings."""
         return intervals.decode_gain(self.record(notebook, f"timing-{fewer}"))
-
-    def shape_gains(self, name: str) -> dict[str, Interval]:
-        """Depth -> how many times faster a published shape decodes at that depth; empty where it was not timed."""
-        if not self.has("02_prune_gpt2", f"timing-{name}"):
-            return {}
-        timings = self.record("02_prune_gpt2", f"timing-{name}")
-        return {depth: intervals.decode_gain(timing) for depth, timing in timings.items()}
 
     @property
     def first_leads(self) -> bool:
@@ -194,9 +188,15 @@ class Evidence:
 
     def answer_ratios(self) -> dict[str, Interval]:
         """The answer on the headline model."""
-        main = {arm: self.ratio(self.lead, arm) for arm in ("unrecovered", "recovered", CONTROL)}
-        more = {arm: self.ratio(self.staging, arm) for arm in ("one_shot", "staged")}
-        return main | more | ({"width": self.ratio("03b_controls", "width")} if self.first_leads else {})
+        found = {arm: self.ratio(self.lead, arm) for arm in ("unrecovered", "recovered")}
+        if self.first_leads:
+            found["ce"] = self.ratio(self.lead, "ce")
+            found["width, as small"] = self.ratio("03b_controls", "width")
+        found |= {f"{arm}, {self.lead_fewer + 1} fewer": self.ratio(self.staging, arm) for arm in ("one_shot", "staged")}
+        return found | {CONTROL: self.ratio(self.lead, CONTROL)}
+
+    def answer_title(self) -> str:
+        return f"{self.lead_model}: {self.lead_fewer} layers fewer, and what brings the loss back"
 
     def answer_alt(self) -> str:
         parts = [f"{arm} {ratio}" for arm, ratio in self.answer_ratios().items()]
@@ -205,17 +205,35 @@ class Evidence:
     def answer_lines(self) -> list[str]:
         """The study's answer as a few lines of text."""
         other = "04_transfer_tinyllama" if self.first_leads else "03_recovery"
-        plans = self.record(self.staging, "plans")
+        plans, staged = self.record(self.staging, "plans"), self.ratio(self.staging, "staged")
         more = (
-            f"{self.lead_model}, one layer more: {self.ratio(self.staging, 'staged')} staged ({_listed(plans['staged'].dropped)}), "
-            f"{self.ratio(self.staging, 'one_shot')} at once ({_listed(plans['one_shot'].dropped)}; same articles)."
+            f"{self.lead_model}, one layer more: {staged} staged ({_listed(plans['staged'].dropped)}), "
+            f"{self.ratio(self.staging, 'one_shot')} at once ({_listed(plans['one_shot'].dropped)}; n = {staged.n} test articles)."
         )
-        narrower = (
-            f"{self.lead_model}, as small by narrower MLPs instead, after the same recovery: {self.ratio('03b_controls', 'width')}."
-            if self.first_leads
-            else ""
+        beside = [self._with_text(), self._narrower()] if self.first_leads else []
+        return [line for line in (self._cut_in_words(self.lead), *beside, more, self._cut_in_words(other)) if line]
+
+    def _with_text(self) -> str:
+        """The same cut, trained on the text itself in place of the whole model's predictions; here and elsewhere."""
+        far, near = self.elsewhere(), self.test("03b_controls")
+        rivals = [
+            (arm, name) for arm, name in (("ce", "all weights"), ("ce, lora", "adapters alone")) if arm in near and arm in far
+        ]
+        if not rivals:
+            return ""
+        here = ", ".join(f"{self.ratio('03b_controls', arm)} ({name})" for arm, name in rivals)
+        away = {arm: intervals.ppl_ratio(far[arm], far["teacher"]) for arm in ("recovered", *(arm for arm, _ in rivals))}
+        there = ", ".join(f"{away[arm]} ({name})" for arm, name in rivals)
+        return (
+            f"{self.lead_model}, the same cut trained on the text itself (CE) on as many tokens: {here}; n = {len(near['teacher'].documents)}. On "
+            f"{self.parameter('03b_controls', 'elsewhere')}, which nothing was trained on: {there}, recovered as above {away['recovered']}; "
+            f"n = {len(far['teacher'].documents)}."
         )
-        return [line for line in (self._cut_in_words(self.lead), more, narrower, self._cut_in_words(other)) if line]
+
+    def _narrower(self) -> str:
+        ratio, before = self.ratio("03b_controls", "width"), self.before("03b_controls", "width")
+        cost = f"{before} before the same recovery, {ratio} after" if before is not None else f"{ratio} after the same recovery"
+        return f"{self.lead_model}, as small by narrower MLPs instead: {cost} (n = {ratio.n} test articles)."
 
     def _cut_in_words(self, notebook: str) -> str:
         first = notebook == "03_recovery"
@@ -224,11 +242,16 @@ class Evidence:
         known = f"{model} ({is_what})" if is_what else model
         after = self.ratio(notebook, "recovered")
         faster = self.decode_gain("02_prune_gpt2" if first else notebook, len(plan.dropped))
+        unsure = "" if faster.low > 1 else ": no gain is shown"
         return (
             f"{known}: layers {_listed(plan.dropped)} of {plan.n_layers} dropped; PPL ratio to the whole model "
             f"{self.ratio(notebook, 'unrecovered')} before recovery, {after} after (n = {after.n} test articles); the whole model trained "
-            f"on the same text: {self.ratio(notebook, CONTROL)}; decodes {faster} times as fast."
+            f"on the same text: {self.ratio(notebook, CONTROL)}; decodes {faster} times as fast (n = {faster.n} rounds){unsure}."
         )
+
+    def _require(self, notebook: str, name: str) -> None:
+        if not self.has(notebook, name):
+            raise StudyError(f"record {notebook}/{name} of study {self.study} is not there: run the notebook first")
 
     def _path(self, notebook: str, name: str) -> Path:
         return self.folder / notebook / f"{name}.json"

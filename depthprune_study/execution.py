@@ -31,7 +31,7 @@ def execute(
     from traitlets.config import Config
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    partial = target.with_name(f".{target.name}.partial.ipynb")
+    unfinished = partial(target)
     for folder in (target.parent, log.parent):
         folder.mkdir(parents=True, exist_ok=True)
     failure = ""
@@ -43,7 +43,7 @@ def execute(
         try:
             papermill.execute_notebook(
                 _literal(notebook),
-                _literal(partial),
+                _literal(unfinished),
                 parameters=parameters,
                 kernel_name="python3",
                 progress_bar=False,
@@ -57,11 +57,16 @@ def execute(
             )
         except Exception as error:  # whatever stops a notebook is told in one sentence, and the partial notebook is kept
             failure = _reason(error)
-    if failure := failure or _unfinished(partial):
-        kept = f"the partial notebook: {os.path.relpath(partial)}\nits output: {os.path.relpath(log)}"
-        raise StudyError(f"{_with_a_hint(failure, partial.parent)}\n{kept}")
-    _tidy(partial)
-    os.replace(partial, target)
+    if failure := failure or _not_executed(unfinished):
+        kept = f"the partial notebook: {os.path.relpath(unfinished)}\nits output: {os.path.relpath(log)}"
+        raise StudyError(f"{_with_a_hint(failure, unfinished.parent)}\n{kept}")
+    _tidy(unfinished)
+    os.replace(unfinished, target)
+
+
+def partial(target: Path) -> Path:
+    """Where a notebook lies while it is executed, and where one that was stopped is left."""
+    return target.with_name(f".{target.name}.partial.ipynb")
 
 
 def _literal(path: Path) -> str:
@@ -84,7 +89,7 @@ def _with_a_hint(failure: str, folder: Path) -> str:
     return f"{failure} (often because memory ran out)" if is_likely else failure
 
 
-def _unfinished(path: Path) -> str:
+def _not_executed(path: Path) -> str:
     """A dead kernel leaves a notebook that says `completed`: only a cell count and no error output show the truth."""
     cells = [
         c

@@ -73,7 +73,13 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def check_free(out: Path) -> None:
-    """Raises StudyError where something is there already."""
+    """Raises StudyError where something is there already, or where no folder of that name can be put when the work is done."""
+    if out.name in ("", ".."):
+        raise StudyError(f"--out={out} has no name of its own: name a folder that is not there yet")
+    if out.is_symlink() or os.path.ismount(out):
+        raise StudyError(
+            f"--out={out} is a link or a disk of its own, which no finished folder can replace: name a folder inside it"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StudyError(f"{out} is there already: name a folder that is not, nothing is overwritten")
 

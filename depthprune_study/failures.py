@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from depthprune_core import intervals
-from depthprune_core.records import Score
+from depthprune_core.intervals import Interval
+from depthprune_core.records import Divergence, Score
 from depthprune_study import verdict_rules
-from depthprune_study.claims import NOT_REPRODUCED, Verdict
+from depthprune_study.claims import INCONCLUSIVE, NOT_REPRODUCED, Verdict
 from depthprune_study.evidence import CONTROL, Evidence
 
 LITTLE = 1.05  # a PPL ratio below which a cut leaves little to win back
@@ -16,9 +17,11 @@ LITTLE = 1.05  # a PPL ratio below which a cut leaves little to win back
 def lines(evidence: Evidence, verdicts: Sequence[Verdict]) -> list[str]:
     """What failed, what lost to something plainer, and the limits of the study."""
     failed = [(v, item) for v in verdicts for item in v.stand_ins if item.verdict == NOT_REPRODUCED]
-    open_ = [(v, item) for v in verdicts for item in v.stand_ins if item.verdict == "inconclusive"]
-    found = [f"{v.id} does not hold on {item.model}: {item.figure}. Claimed: {v.claim} ({v.source})." for v, item in failed]
-    found += [f"{v.id} is open on {item.model}: {item.figure}." for v, item in open_]
+    open_ = [(v, item) for v in verdicts for item in v.stand_ins if item.verdict == INCONCLUSIVE]
+    found = [
+        f"{v.id} is not reproduced on {item.model}: {item.figure}. The source: {v.claim}: {v.source}." for v, item in failed
+    ]
+    found += [f"{v.id} is inconclusive on {item.model}: {item.figure}." for v, item in open_]
     found += target_missed(evidence)
     found += diverged(evidence)
     found += against_the_trained_teacher(evidence)
@@ -26,12 +29,36 @@ def lines(evidence: Evidence, verdicts: Sequence[Verdict]) -> list[str]:
     found += fewer_bits_that_win(evidence)
     found += stages_that_lose(evidence)
     found += at_an_edge(evidence)
-    unrecovered = evidence.ratio("03_recovery", "unrecovered")
-    if unrecovered.point < LITTLE:
-        found.append(
-            f"Dropping {evidence.fewer} layers of {evidence.first_model} costs only {unrecovered}: there is little to win back."
-        )
+    found += little_to_win_back(evidence)
     return found + limits(evidence)
+
+
+def paragraph(evidence: Evidence, verdicts: Sequence[Verdict]) -> str:
+    """The same in a few words, worst first: the target, what lost to something plainer, the claims."""
+    parts = []
+    if any(target_missed(evidence)):
+        target, ratio = verdict_rules.read().target, evidence.ratio(evidence.lead, "recovered")
+        parts.append(
+            f"The study's own target, a PPL ratio of at most {target.threshold}, is not reached: {ratio} (n = {ratio.n} articles)."
+        )
+    if plainer := [f"{arm} at {gap}" for arm, gap in _plainer_that_wins(evidence)]:
+        n = len(evidence.test("03b_controls")["teacher"].documents)
+        parts.append(
+            f"Plainer training of the same cut of {evidence.first_model} ends below the recipe, in times its perplexity: {'; '.join(plainer)} "
+            f"(n = {n} articles)."
+        )
+    if rounded := _rounded_that_win(evidence):
+        parts.append(f"Rounding keeps more in fewer bytes: {'; '.join(rounded)}.")
+    for word in (NOT_REPRODUCED, INCONCLUSIVE):
+        ids: dict[str, list[str]] = {}
+        for verdict in verdicts:
+            for item in verdict.stand_ins:
+                if item.verdict == word and verdict.id not in ids.get(item.model, []):
+                    ids.setdefault(item.model, []).append(verdict.id)
+        if ids:
+            of_each = [f"{', '.join(of)} on {model}" for model, of in ids.items()]
+            parts.append(f"{word.capitalize()}: {'; '.join(of_each)}.")
+    return " ".join(parts)
 
 
 def target_missed(evidence: Evidence) -> Iterator[str]:
@@ -91,43 +118,68 @@ def against_the_trained_teacher(evidence: Evidence) -> Iterator[str]:
 
 def plainer_training_that_wins(evidence: Evidence) -> Iterator[str]:
     """Rivals whose student ends clearly below the recipe's on the test articles, and what the other kind of text says of each."""
-    near = evidence.test("03b_controls") | evidence.record("03b_controls", "timed_test_scores")
-    far = evidence.elsewhere()
-    divergences = evidence.record("03b_controls", "divergences") if evidence.has("03b_controls", "divergences") else {}
-    elsewhere = evidence.parameter("03b_controls", "elsewhere")
-    for arm in (name for name in near if name.startswith("ce")):
-        gap = intervals.ppl_ratio(near[arm], near["recovered"])
-        if gap.high >= 1 or gap.note:
-            continue
-        told = f"{evidence.first_model}: plainer training with the text itself ({arm}) ends lower than the recipe, at {gap} of its perplexity"
+    far, elsewhere = evidence.elsewhere(), evidence.parameter("03b_controls", "elsewhere")
+    divergences: dict[str, Divergence] = {}
+    for notebook in ("03b_controls", "03_recovery"):
+        divergences |= evidence.record(notebook, "divergences") if evidence.has(notebook, "divergences") else {}
+    for arm, gap in _plainer_that_wins(evidence):
+        told = (
+            f"{evidence.first_model}: plainer training with the text itself ({arm}) ends lower than the recipe, at {gap} of its perplexity on the "
+            f"test articles (n = {gap.n})"
+        )
         if arm in far:
-            told += f"; on {elsewhere} at {intervals.ppl_ratio(far[arm], far['recovered'])}"
+            there = intervals.ppl_ratio(far[arm], far["recovered"])
+            told += f"; on {elsewhere} at {there} (n = {there.n})"
         if arm in far and CONTROL in far:
-            told += (
-                f", where the whole model trained on the same text stands at {_ratio(far, CONTROL)} of the frozen one and this student at "
-                f"{_ratio(far, arm)}"
-            )
+            told += f", where it stands at {_ratio(far, arm)} of the whole model, and the whole model trained on the same text at {_ratio(far, CONTROL)}"
         if arm in divergences and divergences[arm].mean_kl_nats > divergences["recovered"].mean_kl_nats:
             its_own, ours = divergences[arm], divergences["recovered"]
             told += (
                 f". It ends further from the whole model's own predictions: KL {its_own.mean_kl_nats:.3f} against {ours.mean_kl_nats:.3f} nats per "
-                f"token, the same first choice {its_own.agreement:.1%} against {ours.agreement:.1%} of the time, on validation articles"
+                f"token, the same first choice {its_own.agreement:.1%} against {ours.agreement:.1%} of the time "
+                f"(n = {len(ours.documents)} validation articles)"
             )
-        yield f"{told} (n = {gap.n} articles)."
+        yield f"{told}."
+
+
+def _plainer_that_wins(evidence: Evidence) -> Iterator[tuple[str, Interval]]:
+    """Arms trained on the text itself, and their perplexity over the recovered student's, where it is clearly lower."""
+    near = evidence.test("03b_controls") | evidence.record("03b_controls", "timed_test_scores")
+    for arm in (name for name in near if name.startswith("ce")):
+        gap = intervals.ppl_ratio(near[arm], near["recovered"])
+        if gap.high < 1 and not gap.note:
+            yield arm, gap
 
 
 def fewer_bits_that_win(evidence: Evidence) -> Iterator[str]:
     """Whole models rounded to fewer bits that take fewer bytes than the cut one and lose clearly less."""
     scores, n_bytes = evidence.test("03b_controls"), evidence.record("03b_controls", "bytes").values
-    for arm in (name for name in scores if name.startswith("quantised")):
-        gap = intervals.ppl_ratio(scores[arm], scores["recovered"])
-        if gap.high < 1 and n_bytes[arm] < n_bytes["recovered"]:
-            share, of_cut = (n_bytes[name] / n_bytes["teacher"] for name in (arm, "recovered"))
-            yield (
-                f"As a way to save bytes, dropping layers of {evidence.first_model} loses to rounding: {arm} takes {share:.2f} of the bytes at a "
-                f"PPL ratio of {_ratio(scores, arm)}, the recovered student {of_cut:.2f} at {_ratio(scores, 'recovered')} (n = {gap.n} articles). "
-                "Where a model's weights came out of a format of few bits, rounding to as many is nearly free."
-            )
+    for arm in _rounded_that_win(evidence):
+        share, of_cut = (n_bytes[name] / n_bytes["teacher"] for name in (arm, "recovered"))
+        yield (
+            f"As a way to save bytes, dropping layers of {evidence.first_model} loses to rounding: {arm} takes {share:.2f} of the bytes at a "
+            f"PPL ratio of {_ratio(scores, arm)}, the recovered student {of_cut:.2f} at {_ratio(scores, 'recovered')} "
+            f"(n = {len(scores[arm].documents)} articles). Where a model's weights came out of a format of few bits, rounding to as many is nearly free."
+        )
+
+
+def _rounded_that_win(evidence: Evidence) -> list[str]:
+    scores, n_bytes = evidence.test("03b_controls"), evidence.record("03b_controls", "bytes").values
+    return [
+        arm
+        for arm in scores
+        if arm.startswith("quantised")
+        and intervals.ppl_ratio(scores[arm], scores["recovered"]).high < 1
+        and n_bytes[arm] < n_bytes["recovered"]
+    ]
+
+
+def little_to_win_back(evidence: Evidence) -> Iterator[str]:
+    """Families whose cut costs so little that recovery has little to show."""
+    for model, notebook in ((evidence.first_model, "03_recovery"), (evidence.second_model, "04_transfer_tinyllama")):
+        unrecovered, fewer = evidence.ratio(notebook, "unrecovered"), len(evidence.cut(notebook).dropped)
+        if unrecovered.point < LITTLE:
+            yield f"Dropping {fewer} layers of {model} costs only {unrecovered} (n = {unrecovered.n} articles): there is little to win back."
 
 
 def stages_that_lose(evidence: Evidence) -> Iterator[str]:

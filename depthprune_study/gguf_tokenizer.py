@@ -56,8 +56,14 @@ def _read(folder: Path) -> dict[str, Any]:
     """tokenizer.json; one without tokens where there is none that can be read."""
     try:
         told = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        _ = [told["pre_tokenizer"], told["normalizer"], told["model"]["vocab"], told["model"]["type"], told["added_tokens"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        _ = [
+            told["pre_tokenizer"],
+            told["normalizer"],
+            told["model"]["vocab"].items(),
+            told["model"]["type"],
+            told["added_tokens"],
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of a Unigram model, tokens are a list
         return {"model": {"type": "", "vocab": {}}, "added_tokens": [], "pre_tokenizer": None, "normalizer": None}
     return told
 

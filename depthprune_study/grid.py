@@ -106,9 +106,9 @@ def _fetched(todo: list[Cell], say: Callable[[str], None]) -> tuple[list[Cell], 
     for cell in {cell.parameters.model: cell for cell in todo}.values():
         try:
             preparation.fetch([replace(cell.step, parameters={"model": cell.parameters.model})], say)
-        except StudyError as error:
-            missing[cell.parameters.model] = str(error)
-            say(str(error))
+        except (StudyError, OSError, ImportError) as error:  # whatever is wrong with one model is wrong with no other
+            missing[cell.parameters.model] = " ".join(str(error).split())
+            say(missing[cell.parameters.model])
     failed = [f"{cell.words}: {missing[cell.parameters.model]}" for cell in todo if cell.parameters.model in missing]
     return [cell for cell in todo if cell.parameters.model not in missing], failed
 
@@ -223,8 +223,11 @@ def gather(sweep: Sweep) -> Path:
     table = places.runs(study) / "table.parquet"
     table.parent.mkdir(parents=True, exist_ok=True)
     temporary = table.with_name(f".{table.name}.{os.getpid()}.tmp")
-    datasets.Dataset.from_list([_row(cell) for cell in done]).to_parquet(str(temporary))
-    os.replace(temporary, table)
+    try:
+        datasets.Dataset.from_list([_row(cell) for cell in done]).to_parquet(str(temporary))
+        os.replace(temporary, table)
+    finally:
+        temporary.unlink(missing_ok=True)
     parameters = settings.check(TABLE, {"study": study})
     run.run_single(study, run.single(study, TABLE, parameters, inputs=[sha256_of(path) for path in paths]))
     return run.executed(study, TABLE)

@@ -7,7 +7,6 @@ from contextlib import suppress
 from html import escape
 from pathlib import Path
 
-from depthprune_core import figures
 from depthprune_core.records import read_stamp, write_atomically
 from depthprune_study import run, story
 from depthprune_study.evidence import read_evidence
@@ -72,9 +71,8 @@ def _code(folder: Path) -> str:
 
 def _answer(name: str, folder: Path) -> str:
     evidence = read_evidence(name, folder / "records")
-    figure = figures.controls(evidence.answer_ratios())
     return (
-        f"{story.answer_html(evidence)}{story.figure_html(figure, evidence.answer_alt(), evidence.lead_model)}"
+        f"{story.answer_html(evidence)}{story.answer_figure_html(evidence)}"
         f"<p><a href='{escape(name)}/{REPORT}'>The report of {escape(name)}</a>, claim by claim. Notebooks: {_links(name, folder)}</p>"
     )
 

@@ -143,7 +143,7 @@ def prune(
             plan=plan,
             n_parameters=student.num_parameters(),
             tokens=sample.inputs.numel() if sample is not None else 0,
-            text=text_name if text_name in ("wikipedia-excerpt", "wikitext-2") else "a text of the maker's own",
+            text=text_name if text_name in run.TEXTS else "a text of the maker's own",
             recipe=recipe,
             ratios=recovered,
             license=licence,

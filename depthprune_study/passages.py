@@ -25,7 +25,7 @@ def split(name: str) -> dict[str, list[text.Document]]:
     if name in ("wikipedia-excerpt", "wikitext-2"):
         return text.split_named(name, cache=places.cache(), assets=places.assets())
     documents = text.load(name, cache=places.cache(), assets=places.assets())
-    passages = [passage for document in _long_enough(documents) for passage in _cut(document)]
+    passages = list(_passages(documents))
     if len(passages) < MIN_PASSAGES:
         raise StudyError(
             f"text {name} is too short: it gives {len(passages)} passages of {PASSAGE_CHARS:,} characters, at least {MIN_PASSAGES} are wanted"
@@ -41,17 +41,19 @@ def split(name: str) -> dict[str, list[text.Document]]:
     return {"recovery": joined, "test": parts["test"][:MEASURED], "calibration": parts["calibration"][:CHOSEN_BY]}
 
 
-def _long_enough(documents: list[text.Document]) -> Iterator[text.Document]:
-    """The documents; those shorter than a passage stand together, as many as make one."""
+def _passages(documents: list[text.Document]) -> Iterator[text.Document]:
+    """Long documents cut; of those shorter than a passage, as many whole ones as make one. Parts of one name stand together."""
     short: list[text.Document] = []
+    first, n_bundles = "", 0
     for document in documents:
         if len(document.text) >= PASSAGE_CHARS:
-            yield document
+            yield from _cut(document)
             continue
         short.append(document)
         if sum(len(item.text) for item in short) >= PASSAGE_CHARS:
-            yield text.Document(short[0].name, "\n\n".join(item.text for item in short))
-            short = []
+            first = first or short[0].name
+            yield text.Document(f"{first}#{n_bundles}", "".join(f"{item.text}\n\n" for item in short))
+            short, n_bundles = [], n_bundles + 1
 
 
 def _cut(document: text.Document) -> list[text.Document]:

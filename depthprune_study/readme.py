@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from depthprune_core.records import write_atomically
 from depthprune_study import estimate, places, run
@@ -33,7 +34,7 @@ def answer(evidence: Evidence) -> str:
     return "\n".join(f"- {line}" for line in evidence.answer_lines())
 
 
-def minutes(costs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+def minutes(costs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """Seconds of each notebook, one column a study that was timed, each study's sum in minutes, and its peak memory."""
     timed = {study: by_notebook for study, by_notebook in costs.items() if by_notebook}
     if not timed:
@@ -41,15 +42,20 @@ def minutes(costs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     rows = [["notebook", *(f"`{study}`" for study in timed)], ["---", *("---:" for _ in timed)]]
     for notebook in run.READS:
         rows.append([notebook, *(_seconds(times[notebook]) if notebook in times else "" for times in timed.values())])
-    rows.append(["in all", *(f"{sum(cost['seconds'] for cost in times.values()) / 60:.1f} min" for times in timed.values())])
+    rows.append(["in all", *(_minutes(times) for times in timed.values())])
     rows.append(
         ["peak memory", *(f"{max(cost['peak_bytes'] for cost in times.values()) / 2**30:.1f} GiB" for times in timed.values())]
     )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _seconds(cost: Mapping[str, float]) -> str:
+def _seconds(cost: Mapping[str, Any]) -> str:
     return f"{'more than ' if cost.get('resumed') else ''}{cost['seconds']:.0f} s"
+
+
+def _minutes(costs: Mapping[str, Mapping[str, Any]]) -> str:
+    at_least = "more than " if any(cost.get("resumed") for cost in costs.values()) else ""
+    return f"{at_least}{sum(cost['seconds'] for cost in costs.values()) / 60:.1f} min"
 
 
 def replace(page: str, name: str, content: str) -> str:
@@ -65,7 +71,7 @@ def main() -> None:
     """Write README.md anew; what is wrong is told in a sentence."""
     try:
         write_atomically(README, fill())
-    except StudyError as error:
+    except (ValueError, OSError) as error:  # StudyError too, and what a damaged record is told by
         sys.exit(str(error))
 
 

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 
 from depthprune_core import figures
-from depthprune_study import index, places, run
+from depthprune_study import index, places, run, story
 from depthprune_study.evidence import read_evidence
 from depthprune_study.executed_notebooks import of_other_notebooks
 from depthprune_study.page import page as in_page
@@ -48,7 +48,7 @@ def _publish(study: str, unfinished: bool) -> Path:
             shutil.copy(figure, building / "figures")
     if not unfinished:
         (building / "figures").mkdir(exist_ok=True)
-        (building / "figures" / "answer.png").write_bytes(figures.png(figures.controls(evidence.answer_ratios())))
+        (building / "figures" / "answer.png").write_bytes(figures.png(story.answer_figure(evidence)))
     for notebook in shown:
         shutil.copy(run.executed(study, notebook), building / "notebooks" / f"{notebook}.ipynb")
     warnings = _mismatches(building)
@@ -60,7 +60,7 @@ def _publish(study: str, unfinished: bool) -> Path:
             among=shown,
             warnings=warnings if notebook == REPORT else (),
         )
-        (building / _file_name(notebook)).write_text(page_of, encoding="utf-8")
+        (building / file_name(notebook)).write_text(page_of, encoding="utf-8")
     (building / "costs.json").write_text(json.dumps(run.read_costs(runs), indent=1) + "\n", encoding="utf-8")
     (building / "made-from.json").write_text(json.dumps(keys, indent=1) + "\n", encoding="utf-8")
     if study == REHEARSAL and not unfinished:
@@ -140,7 +140,8 @@ def _is_plumbing(cell: dict, with_code: bool) -> bool:
     return "setup" in tags or (not with_code and ("facts" in tags or "parameters" in tags or "injected-parameters" in tags))
 
 
-def _file_name(notebook: str) -> str:
+def file_name(notebook: str) -> str:
+    """The page of a notebook, in a report's folder."""
     return "report.html" if notebook == REPORT else f"{notebook}.html"
 
 
@@ -151,5 +152,5 @@ def _navigation(study: str, current: str, among: Sequence[str]) -> str:
     for notebook in [*sorted(among, key=lambda name: name != REPORT), *more]:
         label = "report" if notebook == REPORT else notebook.replace("_", " ")
         here = " aria-current='page'" if notebook == current else ""
-        links.append(f"<a href='{_file_name(notebook)}'{here}>{escape(label)}</a>")
+        links.append(f"<a href='{file_name(notebook)}'{here}>{escape(label)}</a>")
     return f"<b><a href='../index.html'>depthprune</a> · {escape(study)}</b> " + " ".join(links)

@@ -177,8 +177,10 @@ def restore(study: str, source: Path) -> int:
     return n_copied
 
 
-def read_costs(folder: Path) -> dict[str, dict[str, float]]:
-    """Notebook -> {"seconds", "peak_bytes", "peak_gpu_bytes"} that it took, and whether it was `resumed`; none where they are damaged."""
+def read_costs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Notebook -> {"seconds", "peak_bytes", "peak_gpu_bytes"} that it took, whether it was `resumed`, and the `key` of what it was then;
+    none where they are damaged.
+    """
     return {notebook: cost for notebook, cost in read_named(folder / "costs.json").items() if _is_cost(cost)}
 
 
@@ -298,13 +300,14 @@ def _figures(study: str, notebook: str) -> list[Path]:
 def _execute(study: str, step: Step, terminal: TextIO) -> float:
     """Run the notebook, note what it left and cost; returns the seconds that it took."""
     folder, began = places.runs(study), time.monotonic()
-    goes_on = any((folder / "records" / step.notebook).rglob("*.json"))
+    target = executed(study, step.notebook)
+    goes_on = any((folder / "records" / step.notebook).rglob("*.json")) or execution.partial(target).exists()
     for figure in _figures(study, step.notebook):
         figure.unlink()  # the notebook draws them again
     try:
         execution.execute(
             places.NOTEBOOKS / f"{step.notebook}.ipynb",
-            executed(study, step.notebook),
+            target,
             step.parameters,
             cwd=places.NOTEBOOKS,
             log=folder / "logs" / f"{step.notebook}.log",
@@ -316,23 +319,25 @@ def _execute(study: str, step: Step, terminal: TextIO) -> float:
     _drop_stale(study, step)
     _leave_mark(study, step)
     seconds = time.monotonic() - began
-    _remember_cost(study, step.notebook, seconds, goes_on=goes_on)
+    _remember_cost(study, step, seconds, goes_on=goes_on)
     return seconds
 
 
-def _remember_cost(study: str, notebook: str, seconds: float, *, goes_on: bool = False) -> None:
-    """The most that a notebook has taken here: one that `goes_on` finds pieces done already, and takes less.
+def _remember_cost(study: str, step: Step, seconds: float, *, goes_on: bool = False) -> None:
+    """The most that a notebook, as it is now, has taken here: one that `goes_on` finds pieces done already, and takes less.
 
     `resumed` says that no run of it has been timed from its beginning to its end.
     """
     folder = places.runs(study)
-    told, before = read_named(folder / "progress.json"), read_costs(folder).get(notebook, {})
+    told, before = read_named(folder / "progress.json"), read_costs(folder).get(step.notebook, {})
+    before = before if before.get("key") == step.key else {}
     cost = {"seconds": max(before.get("seconds", 0), round(seconds, 1))}
     # 0: a notebook that reads records alone tells nothing
     cost |= {peak: max(before.get(peak, 0), told.get(peak, 0)) for peak in ("peak_bytes", "peak_gpu_bytes")}
     if goes_on and (not before or before.get("resumed")):
         cost["resumed"] = True
-    write_atomically(folder / "costs.json", json.dumps({**read_costs(folder), notebook: cost}, indent=1))
+    cost["key"] = step.key
+    write_atomically(folder / "costs.json", json.dumps({**read_costs(folder), step.notebook: cost}, indent=1))
 
 
 def _drop_stale(study: str, step: Step) -> None:

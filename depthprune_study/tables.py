@@ -43,15 +43,19 @@ def both_teachers_table(evidence: Evidence) -> str:
                 scores = scores | evidence.record(notebook, "timed_test_scores")
             for name, score in scores.items():
                 others = (scores["teacher"], trained, before_recovery(name, scores))
-                cells = [_beside(score, other) if other is not None else "" for other in others]
+                cells = [_beside(score, other) if other is not None and other is not score else "" for other in others]
                 if name != "teacher":
                     found.setdefault(name, (intervals.ppl_ratio(score, scores["teacher"]).point, [model, name, *cells]))
         rows += [[escape(cell) for cell in cells] for _, cells in sorted(found.values(), key=lambda row: row[0])]
     n = len(trained.documents)
     caption = (
-        f"<p>Every arm, three times: its perplexity over the frozen whole model's, over that of the whole model trained on the same text (its own "
-        f"best rate, CE), and over its own before any recovery, where it was cut. The timed ones saw more text than the trained whole model. "
-        f"Test articles, n = {n}:</p>"
+        "<p>Every arm, three times: its perplexity over that of the whole model as it is (the teacher), over that of the whole model trained on "
+        "the same text (its own best rate, CE), and over its own before any recovery, where it was cut. Test articles, "
+        f"n = {n}. <b>recovered</b>: distilled from the whole model (KL alone). <b>refitted</b>: the maps before the cuts solved for, nothing "
+        "trained; recovery begins there, if the recipe says so. <b>ce</b>: the same cut trained on the text itself; <b>mixed</b>: on both; "
+        "<b>lora</b>: by adapters alone. <b>(timed)</b>: for as long as the recovered one took, not on as many tokens; it saw more text than the "
+        "trained whole model. <b>one_shot</b>, <b>staged</b>: one layer more, at once or in two stages. <b>width</b>: all layers, narrower MLPs, "
+        "as small as the cut model. <b>quantised</b>: the whole model, rounded.</p>"
     )
     return caption + table(["model", "arm", "to the frozen one", "to the trained one", "to its own before recovery"], rows)
 
@@ -68,7 +72,8 @@ def divergence_table(evidence: Evidence) -> str:
     for notebook in ("03_recovery", "03b_controls"):
         found = evidence.record(notebook, "divergences") if evidence.has(notebook, "divergences") else {}
         for name, value in found.items():
-            cells = [escape(name), f"{value.mean_kl_nats:.3f}", f"{value.agreement:.1%}", str(len(value.documents))]
+            kl = intervals.mean_per_token(value.kl_nats, value.n_tokens)
+            cells = [escape(name), str(kl), f"{value.agreement:.1%}", str(len(value.documents))]
             rows.setdefault(name, (value.mean_kl_nats, cells))
     if not rows:
         return ""
@@ -99,7 +104,8 @@ def sweep_table(evidence: Evidence) -> str:
     rows += [["with the text itself", escape(name), str(intervals.ppl_ratio(s, whole)), ""] for name, s in with_text.items()]
     caption = (
         f"<p>{escape(evidence.first_model)}: every trial of the recipe ({recipe['pilot_tokens']:,} tokens; of rates and with the text itself "
-        f"{recipe['rate_tokens']:,}), n = {len(whole.documents)} validation articles. Beside each level its perplexity over that of the level kept:</p>"
+        f"{recipe['rate_tokens']:,}), n = {len(whole.documents)} validation articles. Beside each level its perplexity over that of the level kept; "
+        "where that interval holds 1, the two cannot be told apart:</p>"
     )
     return caption + table(["factor", "level", "to the whole model", "to the level kept"], rows)
 
@@ -113,7 +119,7 @@ def tasks_table(evidence: Evidence) -> str:
     p = {name: intervals.mcnemar(a, told[f"teacher: {a.task}"]) for name, a in told.items() if arms[name] != "teacher"}
     adjusted = intervals.holm(p)
     rows = []
-    for name, answers in told.items():
+    for name, answers in sorted(told.items(), key=lambda item: arms[item[0]] != "teacher"):
         others = arms[name] not in ("teacher", "unrecovered")
         healed = f"{intervals.mcnemar(answers, told[f'unrecovered: {answers.task}']):.3f}" if others else ""
         against = f"{adjusted[name]:.3f}" if name in p else ""
@@ -121,11 +127,11 @@ def tasks_table(evidence: Evidence) -> str:
         rows.append([escape(cell) for cell in cells])
     caption = (
         f"<p>{escape(evidence.first_model)}: share of items that are right, with Wilson's interval. p by McNemar's test: against the whole model "
-        "(Holm-corrected over this table), and against the unrecovered student. Items of one article count as independent here, which they are "
+        "(Holm-corrected over this table), and against the unrecovered student (not corrected). Items of one article count as independent here, which they are "
         "not quite. Two tasks are made of the test articles: depthprune_cloze asks for the last word of a passage, depthprune_choice which of "
-        "four continuations is the true one:</p>"
+        "four continuations is the true one (by chance, a quarter):</p>"
     )
-    return caption + table(["arm", "task", "right", "n", "p, whole model", "p, unrecovered"], rows)
+    return caption + table(["arm", "task", "right", "n", "p, whole model", "p, unrecovered, uncorrected"], rows)
 
 
 def rules_table(scores: Mapping[str, Score], cuts: Mapping[str, str], when: str) -> str:
@@ -139,14 +145,21 @@ def rules_table(scores: Mapping[str, Score], cuts: Mapping[str, str], when: str)
         for nll, s in distinct.items()
     }
     adjusted = intervals.holm(p)
-    rows = []
+    alike: dict[tuple[float, ...], list[str]] = {}
     for name, s in sorted(scores.items(), key=lambda item: item[1].mean_nll_nats):
-        is_other = s.nll_nats in distinct
-        difference = str(intervals.nll_rise(s, reference)) if is_other else "the same" if s is not reference else "-"
-        rows.append([escape(name), cuts.get(name, ""), difference, f"{adjusted[s.nll_nats]:.4f}" if is_other else ""])
+        alike.setdefault(s.nll_nats, []).append(name)
+    rows = []
+    for nll, names in alike.items():
+        is_other = nll in distinct
+        difference = str(intervals.nll_rise(distinct[nll], reference)) if is_other else "-"
+        bound = (
+            "at most " if is_other and p[nll] <= 2 / (intervals.RESAMPLES + 1) else ""
+        )  # the least that the bootstrap can give
+        told = f"{bound}{adjusted[nll]:.2g}" if is_other else ""
+        rows.append([escape(", ".join(names)), cuts.get(names[0], ""), difference, told])
     caption = (
-        f"<p>Each rule minus least_sensitive, nats per token, {when} ({len(reference.documents)} articles; p by bootstrap, Holm-corrected over "
-        "the sets of layers):</p>"
+        f"<p>Each rule minus least_sensitive, nats per token, {when} (n = {len(reference.documents)} articles; p by bootstrap, Holm-corrected over "
+        "the sets of layers; rules that drop the same layers stand in one row):</p>"
     )
     return caption + table(["rule", "drops", "difference", "p"], rows)
 

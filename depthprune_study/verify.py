@@ -128,7 +128,7 @@ def _figures(folder: Path, root: Path) -> Iterator[str]:
 def _pages(folder: Path, root: Path) -> Iterator[str]:
     """Pages that do not show what their executed notebooks show; what the report's notebook says is compared with the records later."""
     for executed in sorted((folder / "notebooks").glob("*.ipynb")):
-        page = folder / _page_of(executed.stem)
+        page = folder / report.file_name(executed.stem)
         if not page.exists():
             continue
         made_anew = report.page(executed, folder.name, with_code=executed != _of_report(folder))
@@ -162,7 +162,7 @@ def _shown(page: str) -> str:
 
 def _missing(folder: Path, root: Path) -> Iterator[str]:
     """What every finished report has."""
-    names = [f"notebooks/{notebook}.ipynb" for notebook in SCHEMAS] + [_page_of(notebook) for notebook in SCHEMAS]
+    names = [f"notebooks/{notebook}.ipynb" for notebook in SCHEMAS] + [report.file_name(notebook) for notebook in SCHEMAS]
     for name in [*names, "figures/answer.png", "costs.json", "made-from.json"]:
         if not (folder / name).is_file():
             yield f"{name} is missing"
@@ -190,10 +190,6 @@ def _without_images(html: str) -> str:
 
 def _of_report(folder: Path) -> Path:
     return folder / "notebooks" / f"{report.REPORT}.ipynb"
-
-
-def _page_of(notebook: str) -> str:
-    return "report.html" if notebook == report.REPORT else f"{notebook}.html"
 
 
 def _outputs(path: Path) -> list[dict[str, Any]]:

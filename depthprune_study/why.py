@@ -9,20 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from depthprune_core import figures, records
-from depthprune_study import claims, drawn, executed_notebooks, pieces, places, provenance, report, run, story
+from depthprune_core import records
+from depthprune_study import claims, drawn, executed_notebooks, pieces, places, provenance, report, run, sections, story
 from depthprune_study.evidence import Evidence
 from depthprune_study.settings import StudyError
 
 # Sections of a report's page -> their HTML, as notebook 06 shows it.
 SECTIONS: dict[str, Callable[[Evidence], list[str]]] = {
-    "answer": lambda e: [story.answer_html(e), story.figure_html(figures.controls(e.answer_ratios()), e.answer_alt())],
-    "layers": story.layer_figures,
-    "recovery": story.recovery_figures,
-    "controls": story.control_figures,
-    "choice": story.choice_figures,
-    "speed": story.speed_figures,
-    "seeds": story.seed_figures,
+    "answer": lambda e: [story.answer_html(e, claims.judge(e)), story.answer_figure_html(e)],
+    "frontier": sections.frontier_figures,
+    "layers": sections.layer_figures,
+    "recovery": sections.recovery_figures,
+    "controls": sections.control_figures,
+    "choice": sections.choice_figures,
+    "speed": sections.speed_figures,
+    "seeds": sections.seed_figures,
+    "details": sections.detail_figures,
     "continuations": lambda e: [story.continuations_html(e)],
     "failures": lambda e: [story.failures_html(e, claims.judge(e))],
     "provenance": lambda e: [story.provenance_html(e)],

@@ -15,7 +15,7 @@ from handmade import evidence, profile, score, timing
 from depthprune_core import figures, models
 from depthprune_core.intervals import Interval
 from depthprune_core.records import Facts, Score
-from depthprune_study import claims, places, settings, story
+from depthprune_study import claims, places, sections, settings, story
 from depthprune_study.claims import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, at_least, at_most, judge, probability, within
 from depthprune_study.evidence import RANDOM_WEIGHTS
 from depthprune_study.settings import StudyError
@@ -301,10 +301,32 @@ def test_where_the_second_family_is_a_stand_in_the_first_one_leads(tmp_path: Pat
     assert [item.model for item in verdicts["C5"].stand_ins] == ["smollm2-135m", "gpt2-mini"]
     lines = found.answer_lines()
     assert lines[0].startswith("smollm2-135m: layers 2 + 3 of 12 dropped; PPL ratio to the whole model 1.221")
-    assert "staged (2 + 3 + 6)" in lines[1]
-    assert "narrower MLPs" in lines[2]
+    assert "narrower MLPs instead: 1.284 [" in lines[1] and "] before the same recovery, 1.105 [" in lines[1]
+    assert "staged (2 + 3 + 6)" in lines[2]
     assert lines[3].startswith("gpt2-mini (a stand-in): layers 2 + 4 of 12 dropped")
-    assert set(found.answer_ratios()) == {"unrecovered", "recovered", "teacher + same text (ce)", "one_shot", "staged", "width"}
+    shown = {"unrecovered", "recovered", "ce", "width, as small", "one_shot, 3 fewer", "staged, 3 fewer"}
+    assert set(found.answer_ratios()) == {*shown, "teacher + same text (ce)"}
+
+
+def test_the_answer_tells_what_the_text_itself_does_for_the_same_cut_here_and_elsewhere(tmp_path: Path) -> None:
+    third = handmade.contents()["03b_controls"]
+    changes = {
+        ("03b_controls", "test_scores"): third["test_scores"] | {"ce": score(2.9), "ce, lora": score(2.8)},
+        ("03b_controls", "elsewhere_scores"): third["elsewhere_scores"] | {"ce": score(4.1), "ce, lora": score(4.0)},
+    }
+    found = evidence(tmp_path, first="smollm2-135m", second="gpt2-mini", changes=changes)
+    (line,) = [line for line in found.answer_lines() if "the text itself" in line]
+    here = ", ".join(
+        f"{found.ratio('03b_controls', arm)} ({how})" for arm, how in (("ce", "all weights"), ("ce, lora", "adapters alone"))
+    )
+    assert f"on as many tokens: {here}; n = 8. On news-excerpt, which nothing was trained on: 1.105 [" in line
+    assert line.endswith("recovered as above 1.221 [1.221, 1.221]; n = 8.")
+
+
+def test_a_gain_of_speed_that_is_not_shown_is_told_as_such(tmp_path: Path) -> None:
+    for gain, told in ((1.0, "times as fast (n = 5 rounds): no gain is shown."), (1.2, "times as fast (n = 5 rounds).")):
+        found = evidence(tmp_path / str(gain), changes={("02_prune_gpt2", "timing-2"): handmade.timing(gain)})
+        assert found.answer_lines()[-1].endswith(told)
 
 
 def test_a_ce_student_that_gains_less_than_the_whole_model_from_the_same_text_does_no_real_work(tmp_path: Path) -> None:
@@ -343,7 +365,23 @@ def test_a_cut_of_another_share_tells_only_what_holds_all_the_more(
     }
     (item,) = claims._first_recovered(evidence(tmp_path, changes=changes), RULES["C2"]["rule"])
     assert item.verdict == verdict
-    assert item.figure.endswith(f"1.221 before recovery; {removed:.1%} of the parameters are gone, in the source 11%")
+    assert item.figure.endswith(f"] before recovery; {removed:.1%} of the parameters are gone, in the source 11%")
+
+
+def test_a_cut_that_needs_no_recovery_to_be_within_is_told_to_be_so(tmp_path: Path) -> None:
+    for unrecovered, needs_none in ((3.05, True), (3.2, False)):
+        changes = {("03_recovery", "test_scores"): THIRD | {"unrecovered": score(unrecovered)}}
+        (item,) = claims._first_recovered(evidence(tmp_path / str(needs_none), changes=changes), RULES["C2"]["rule"])
+        assert ("before recovery, which is within it already;" in item.figure) == needs_none
+
+
+def test_verdicts_are_counted_by_model_and_claim(tmp_path: Path) -> None:
+    own, first, second = claims.tally(judge(evidence(tmp_path)))
+    assert own == "Of 14 claims on the source's own models: 1 reproduced, 13 not testable."
+    assert first.startswith("Of 9 claims on gpt2-mini: ") and second.startswith("Of 6 claims on smollm2-135m: ")
+    both = [claims.Measured("m", "", REPRODUCED), claims.Measured("m", "", NOT_REPRODUCED)]
+    (verdict,) = (v for v in judge(evidence(tmp_path / "more")) if v.id == "C14")
+    assert claims.tally([replace(verdict, stand_ins=tuple(both))])[1] == "Of 1 claims on m: 1 inconclusive."
 
 
 def test_c13_needs_both_of_its_halves(tmp_path: Path) -> None:
@@ -437,11 +475,11 @@ def test_where_every_set_diverged_nothing_is_shown_and_nothing_decided(tmp_path:
     assert facts["costs"] == {} and shown == set()
     changed = evidence(tmp_path, **SOURCE, changes={("03c_choice", "sets"): Facts(facts)})
     assert claims.judge_one("C9", changed).verdict == INCONCLUSIVE
-    assert "0 sets of layers" in "".join(story.choice_figures(changed))
+    assert "0 sets of layers" in "".join(sections.choice_figures(changed))
 
 
 def test_another_recipe_than_the_first_family_s_decides_nothing_of_c10(tmp_path: Path) -> None:
-    choice = Facts({"notes": {}, "changed": {"trained": "lora"}})
+    choice = Facts({"notes": {}, "lr": 1e-4, "changed": {"trained": "lora"}})
     found = claims.judge_one("C10", evidence(tmp_path, **SOURCE, changes={("04_transfer_tinyllama", "choice"): choice}))
     assert found.verdict == INCONCLUSIVE and "not the same recipe: trained" in found.figure
 
@@ -450,7 +488,7 @@ def test_what_the_second_family_s_limits_change_is_told_beside_the_verdict(tmp_p
     changes = {
         ("03_recovery", "recipe"): Facts({"rule": "least_sensitive", "drop_count": 2, "recipe": {"seq_len": 512, "lr": 1e-4}}),
         ("04_transfer_tinyllama", "choice"): Facts(
-            {"notes": {}, "changed": {}, "unchanged": {"seq_len": 256, "trained": "all"}}
+            {"notes": {}, "lr": 1e-4, "changed": {}, "unchanged": {"seq_len": 256, "trained": "all"}}
         ),
     }
     found = claims.judge_one("C10", evidence(tmp_path, **SOURCE, changes=changes))

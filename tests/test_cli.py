@@ -265,16 +265,22 @@ def test_a_run_without_a_network_is_refused_before_any_notebook(tmp_path: Path, 
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 
 
-def test_a_finished_study_with_a_current_report_is_only_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_study_with_a_current_report_is_only_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = [run.Step(notebook, {}, "key", True, 0) for notebook in run.READS]
     monkeypatch.setattr(run, "plan", lambda study: steps)
     monkeypatch.setattr(run, "run", lambda study, say: None)
     monkeypatch.setattr(report, "is_current", lambda study: dict.fromkeys(run.READS, True))
     monkeypatch.setattr(report, "publish", lambda study: pytest.fail("published again"))
     monkeypatch.setattr(cli, "_say_answer", lambda study, page: print(f"report: {page}"))
+    page = places.reports("ci") / "report.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("<!DOCTYPE html>")
     result = depthprune("run", "ci")
     assert result.exit_code == 0, result.output
-    assert result.stdout.strip().endswith(f"report: {places.reports('ci') / 'report.html'}")
+    assert result.stdout.strip().endswith(f"report: {page}")
+    page.unlink()
+    monkeypatch.setattr(report, "publish", lambda study: tmp_path / "anew.html")
+    assert depthprune("run", "ci").stdout.strip().endswith(f"report: {tmp_path / 'anew.html'}")
 
 
 def test_a_report_is_verified_and_followed_back(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ CELLS = [
     'pieces = bench.validation_scores({"teacher": teacher})\npieces |= bench.test_scores(models)\nbench.show("pieces", draw(pieces))',
     'table = {}\ntable["a"] = bench.read("01_first", name_of(k)).a\nbench.show("filled", draw(table))\ntable = bench.once("too-late", f)',
     'spread = deviation(profile)\nbench.save("facts", Facts({"spread": spread, "n": len(other)}))\nbench.show("spread", draw(spread))',
-    'bench.show("constant", draw([1, 2]))',
+    'bench.show("constant", draw([1, 2]))\nbench.show("other", draw(other))',
 ]
 
 
@@ -47,6 +47,7 @@ def notebook(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("filled", ["01_first/any", "01_first/recipe"]),  # a name that cells work out may be any
         ("spread", ["02_second/facts"]),
         ("constant", []),
+        ("other", ["02_second/scores"]),  # which holds it; not `facts`, which only counts it
         ("rules-4", []),
         ("nosuch", []),
     ],

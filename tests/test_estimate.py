@@ -96,6 +96,16 @@ def test_the_committed_rehearsal_took_an_hour_and_24_gib_at_most_and_its_page_sa
     assert without_figures(body) in without_figures(committed)
 
 
+def test_what_was_not_timed_is_left_open_and_no_sum_hides_it() -> None:
+    none = estimate.html(MACHINE, {})
+    assert "<td>in all</td><td>more than 0.0 min</td>" in none and "<td>01_sensitivity</td><td></td><td></td>" in none
+    cost = {"seconds": 60.0, "peak_bytes": 2**30}
+    whole = estimate.html(MACHINE, dict.fromkeys(run.READS, cost))
+    assert "<td>in all</td><td>8.0 min</td>" in whole
+    went_on = estimate.html(MACHINE, {**dict.fromkeys(run.READS, cost), "03_recovery": {**cost, "resumed": True}})
+    assert "<td>03_recovery</td><td>more than 60 s</td>" in went_on and "<td>in all</td><td>more than 8.0 min</td>" in went_on
+
+
 def without_figures(page: str) -> str:
     """Another version of the plotting library draws other pixels."""
     return re.sub(r"base64,[^']*'", "'", page)

@@ -209,14 +209,15 @@ def test_a_cell_that_fails_stops_no_other_and_alone_runs_again(stand_in: tuple[l
     assert len(ran) == 2
 
 
+@pytest.mark.parametrize("kind", [StudyError, OSError, ImportError])
 def test_a_model_that_cannot_be_fetched_fails_its_own_cells_alone(
-    stand_in: tuple[list[str], set[str]], monkeypatch: pytest.MonkeyPatch
+    stand_in: tuple[list[str], set[str]], monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     ran, _ = stand_in
 
     def fetch(steps: list[run.Step], say: Any) -> None:
         if any(step.parameters.get("model") == "gpt2" for step in steps):
-            raise StudyError("could not fetch model gpt2")
+            raise kind("could not fetch\n model gpt2")
 
     monkeypatch.setattr(preparation, "fetch", fetch)
     with ThreadPoolExecutor(1) as pool:

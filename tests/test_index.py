@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import handmade
+import pytest
 from test_report import Elements, assert_every_image_has_a_text, assert_self_contained
 
 from depthprune_core import records
@@ -73,10 +74,13 @@ def test_a_half_built_report_is_not_listed(tmp_path: Path) -> None:
     assert "No study has been published yet." in index.index(tmp_path)
 
 
-def test_a_damaged_study_keeps_no_other_from_being_shown(tmp_path: Path) -> None:
+@pytest.mark.parametrize("record", ["02_prune_gpt2/test_scores", "03_recovery/recipe"])
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_damaged_study_keeps_no_other_from_being_shown(tmp_path: Path, record: str, is_gone: bool) -> None:
     for study in ("quick", "smollm2"):
         published(tmp_path, study, pages=("report",))
-    next((tmp_path / "smollm2" / "records").rglob("test_scores.json")).write_text("{")
+    path = tmp_path / "smollm2" / "records" / f"{record}.json"
+    path.unlink() if is_gone else path.write_text("{")
     page = index.index(tmp_path)
     assert page.count("The records of this study cannot be read") == 1
     assert page.count("<p class='answer'>") >= 2

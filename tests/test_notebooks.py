@@ -156,6 +156,7 @@ def test_the_report_reads_records_alone(name: str) -> None:
             "claims",
             "evidence",
             "failures",
+            "sections",
             "story",
             "tables",
             "places",

@@ -7,6 +7,7 @@ import itertools
 import math
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,22 @@ def test_a_text_of_one_line_or_of_short_documents_gives_passages_too(words: Path
     assert len(parts["test"]) >= 2 and len(parts["calibration"]) >= 2
     kept = [word for documents in parts.values() for document in documents for word in document.text.split()]
     assert len(kept) > 0.9 * len(told) and set(kept) == set(told)  # no word is cut in two
+
+
+@pytest.mark.parametrize("n_words", [60, 100, 190])
+def test_of_short_documents_none_is_cut_and_hardly_one_is_lost(words: Path, tmp_path: Path, n_words: int) -> None:
+    told = words.read_text(encoding="utf-8").split()
+    (tmp_path / "stories").mkdir()
+    stories = [" ".join(told[first : first + n_words]) for first in range(0, len(told), n_words)]
+    for i, story in enumerate(stories):
+        (tmp_path / "stories" / f"{i:04d}.txt").write_text(story, encoding="utf-8")
+    parts = passages.split(str(tmp_path / "stories"))
+    found = {part: [s for document in parts[part] for s in document.text.strip().split("\n\n")] for part in parts}
+    assert sum(map(len, found.values())) > 0.95 * len(stories)
+    assert all(set(of) <= set(stories) for of in found.values())
+    assert not set(found["test"]) & set(found["recovery"])
+    pool = own.text.windows(parts["recovery"], tiny_tokenizer(), seq_len=512, whole=True)
+    assert pool.inputs.numel() > 0.85 * sum(len(document.text.split()) for document in parts["recovery"])
 
 
 def test_hardly_a_token_that_is_not_held_out_is_lost_to_the_ends_of_windows(words: Path) -> None:
@@ -442,6 +459,24 @@ def test_a_model_that_is_nowhere_is_refused(words: Path, tmp_path: Path, monkeyp
     assert "could not be fetched from the model hub" in refused("nobody/nothing-at-all", tmp_path, words)
     (tmp_path / "empty").mkdir()
     assert "holds no .safetensors file" in refused(tmp_path / "empty", tmp_path, words)
+
+
+@pytest.mark.parametrize("kind", ["a link", "a link to nothing", "a disk", ".", ".."])
+def test_a_name_that_no_finished_folder_can_take_is_refused_before_any_work(words: Path, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out" if kind.startswith("a") else Path(kind)
+    if "link" in kind:
+        out.symlink_to(tmp_path / ("empty" if kind == "a link" else "nothing"))
+    if kind == "a disk":
+        out.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", out], capture_output=True).returncode:
+            pytest.skip("needs the right to mount a disk")
+    try:
+        with pytest.raises(StudyError, match=r"name a folder (inside it|that is not there yet)$"):
+            own.prune("nothing", text_name=str(words), out=out, drop=1, **OPTIONS)
+    finally:
+        if kind == "a disk":
+            subprocess.run(["umount", "-l", out], check=True)
 
 
 def test_nothing_is_overwritten(words: Path, tmp_path: Path) -> None:

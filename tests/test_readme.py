@@ -6,6 +6,7 @@ import os
 import random
 import re
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 from tiny import tiny, tiny_tokenizer
@@ -127,3 +128,12 @@ def test_minutes_are_summed_and_a_study_without_times_has_no_column():
     assert lines[0] == "| notebook | `quick` |"
     assert "| 01_sensitivity | 60 s |" in lines and "| 02_prune_gpt2 |  |" in lines
     assert lines[-2:] == ["| in all | 1.5 min |", "| peak memory | 1.5 GiB |"]
+    costs["06_report"]["resumed"] = True
+    assert "| in all | more than 1.5 min |" in readme.minutes({"quick": costs})
+
+
+@pytest.mark.parametrize("error", [StudyError("a report is not there"), ValueError("it is damaged"), OSError("it is gone")])
+def test_what_keeps_the_page_from_being_filled_is_told_in_a_sentence(monkeypatch, error):
+    monkeypatch.setattr(readme, "fill", MagicMock(side_effect=error))
+    with pytest.raises(SystemExit, match=f"^{error}$"):
+        readme.main()

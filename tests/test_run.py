@@ -234,8 +234,8 @@ def test_a_damaged_entry_of_the_costs_is_passed_over(tmp_path: Path, monkeypatch
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"01_one": cost, "06_report": whole}))
     assert run.read_costs(path.parent) == {"06_report": whole}
-    run._remember_cost("small", "01_one", 3.0)
-    measured = {"seconds": 3.0, "peak_bytes": 0, "peak_gpu_bytes": 0}
+    run._remember_cost("small", a_step(), 3.0)
+    measured = {"seconds": 3.0, "peak_bytes": 0, "peak_gpu_bytes": 0, "key": "as now"}
     assert run.read_costs(path.parent) == {"01_one": measured, "06_report": whole}
 
 
@@ -243,8 +243,8 @@ def test_a_notebook_that_only_went_on_is_known_to_have_taken_longer(tmp_path: Pa
     monkeypatch.setenv("DEPTHPRUNE_RUNS", str(tmp_path))
     places.runs("small").mkdir(parents=True)
 
-    def told(seconds: float, goes_on: bool) -> tuple[float, bool]:
-        run._remember_cost("small", "01_one", seconds, goes_on=goes_on)
+    def told(seconds: float, goes_on: bool, key: str = "as now") -> tuple[float, bool]:
+        run._remember_cost("small", a_step(key), seconds, goes_on=goes_on)
         cost = run.read_costs(places.runs("small"))["01_one"]
         return cost["seconds"], cost.get("resumed", False)
 
@@ -252,6 +252,12 @@ def test_a_notebook_that_only_went_on_is_known_to_have_taken_longer(tmp_path: Pa
     assert told(2.0, goes_on=True) == (3.0, True)
     assert told(9.0, goes_on=False) == (9.0, False)
     assert told(1.0, goes_on=True) == (9.0, False)  # the whole run was timed before
+    assert told(4.0, goes_on=False, key="faster code") == (4.0, False)  # what older code took says nothing of it
+    assert told(2.0, goes_on=True, key="other parameters") == (2.0, True)
+
+
+def a_step(key: str = "as now") -> run.Step:
+    return run.Step("01_one", {}, key, False, 0)
 
 
 def test_a_run_that_was_killed_in_a_notebook_and_goes_on_says_so_in_its_costs(done: Path) -> None:
@@ -260,6 +266,15 @@ def test_a_run_that_was_killed_in_a_notebook_and_goes_on_says_so_in_its_costs(do
     run._mark("small", "01_one").unlink()
     run.run("small", say=print)
     assert run.read_costs(done)["01_one"]["resumed"]
+
+
+def test_so_does_one_that_was_stopped_before_its_first_record(fresh: Path) -> None:
+    a_notebook("01_one", 'study: str = "none"  # folder\nnumber: int = 1  # any', ["raise ValueError('stopped')"])
+    stopped()
+    write_study()
+    run.run("small", say=print)
+    costs = run.read_costs(fresh)
+    assert costs["01_one"]["resumed"] and not costs["06_report"].get("resumed")
 
 
 def test_a_damaged_record_is_named_when_its_notebook_runs_again(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:

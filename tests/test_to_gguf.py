@@ -230,6 +230,15 @@ def test_a_tokenizer_that_splits_words_otherwise_is_refused(changes: dict[str, A
     assert "is no byte-level BPE that splits words as GPT-2 or SmolLM do" in refused(folder, tmp_path / "model.gguf")
 
 
+def test_a_tokenizer_whose_tokens_are_a_list_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", tiny("llama", vocab_size=len(tokenizer)), tokenizer)
+    path = folder / "tokenizer.json"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    told["model"] = {"type": "Unigram", "unk_id": 0, "vocab": [[token, -1.0] for token in told["model"]["vocab"]]}
+    path.write_text(json.dumps(told), encoding="utf-8")
+    assert "is no byte-level BPE that splits words as GPT-2 or SmolLM do" in refused(folder, tmp_path / "model.gguf")
+
+
 ADDED = {
     "nothing": ([], (False, False)),
     "its first token": (["<|endoftext|>", "$A"], (True, False)),

@@ -224,7 +224,7 @@ TAMPERING: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "a failure that is none": (
         "report.html",
-        every("does not hold on", "holds on"),
+        every("is not reproduced on", "is reproduced on"),
         "report.html does not show what notebooks/06_report.ipynb shows",
     ),
     "a limit that is none, in notebook and page": (

@@ -106,9 +106,11 @@ def tested(tests: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "", *tests, f"--junitxml={result}"]
-        subprocess.run(command, cwd=TESTS, check=False)
-        suite = ElementTree.parse(result).getroot().find("testsuite")
-    counts = {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")}
+        code = subprocess.run(command, cwd=TESTS, check=False).returncode
+        suite = ElementTree.parse(result).getroot().find("testsuite") if result.exists() else None
+    counts = {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")} if suite is not None else {}
+    if code not in (0, 1) or not counts.get("tests"):  # pytest itself failed, so that no fault was tried
+        raise RuntimeError(f"pytest {' '.join(tests)} ended with {code} and ran {counts.get('tests', 0)} tests")
     row = {"tried": counts["tests"] - counts["skipped"], "lost_or_wrong": counts["failures"] + counts["errors"], "note": ""}
     if counts["skipped"]:
         row["note"] = f"{counts['skipped']} more could not be tried on this machine"

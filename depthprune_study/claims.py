@@ -259,16 +259,15 @@ def _cut(evidence: Evidence, rule: dict[str, Any], model: str, notebook: str, ar
 
 
 def _first_speed(evidence: Evidence, rule: dict[str, Any]) -> list[Measured]:
-    timed = {evidence.first_model: [evidence.record("02_prune_gpt2", "timing-2")]}
+    timed = {evidence.first_model: (evidence.record("02_prune_gpt2", "timing-2"), "")}
     if evidence.has("02_prune_gpt2", "timing-gpt2-shape"):
         shape = evidence.record("02_prune_gpt2", "timing-gpt2-shape")
-        timed[SHAPES["gpt2-shape"]] = [shape[depth] for depth in ("10", "9") if depth in shape]
+        beside = f" at 10 layers, which are judged; {intervals.decode_gain(shape['9'])}x at 9" if "9" in shape else ""
+        timed[SHAPES["gpt2-shape"]] = shape["10"], beside
     measured = []
-    for model, (timing, *others) in timed.items():
+    for model, (timing, beside) in timed.items():
         gain = intervals.decode_gain(timing)
-        figure, verdict = f"decode {_with_n(gain, 'rounds', unit='x')}", within(gain, rule["low"], rule["high"])
-        for other in others:
-            figure += f" at 10 layers, which are judged; {intervals.decode_gain(other)}x at 9"
+        figure, verdict = f"decode {_with_n(gain, 'rounds', unit='x')}{beside}", within(gain, rule["low"], rule["high"])
         if timing.by_layer_count < rule["low"]:  # two layers are too small a share of this model
             figure, verdict = f"{figure}; its layer counts allow {timing.by_layer_count:.2f}x at most", NOT_TESTABLE
         measured.append(Measured(model, figure, verdict))

@@ -68,11 +68,11 @@ def html(found: Machine, costs: Mapping[str, Mapping[str, Any]]) -> str:
         cost = costs.get(notebook)
         by_gpu = [f"{by_notebook[notebook]:.2f} h" if notebook in by_notebook else "" for by_notebook in scaled.values()]
         needed = f"{memory[notebook]:.1f} GiB" if memory.get(notebook) else ""
-        told = (f"{_at_least(cost)}{cost['seconds']:.0f} s", _held(cost)) if cost else ("", "")  # one that was not timed
+        told = (f"{run.at_least(cost)}{cost['seconds']:.0f} s", _held(cost)) if cost else ("", "")  # one that was not timed
         rows.append([notebook, *told, *by_gpu, needed])
     seconds = sum(cost["seconds"] for cost in costs.values())
     peak = max((cost["peak_bytes"] for cost in costs.values()), default=0)
-    at_least = "more than " if len(costs) < len(run.READS) or any(map(_at_least, costs.values())) else ""
+    at_least = run.at_least(*(costs.get(notebook, {"resumed": True}) for notebook in run.READS))
     in_all = [f"{sum(by_notebook.values()):.1f} h" for by_notebook in scaled.values()]
     rows.append(["in all", f"{at_least}{seconds / 60:.1f} min", f"{peak / 2**30:.1f} GiB", *in_all, ""])
     peaks = ", ".join(f"{gpu} {tflops} and {budget.PEAK_TFLOPS_32[gpu]}" for gpu, tflops in budget.PEAK_TFLOPS.items())
@@ -88,11 +88,6 @@ def html(found: Machine, costs: Mapping[str, Mapping[str, Any]]) -> str:
         + tables.table(head, rows)
         + _fits(memory)
     )
-
-
-def _at_least(cost: Mapping[str, Any]) -> str:
-    """Of a notebook that went on with what an earlier run had left, the time of that is not known."""
-    return "more than " if cost.get("resumed") else ""
 
 
 def _held(cost: Mapping[str, Any]) -> str:
@@ -138,9 +133,8 @@ def _on_a_cpu(study: str, found: Machine, needed: float) -> str:
     costs = run.read_costs(places.reports(study))
     trained = [costs[notebook]["peak_bytes"] for notebook in budget.ITEMS if notebook in costs]
     if len(trained) == len(budget.ITEMS) and _device(study) == "cpu":
-        was_cut = not all(trained) or any(cost.get("resumed") for cost in costs.values())  # a notebook found records there
-        resumed = "more than " if was_cut else ""
-        return f"{resumed}{_time(sum(cost['seconds'] for cost in costs.values()))}, {max(trained) / 2**30:.1f} GiB, measured"
+        went_on = run.at_least(*costs.values(), {"resumed": not all(trained)})  # one that held no memory found records there
+        return f"{went_on}{_time(sum(cost['seconds'] for cost in costs.values()))}, {max(trained) / 2**30:.1f} GiB, measured"
     if found.device != "cpu":
         return "not measured"
     seconds = sum(cost.teraflops for cost in budget.costs(study)) / found.achieved_tflops

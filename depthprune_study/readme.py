@@ -50,12 +50,11 @@ def minutes(costs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 
 
 def _seconds(cost: Mapping[str, Any]) -> str:
-    return f"{'more than ' if cost.get('resumed') else ''}{cost['seconds']:.0f} s"
+    return f"{run.at_least(cost)}{cost['seconds']:.0f} s"
 
 
 def _minutes(costs: Mapping[str, Mapping[str, Any]]) -> str:
-    at_least = "more than " if any(cost.get("resumed") for cost in costs.values()) else ""
-    return f"{at_least}{sum(cost['seconds'] for cost in costs.values()) / 60:.1f} min"
+    return f"{run.at_least(*costs.values())}{sum(cost['seconds'] for cost in costs.values()) / 60:.1f} min"
 
 
 def replace(page: str, name: str, content: str) -> str:

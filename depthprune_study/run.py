@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -182,6 +182,11 @@ def read_costs(folder: Path) -> dict[str, dict[str, Any]]:
     none where they are damaged.
     """
     return {notebook: cost for notebook, cost in read_named(folder / "costs.json").items() if _is_cost(cost)}
+
+
+def at_least(*costs: Mapping[str, Any]) -> str:
+    """What stands before a time that is known only in part: `more than `; empty where every notebook was timed as a whole."""
+    return "more than " if any(cost.get("resumed") for cost in costs) else ""
 
 
 def _is_cost(cost: Any) -> bool:

@@ -16,8 +16,8 @@ from depthprune_study.settings import SCHEMAS
 NOTEBOOKS = tuple(SCHEMAS)
 
 
-def answer_html(evidence: Evidence, verdicts: Sequence[Verdict] = ()) -> str:
-    """The answer in a few sentences; before it, warnings where records do not belong together or weights are random; then the verdicts."""
+def answer_html(evidence: Evidence) -> str:
+    """The answer in a few sentences; before it, warnings where records do not belong together or weights are random."""
     warnings = []
     if mixed := evidence.mixed_notebooks():
         warnings.append(f"These figures mix records of different code, notebooks or parameters: {', '.join(mixed)}.")
@@ -25,12 +25,16 @@ def answer_html(evidence: Evidence, verdicts: Sequence[Verdict] = ()) -> str:
         warnings.append(
             f"Random weights: of {' and '.join(random)}, sizes, times and memory mean something, and no other figure does."
         )
-    counted = [" ".join(claims.tally(verdicts))] if verdicts else []
     return "".join(
         f"<p class='{kind}'>{escape(line)}</p>"
-        for kind, said in (("warning", warnings), ("answer", [*evidence.answer_lines(), *counted]))
+        for kind, said in (("warning", warnings), ("answer", evidence.answer_lines()))
         for line in said
     )
+
+
+def tally_html(verdicts: Sequence[Verdict]) -> str:
+    """How many claims have which verdict."""
+    return f"<p class='answer'>{escape(' '.join(claims.tally(verdicts)))}</p>"
 
 
 def answer_figure(evidence: Evidence) -> Any:

@@ -148,14 +148,13 @@ def rules_table(scores: Mapping[str, Score], cuts: Mapping[str, str], when: str)
     alike: dict[tuple[float, ...], list[str]] = {}
     for name, s in sorted(scores.items(), key=lambda item: item[1].mean_nll_nats):
         alike.setdefault(s.nll_nats, []).append(name)
+    least = 2 / (intervals.RESAMPLES + 1)  # what the bootstrap can give
     rows = []
     for nll, names in alike.items():
-        is_other = nll in distinct
-        difference = str(intervals.nll_rise(distinct[nll], reference)) if is_other else "-"
-        bound = (
-            "at most " if is_other and p[nll] <= 2 / (intervals.RESAMPLES + 1) else ""
-        )  # the least that the bootstrap can give
-        told = f"{bound}{adjusted[nll]:.2g}" if is_other else ""
+        difference, told = "-", ""
+        if nll in distinct:
+            difference = str(intervals.nll_rise(distinct[nll], reference))
+            told = f"{'at most ' if p[nll] <= least else ''}{adjusted[nll]:.2g}"
         rows.append([escape(", ".join(names)), cuts.get(names[0], ""), difference, told])
     caption = (
         f"<p>Each rule minus least_sensitive, nats per token, {when} (n = {len(reference.documents)} articles; p by bootstrap, Holm-corrected over "

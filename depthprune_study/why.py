@@ -16,7 +16,8 @@ from depthprune_study.settings import StudyError
 
 # Sections of a report's page -> their HTML, as notebook 06 shows it.
 SECTIONS: dict[str, Callable[[Evidence], list[str]]] = {
-    "answer": lambda e: [story.answer_html(e, claims.judge(e)), story.answer_figure_html(e)],
+    "answer": lambda e: [story.answer_html(e), story.answer_figure_html(e)],
+    "verdicts": lambda e: [story.tally_html(claims.judge(e))],
     "frontier": sections.frontier_figures,
     "layers": sections.layer_figures,
     "recovery": sections.recovery_figures,

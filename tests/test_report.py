@@ -146,8 +146,8 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
 
 
 PIECES = {
-    "answer": lambda e: story.answer_html(e, claims.judge(e)) + story.answer_figure_html(e),
-    "claims": lambda e: story.claims_html(claims.judge(e)),
+    "answer": lambda e: story.answer_html(e) + story.answer_figure_html(e),
+    "claims": lambda e: story.tally_html(claims.judge(e)) + story.claims_html(claims.judge(e)),
     "frontier": lambda e: "".join(sections.frontier_figures(e)),
     "layers": lambda e: "".join(sections.layer_figures(e)),
     "recovery": lambda e: "".join(sections.recovery_figures(e)),

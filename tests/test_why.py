@@ -52,6 +52,12 @@ def test_a_figure_leads_to_its_own_records_alone() -> None:
     assert record_lines(why.explain(CI, "02_prune_gpt2-speed")) == {"02_prune_gpt2/timing-2", "02_prune_gpt2/timing-3"}
 
 
+def test_the_answer_leads_to_no_more_than_what_it_tells_of() -> None:
+    found = record_lines(why.explain(CI, "answer.png"))
+    assert "03_recovery/test_scores" in found
+    assert not any(name.startswith(("01_", "03c_")) for name in found)  # of 05, whether it is of the same run
+
+
 def test_a_figure_whose_notebook_is_gone_leads_to_all_that_it_left(tmp_path: Path) -> None:
     report = shutil.copytree(CI, tmp_path / "ci")
     (report / "notebooks" / "02_prune_gpt2.ipynb").unlink()

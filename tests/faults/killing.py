@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -133,13 +133,12 @@ def harry(
     *,
     kills: int,
     seed: int,
-    seconds: Sequence[tuple[float, float]] = ((3, 45),),
+    seconds: tuple[float, float] = (3, 45),
     said: Callable[[dict], None] = lambda state: None,
 ) -> dict:
     """Kill and restart until so many kills are done, and the last study has ended; each that ends is compared and begun anew.
 
-    seconds: between which two a start is killed, in turn: where all are short, a study that makes little way in them ends but once.
-    `where`: how many kills fell on each notebook.
+    seconds: between which two a start is killed. `where`: how many kills fell on each notebook.
 
     Goes on from `results.json`; the moments are drawn by seed and number, so that a stopped series goes on as it would have. The folders
     of a study that lost something, or ended otherwise, are kept.
@@ -171,7 +170,7 @@ def harry(
     while sum(state["kills"].values()) < kills:
         n = sum(state["kills"].values())
         draw = random.Random(f"{seed} {n} {state['studies']}")
-        if hit := killed(folder, draw.choice(VICTIMS), draw.uniform(*seconds[n % len(seconds)])):
+        if hit := killed(folder, draw.choice(VICTIMS), draw.uniform(*seconds)):
             state["kills"] = dict(Counter(state["kills"]) + Counter([hit]))
             state["where"] = dict(Counter(state["where"]) + Counter([_first_undone(folder)]))
             records.write_atomically(path, json.dumps(state, indent=1))

@@ -78,7 +78,7 @@ def test_a_series_of_kills_that_is_stopped_goes_on_where_it_was(tmp_path: Path, 
         if told[-1] == kills:
             raise KeyboardInterrupt
 
-    series = partial(killing.harry, tmp_path / "harried", expected, kills=4, seed=3, seconds=((0.1, 0.5),))
+    series = partial(killing.harry, tmp_path / "harried", expected, kills=4, seed=3, seconds=(0.1, 0.5))
     with pytest.raises(KeyboardInterrupt):
         series(said=partial(stop_at, 2))
     state = series(said=partial(stop_at, -1))
@@ -93,7 +93,7 @@ def test_a_record_that_a_kill_costs_or_changes_is_counted(tmp_path: Path, monkey
     monkeypatch.setattr(killing, "RUN", stand_in("one=1", "two=1", "three=1"))
     expected = killing.undisturbed(tmp_path / "calm")
     monkeypatch.setattr(killing, "RUN", stand_in("one=1", "two=2"))
-    state = killing.harry(tmp_path / "harried", expected, kills=1, seed=0, seconds=((0.1, 0.5),))
+    state = killing.harry(tmp_path / "harried", expected, kills=1, seed=0, seconds=(0.1, 0.5))
     assert (state["studies"], [Path(name).stem for name in state["lost"]]) == (1, ["three"])
     assert [Path(name).stem for name in state["wrong"]] == ["two"]
     assert (tmp_path / "harried" / "reports-1").is_dir()  # kept, to be looked at

@@ -6,6 +6,7 @@ The kills go on where they were stopped (killing.py). What was tried, lost and w
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from benchmarks import machine
 from depthprune_study import run
 
 TESTS = Path(__file__).resolve().parents[1]
-SHARES = ((0.02, 0.3), (0.02, 0.3), (0.3, 1.5))  # of what a calm study takes: the last is long enough for a whole one
+SHARES = (0.02, 0.25)  # of what a calm study takes: so a study is killed some ten times on its way, in every notebook
 FAMILIES = {  # words for README, and the tests as pytest takes them
     "a file that a run reads: cut, a bit flipped, emptied, another's": ["faults/test_corruption.py"],
     "a parameter file spoilt in one to three places": ["faults/test_parameters.py"],
@@ -81,7 +82,7 @@ def killed(folder: Path, kills: int, seed: int) -> dict[str, Any]:
 
     expected = killing.undisturbed(folder / "calm")
     whole = sum(cost["seconds"] for cost in run.read_costs(folder / "calm" / "reports" / "ci").values())
-    seconds = [(max(3, shortest * whole), longest * whole) for shortest, longest in SHARES]
+    seconds = (max(3, SHARES[0] * whole), SHARES[1] * whole)
     state = killing.harry(folder / f"seed-{seed}", expected, kills=kills, seed=seed, seconds=seconds, said=said)
     notebooks = len(state["where"].keys() & run.READS.keys())
     return {
@@ -105,8 +106,8 @@ def tested(tests: list[str]) -> dict[str, Any]:
     """How many faults these tests try, slow ones too, and how many of them failed (each holds a whole run to its results)."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "", *tests, f"--junitxml={result}"]
-        code = subprocess.run(command, cwd=TESTS, check=False).returncode
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "", "-n", "2", *tests, f"--junitxml={result}"]
+        code = subprocess.run(command, cwd=TESTS, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
         suite = ElementTree.parse(result).getroot().find("testsuite") if result.exists() else None
     counts = {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")} if suite is not None else {}
     if code not in (0, 1) or not counts.get("tests"):  # pytest itself failed, so that no fault was tried

@@ -21,7 +21,7 @@ from benchmarks import machine
 from depthprune_study import run
 
 TESTS = Path(__file__).resolve().parents[1]
-SHARES = (0.02, 0.25)  # of what a calm study takes: so a study is killed some ten times on its way, in every notebook
+SHARES = (0.02, 0.25)  # of what a calm study takes: so it is killed ten times and more on its way, wherever it is
 FAMILIES = {  # words for README, and the tests as pytest takes them
     "a file that a run reads: cut, a bit flipped, emptied, another's": ["faults/test_corruption.py"],
     "a parameter file spoilt in one to three places": ["faults/test_parameters.py"],

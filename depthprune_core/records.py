@@ -1,21 +1,18 @@
-"""The frozen results that everything hangs on, and their JSON files."""
+"""The frozen results that everything hangs on. No torch; `storage` keeps them as JSON files."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
-import typing
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+TRAINED_PARTS = ("all", "lora")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which layers go. Numbers are 0-based, in the original model."""
+    """Which layers go. Numbers are counted from 0, in the original model."""
 
     n_layers: int
     dropped: tuple[int, ...]
@@ -28,13 +25,72 @@ class Plan:
             raise ValueError(f"the plan drops a layer twice: {list(self.dropped)}")
         for layer in self.dropped:
             if not 0 <= layer < self.n_layers:
-                raise ValueError(f"the plan drops layer {layer}, but the model has layers 0..{self.n_layers - 1}")
+                raise ValueError(
+                    f"the plan drops layer {layer}, but the model has layers 0..{self.n_layers - 1}"
+                )
         if len(self.dropped) == self.n_layers:
             raise ValueError(f"the plan drops all {self.n_layers} layers: at least one must stay")
 
     @property
     def kept(self) -> tuple[int, ...]:
         return tuple(layer for layer in range(self.n_layers) if layer not in self.dropped)
+
+    def then(self, second: Plan) -> Plan:
+        """Two cuts as one plan of the original model; `second` counts in the model that self leaves."""
+        if second.n_layers != len(self.kept):
+            raise ValueError(
+                f"the second plan is for {second.n_layers} layers, but the first leaves {len(self.kept)}"
+            )
+        more = tuple(self.kept[layer] for layer in second.dropped)
+        evidence = {"first": list(self.dropped), "second": list(more)}
+        return Plan(self.n_layers, self.dropped + more, f"staged_{second.rule}", evidence)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a student is healed: one pass over `tokens` of text with AdamW, warm-up, cosine to zero."""
+
+    tokens: int  # of training
+    lr: float
+    kl: float = 1.0  # weight of KL(teacher || student), scaled by temperature^2
+    ce: float = 0.0  # weight of the text itself (cross-entropy)
+    temperature: float = 1.0  # of both distributions in the KL
+    warmup: float = 0.1  # share of the steps in which the rate rises
+    batch_tokens: int = 2_048  # a step
+    seq_len: int = 512  # tokens a window
+    trained: str = "all"  # all, or lora: adapters on every linear map of the layers
+    lora_rank: int = 8
+    refit_tokens: int = 0  # text for the closed-form refit before training; 0 = no refit
+    precision: str = "float32"  # of the arithmetic; weights stay float32
+    seed: int = 0  # draws the windows and their order
+
+    def __post_init__(self) -> None:
+        def check(holds: bool, name: str, wanted: str) -> None:
+            if not holds:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not possible: {wanted}")
+
+        check(math.isfinite(self.lr) and self.lr > 0, "lr", "it must be above 0")
+        check(self.kl >= 0 and self.ce >= 0, "kl", "loss weights must not be below 0")
+        check(self.kl + self.ce > 0, "kl", "one of kl and ce must be above 0")
+        check(self.temperature > 0, "temperature", "it must be above 0")
+        check(0 <= self.warmup < 1, "warmup", "it is a share of the steps, from 0 to below 1")
+        check(self.seq_len >= 1, "seq_len", "it must be 1 or more")
+        whole = self.batch_tokens > 0 and self.batch_tokens % self.seq_len == 0
+        check(whole, "batch_tokens", f"a step takes whole windows of seq_len={self.seq_len} tokens")
+        check(self.tokens >= self.batch_tokens, "tokens", f"one step takes {self.batch_tokens:,}")
+        check(self.trained in TRAINED_PARTS, "trained", f"name one of {', '.join(TRAINED_PARTS)}")
+        check(self.lora_rank >= 1, "lora_rank", "an adapter has a rank of 1 or more")
+        check(self.refit_tokens >= 0, "refit_tokens", "0 (no refit) or more")
+        check(self.precision in PRECISIONS, "precision", f"name one of {', '.join(PRECISIONS)}")
+
+    @property
+    def batch_size(self) -> int:
+        """Windows a step."""
+        return self.batch_tokens // self.seq_len
+
+    def but(self, **changes: Any) -> Recipe:
+        """The same recipe with some fields changed."""
+        return replace(self, **changes)
 
 
 @dataclass(frozen=True)
@@ -45,7 +101,7 @@ class Score:
     nll_nats: tuple[float, ...]
     n_tokens: tuple[int, ...]
     n_bytes: tuple[int, ...]
-    diverged: str = ""  # why the model's recovery was stopped; the score is then that of the student it began from
+    diverged: str = ""  # why healing was stopped; the score is then that of the student it began from
 
     @property
     def mean_nll_nats(self) -> float:
@@ -54,7 +110,7 @@ class Score:
 
     @property
     def ppl(self) -> float:
-        """Perplexity: exp of the mean NLL per token; infinity where that overflows, NaN where the NLL is."""
+        """Perplexity: exp of the mean NLL per token; infinity where that overflows."""
         return math.inf if self.mean_nll_nats >= 700 else math.exp(self.mean_nll_nats)
 
     @property
@@ -82,22 +138,23 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Profile:
-    """What each layer is worth, by several criteria; larger = more sensitive (worse to drop) in every one of them."""
+    """What each layer is worth by several criteria; larger = worse to drop, in every one of them."""
 
     n_layers: int
     teacher: Score
-    # criterion -> layer -> document; sums over tokens. Keys: drop_nll_nats (rise in NLL), drop_kl_nats, block_influence
+    # criterion -> layer -> document; sums over tokens: drop_nll_nats, drop_kl_nats, block_influence
     by_document: dict[str, tuple[tuple[float, ...], ...]]
-    # criterion -> layer, for criteria that do not split by document. Keys: taylor, magnitude
-    by_layer: dict[str, tuple[float, ...]]
-    # span length -> first layer of the span -> mean angular distance (in units of pi) across the span
+    by_layer: dict[str, tuple[float, ...]]  # taylor, magnitude: they do not split by document
+    # span length -> first layer of the span -> mean angular distance (in units of pi) across it
     angular_distance: dict[str, tuple[float, ...]]
 
     @property
     def criteria(self) -> dict[str, tuple[float, ...]]:
         """Every criterion as one number a layer (means per token where it depends on text)."""
-        n_tokens = sum(self.teacher.n_tokens)
-        means = {name: tuple(math.fsum(row) / n_tokens for row in rows) for name, rows in self.by_document.items()}
+        n = sum(self.teacher.n_tokens)
+        means = {
+            name: tuple(math.fsum(row) / n for row in rows) for name, rows in self.by_document.items()
+        }
         return {**means, "angular_distance": self.angular_distance["1"], **self.by_layer}
 
     @property
@@ -107,64 +164,44 @@ class Profile:
 
 
 @dataclass(frozen=True)
-class PairCosts:
-    """Rise in mean NLL (nats per token) when two layers are dropped together, next to each dropped alone."""
+class SetCosts:
+    """Rise in mean NLL (nats per token) when layers are dropped together, nothing healed."""
 
     n_layers: int
-    single: tuple[float, ...]
-    pair: dict[str, float]  # "i,j" with i < j
+    rise_nll_nats: dict[str, float]  # "3" or "3,7": layers in ascending order
 
-    def cost(self, dropped: frozenset[int]) -> float:
-        """As the search rules take it: no layer, one layer or two."""
-        if not dropped:
-            return 0.0
-        if len(dropped) == 1:
-            return self.single[next(iter(dropped))]
-        return self.pair[",".join(map(str, sorted(dropped)))]
+    def __call__(self, dropped: frozenset[int]) -> float:
+        """As the search rules take it. Raises KeyError for a set that was not measured."""
+        return self.rise_nll_nats[",".join(map(str, sorted(dropped)))] if dropped else 0.0
+
+    def of_size(self, k: int) -> dict[tuple[int, ...], float]:
+        """The sets of k layers, as they were measured."""
+        sets = {tuple(map(int, key.split(","))): rise for key, rise in self.rise_nll_nats.items()}
+        return {layers: rise for layers, rise in sets.items() if len(layers) == k}
 
     def interaction(self, i: int, j: int) -> float:
-        """Pair cost minus the sum of the two single costs: above 0, the two layers stand in for each other."""
-        return self.cost(frozenset({i, j})) - self.single[i] - self.single[j]
-
-
-@dataclass(frozen=True)
-class Race:
-    """The certificate of a race among all sets of k dropped layers: what was measured, and how sure the winner is."""
-
-    n_layers: int
-    winner: tuple[int, ...]
-    error_probability: float
-    tolerance_nats: float  # per token: the winner may be this much worse than the best set
-    n_windows: int  # of the text that the promise is about
-    n_sets: int
-    ruled_out_by_parts: int  # sets never measured, since a part of them had lost already
-    rounds: tuple[dict[str, int], ...]  # windows seen, sets in the race
-    finalists: dict[str, tuple[float, ...]]  # still in: "i,j" -> gap to the winner, its bounds (nats per token)
-    rise_nll_nats: float  # of the winner, per token, estimated for all the windows from those it was seen on
-    set_windows: int  # sets x windows measured, parts included; an exhaustive search takes n_sets x n_windows
-    part_checks: int  # comparisons of a measured set with a part one layer smaller
-    part_failures: int  # of these, how often the part cost more
-    largest_part_failure_nats: float
-    gap_skewness: tuple[float, ...]  # 5, 50 and 95 % points over the sets measured; far below 0, the bounds are too bold
+        """Pair cost minus the two single costs: above 0, the two layers stand in for each other."""
+        return self(frozenset({i, j})) - self(frozenset({i})) - self(frozenset({j}))
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One recovery as it went."""
+    """One healing as it went."""
 
-    recipe: dict[str, Any]  # loss weights, temperature, lr, schedule, trained part, seed
+    recipe: Recipe
     token_hash: str  # names the exact token ids and their order
     tokens: tuple[int, ...]  # seen so far, at each logged step
-    losses: dict[str, tuple[float, ...]]  # term -> value at each logged step, nats per token
+    losses: dict[str, tuple[float, ...]]  # kl, ce -> value at each step, nats per token
     validation_tokens: tuple[int, ...]
     validation_nll_nats: tuple[float, ...]  # mean per token
+    diverged: str = ""  # why it was stopped before its end
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Measured times of a model next to its teacher, taken in turn (A B A B): one entry a repetition.
+    """Times of a student beside its teacher, taken in turn (A B A B): one entry a round.
 
-    Milliseconds. `prefill` is one forward over `context` tokens; `decode` is per new token, after the prompt.
+    Milliseconds. Prefill is one forward over `context` tokens; decode is per new token, after it.
     """
 
     device: str
@@ -177,8 +214,8 @@ class Timing:
     student_prefill_ms: tuple[float, ...]
     teacher_decode_ms_per_token: tuple[float, ...]
     student_decode_ms_per_token: tuple[float, ...]
-    by_layer_count: float  # expected decode ratio if each layer costs the same and nothing else costs
-    by_weight_bytes: float  # expected decode ratio if reading the weights is all that costs
+    by_layer_count: float  # decode ratio if every layer costs the same and nothing else does
+    by_weight_bytes: float  # decode ratio if reading the weights is all that costs
     teacher_kv_bytes_per_token: int
     student_kv_bytes_per_token: int
 
@@ -211,130 +248,6 @@ class Facts:
     values: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Stamp:
-    """Where a record comes from. Equal stamps (commit apart) mean that the result can be reused."""
-
-    study: str
-    step: str  # which notebook, or which piece of work inside it
-    code_hash: str  # the modules used, docstrings and comments apart
-    notebook_hash: str
-    parameters: dict[str, Any]
-    inputs: dict[str, str]  # name -> hash of what went in
-    versions: dict[str, str]
-    device: str
-    dtype: str
-    seed: int
-    commit: str
-
-    @property
-    def key(self) -> str:
-        """A hash of everything that can change the result."""
-        content = {name: value for name, value in asdict(self).items() if name != "commit"}
-        return hashlib.sha256(_dump(content).encode()).hexdigest()[:16]
-
-
-Record = Plan | Score | Divergence | Profile | PairCosts | Race | Curve | Timing | Size | Answers | Facts
-_KINDS = {kind.__name__: kind for kind in typing.get_args(Record)}
-
-
-def write(path: Path, record: Record | Mapping[str, Record], stamp: Stamp) -> Path:
-    """Save one record, or several of one kind by name, with its stamp; under a temporary name first.
-
-    Raises ValueError for NaN or infinity, which JSON cannot hold.
-    """
-    members = list(record.values()) if isinstance(record, Mapping) else [record]
-    kinds = {type(member).__name__ for member in members}
-    if len(kinds) != 1 or not kinds <= set(_KINDS):
-        raise ValueError(f"{Path(path).name}: one kind of record a file is wanted, got {sorted(kinds) or 'none'}")
-    data = {name: asdict(member) for name, member in record.items()} if isinstance(record, Mapping) else asdict(record)
-    try:
-        text, stamped = _dump(data), _dump(asdict(stamp))
-    except ValueError as error:
-        raise ValueError(f"{Path(path).name}: a value is NaN or infinite, so the record is not saved") from error
-    content = {
-        "kind": kinds.pop(),
-        "many": isinstance(record, Mapping),
-        "data": json.loads(text),
-        "data_sha256": _sha256(text),
-        "stamp": json.loads(stamped),
-        "stamp_sha256": _sha256(stamped),
-    }
-    write_atomically(Path(path), json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-    return Path(path)
-
-
-def read(path: Path) -> Any:
-    """The record, or {name: record}, that `write` saved. Raises ValueError for a file that is damaged or no record."""
-    content = _content(Path(path))
-    kind = _KINDS[content["kind"]]
-    try:
-        if content["many"]:
-            return {name: _build(kind, data) for name, data in content["data"].items()}
-        return _build(kind, content["data"])
-    except (KeyError, TypeError, AttributeError):  # intact data under another kind's name
-        raise ValueError(_damaged(path)) from None
-
-
-def read_stamp(path: Path) -> Stamp:
-    """The stamp alone. Raises ValueError as `read` does."""
-    content = _content(Path(path))
-    try:
-        return Stamp(**content["stamp"])
-    except (KeyError, TypeError):
-        raise ValueError(_damaged(path)) from None
-
-
-def data_hash(path: Path) -> str:
-    """Names a record's content, its stamp apart: equal results have equal hashes."""
-    return _content(Path(path))["data_sha256"]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write under a temporary name in the same folder, then rename: a reader sees all of it or the old file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _dump(data: Any) -> str:
-    return json.dumps(data, sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        intact = content["kind"] in _KINDS and _sha256(_dump(content["data"])) == content["data_sha256"]
-        if set(content) != {"kind", "many", "data", "data_sha256", "stamp"}:  # older files have no more
-            intact = intact and _sha256(_dump(content["stamp"])) == content["stamp_sha256"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        intact = False
-    if not intact:
-        raise ValueError(_damaged(path))
-    return content
-
-
-def _damaged(path: Path) -> str:
-    return f"{path} is damaged or is no record: remove it and run the study again"
-
-
-def _build(kind: Any, value: Any) -> Any:
-    """JSON back into the declared type: lists into tuples, mappings into records."""
-    origin = typing.get_origin(kind)
-    if is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        known = [f for f in fields(kind) if f.name in value or f.default is MISSING]  # older files lack what has a default
-        return kind(**{f.name: _build(hints[f.name], value[f.name]) for f in known})
-    if origin is tuple:
-        return tuple(_build(typing.get_args(kind)[0], item) for item in value)
-    if origin is dict:
-        return {key: _build(typing.get_args(kind)[1], item) for key, item in value.items()}
-    return value
+Record = (
+    Plan | Recipe | Score | Divergence | Profile | SetCosts | Curve | Timing | Size | Answers | Facts
+)

@@ -1,1 +1,0 @@
-"""The study: parameters, runner, verdicts, report, command line. It uses the core; the core knows nothing of it."""

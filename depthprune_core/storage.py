@@ -1,0 +1,147 @@
+"""Records as JSON files with checksums and a stamp that says where each comes from. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from depthprune_core.records import Record
+
+_KINDS = {kind.__name__: kind for kind in typing.get_args(Record)}
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Where a record comes from. Equal stamps (commit apart) mean that the result can be reused."""
+
+    study: str
+    step: str  # notebook/piece of work
+    code_hash: str  # the modules used, docstrings and comments apart
+    notebook_hash: str
+    parameters: dict[str, Any]
+    inputs: dict[str, str]  # name -> hash of what went in
+    versions: dict[str, str]
+    device: str
+    dtype: str
+    seed: int
+    commit: str
+
+    @property
+    def key(self) -> str:
+        """A hash of everything that can change the result."""
+        content = {name: value for name, value in asdict(self).items() if name != "commit"}
+        return _sha256(_dump(content))[:16]
+
+
+def write(path: Path, record: Record | Mapping[str, Record], stamp: Stamp) -> Path:
+    """Save one record, or several of one kind by name, with its stamp; under a temporary name first.
+
+    Raises ValueError for NaN or infinity, which JSON cannot hold.
+    """
+    path, many = Path(path), isinstance(record, Mapping)
+    members = list(record.values()) if many else [record]
+    kinds = {type(member).__name__ for member in members}
+    if len(kinds) != 1 or not kinds <= set(_KINDS):
+        raise ValueError(f"{path.name}: one kind of record a file, not {sorted(kinds) or 'none'}")
+    data = {name: asdict(member) for name, member in record.items()} if many else asdict(record)
+    try:
+        text, stamped = _dump(data), _dump(asdict(stamp))
+    except ValueError as error:
+        raise ValueError(f"{path.name}: a value is NaN or infinite, so it is not saved") from error
+    content = {
+        "kind": kinds.pop(),
+        "many": many,
+        "data": json.loads(text),
+        "data_sha256": _sha256(text),
+        "stamp": json.loads(stamped),
+        "stamp_sha256": _sha256(stamped),
+    }
+    return write_atomically(path, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read(path: Path) -> Any:
+    """The record, or {name: record}, that `write` saved. Raises ValueError for a damaged file."""
+    content = _content(Path(path))
+    kind = _KINDS[content["kind"]]
+    try:
+        if content["many"]:
+            return {name: _build(kind, data) for name, data in content["data"].items()}
+        return _build(kind, content["data"])
+    except (KeyError, TypeError, AttributeError):  # intact data under another kind's name
+        raise ValueError(_damaged(path)) from None
+
+
+def read_stamp(path: Path) -> Stamp:
+    """The stamp alone. Raises ValueError as `read` does."""
+    content = _content(Path(path))
+    try:
+        return Stamp(**content["stamp"])
+    except (KeyError, TypeError):
+        raise ValueError(_damaged(path)) from None
+
+
+def data_hash(path: Path) -> str:
+    """Names a record's content, its stamp apart: equal results have equal hashes."""
+    return _content(Path(path))["data_sha256"]
+
+
+def write_atomically(path: Path, content: str | bytes) -> Path:
+    """Write under a temporary name in the same folder, then rename: all of it, or the old file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _dump(data: Any) -> str:
+    return json.dumps(
+        data, sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":")
+    )
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        intact = (
+            content["kind"] in _KINDS
+            and _sha256(_dump(content["data"])) == content["data_sha256"]
+            and _sha256(_dump(content["stamp"])) == content["stamp_sha256"]
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        intact = False
+    if not intact:
+        raise ValueError(_damaged(path))
+    return content
+
+
+def _damaged(path: Path) -> str:
+    return f"{path} is damaged or is no record: remove it and run the study again"
+
+
+def _build(kind: Any, value: Any) -> Any:
+    """JSON back into the declared type: lists into tuples, mappings into records."""
+    origin = typing.get_origin(kind)
+    if is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        given = [f for f in fields(kind) if f.name in value or f.default is MISSING]
+        return kind(**{f.name: _build(hints[f.name], value[f.name]) for f in given})
+    if origin is tuple:
+        return tuple(_build(typing.get_args(kind)[0], item) for item in value)
+    if origin is dict:
+        return {key: _build(typing.get_args(kind)[1], item) for key, item in value.items()}
+    return value

@@ -1,0 +1,5 @@
+"""What a user is told."""
+
+
+class StudyError(ValueError):
+    """A sentence for the user: what is wrong and what to do. It is shown without a traceback."""

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from depthprune_core.products import fast_products, linear
+from depthprune_core.products import linear
 
 # ---------------------------------------------------------------- anatomy
 
@@ -30,12 +26,13 @@ class Decoder:
     base: nn.Module  # token ids -> hidden states after the final norm
     head: nn.Linear  # hidden states -> logits, before any softcap
     softcap: float  # 0 = none
+    scale: float  # a constant that multiplies the head's output, before any softcap; 1 = none
     returns_tuple: bool  # whether a layer returns (hidden, ...) or the bare tensor
 
     def logits(self, hidden: torch.Tensor, words: slice = slice(None)) -> torch.Tensor:
         """Hidden states after the final norm -> logits in float32, of a slice of the vocabulary.  (..., d) -> (..., words)"""
         bias = self.head.bias[words] if self.head.bias is not None else None
-        logits = linear(hidden, self.head.weight[words], bias).float()
+        logits = linear(hidden, self.head.weight[words], bias).float() * self.scale
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
     @property
@@ -48,7 +45,7 @@ _DECAYS = ("A_log", "time_decay", "slope_rate")  # of Mamba and gated delta nets
 _known: weakref.WeakKeyDictionary[nn.Module, Decoder] = weakref.WeakKeyDictionary()
 
 
-def decoder(model: PreTrainedModel) -> Decoder:
+def anatomy(model: PreTrainedModel) -> Decoder:
     """The parts of a decoder, found by structure and checked on a few tokens against the model's own logits.
 
     Raises ValueError for what is not a decoder of like layers: encoder-decoders, state-space models, encoders.
@@ -68,7 +65,7 @@ def decoder(model: PreTrainedModel) -> Decoder:
 
 
 def structure(model: PreTrainedModel) -> Decoder:
-    """The parts as names and types tell them: of a model on torch's meta device too, which cannot be run. Raises as `decoder`."""
+    """The parts as names and types tell them: of a model on torch's meta device too, which cannot be run. Raises as `anatomy`."""
     name = type(model).__name__
     config = text_config(model.config)
     if getattr(model.config, "is_encoder_decoder", False):
@@ -91,7 +88,7 @@ def structure(model: PreTrainedModel) -> Decoder:
     path = min(stacks, key=lambda candidate: candidate.count("."))  # the outermost stack
     base = getattr(model, model.base_model_prefix)
     softcap = getattr(config, "final_logit_softcapping", None) or 0.0
-    return Decoder(stacks[path], path, base, head, float(softcap), returns_tuple=False)
+    return Decoder(stacks[path], path, base, head, float(softcap), scale=1.0, returns_tuple=False)
 
 
 def text_config(config: Any) -> Any:
@@ -146,88 +143,6 @@ def _check_logits(model: PreTrainedModel, parts: Decoder) -> None:
         )
 
 
-# ---------------------------------------------------------------- running parts of a model
-
-
-@contextmanager
-def replaced(layers: nn.ModuleList, forwards: Mapping[int, Callable]) -> Iterator[None]:
-    """Within the block, layer i computes `forwards[i]`; modules and their attributes stay where they are."""
-    outer = {index: vars(layers[index]).get("forward") for index in forwards}  # where one such block is inside another
-    for index, forward in forwards.items():
-        layers[index].forward = forward
-    try:
-        yield
-    finally:
-        for index, forward in outer.items():
-            if forward is None:
-                del layers[index].forward
-            else:
-                layers[index].forward = forward
-
-
-def passing(parts: Decoder, value: torch.Tensor | None = None) -> Callable:
-    """A layer's forward that does nothing: returns its input, or `value` whatever its input."""
-
-    def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        result = hidden_states if value is None else value
-        return (result,) if parts.returns_tuple else result
-
-    return forward
-
-
-@contextmanager
-def checkpointed(layers: nn.ModuleList) -> Iterator[None]:
-    """Within the block, layers keep only their input for the backward pass and compute their inside again in it."""
-
-    def inside(layer: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Any:
-        with fast_products(layer):  # the backward pass comes after the block that the forward pass ran in
-            return forward(*args, **kwargs)
-
-    forwards = {
-        i: partial(checkpoint, partial(inside, layer, layer.forward), use_reentrant=False) for i, layer in enumerate(layers)
-    }
-    with replaced(layers, forwards):
-        yield
-
-
-@contextmanager
-def recording(layers: nn.ModuleList, *, start: int = 0) -> Iterator[dict[int, torch.Tensor]]:
-    """Collects the input of each layer from `start` on, and under `len(layers)` the last layer's output (before the norm)."""
-    inputs: dict[int, torch.Tensor] = {}
-
-    def keep(index: int) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            inputs[index] = args[0] if args else kwargs["hidden_states"]
-
-        return hook
-
-    def keep_last(module: nn.Module, args: tuple, output: Any) -> None:
-        inputs[len(layers)] = output[0] if isinstance(output, tuple) else output
-
-    hooks = [layers[i].register_forward_pre_hook(keep(i), with_kwargs=True) for i in range(start, len(layers))]
-    hooks.append(layers[-1].register_forward_hook(keep_last))
-    try:
-        yield inputs
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def hidden_states(
-    model: PreTrainedModel, ids: torch.Tensor, *, resume_after: int = -1, hidden: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Final hidden states (after the norm) of token ids.  (batch, seq) -> (batch, seq, d)
-
-    With `resume_after=i`, layers 0..i are not computed: `hidden` (batch, seq, d) stands for the output of layer i.
-    """
-    parts = decoder(model)
-    skipped = {index: passing(parts) for index in range(resume_after)}
-    if resume_after >= 0:
-        skipped[resume_after] = passing(parts, hidden)
-    with replaced(parts.layers, skipped), fast_products(parts.base):
-        return parts.base(input_ids=ids, use_cache=False).last_hidden_state
-
-
 def slice_config(config: Any, kept: tuple[int, ...]) -> Any:
     """A copy of the config for the kept layers: the count, and every list that has one entry a layer (`layer_types`).
 
@@ -260,7 +175,7 @@ def mlp_outputs(model: PreTrainedModel) -> list[nn.Module]:
     name, width = _mlp_width(model)
     maps = [
         [m for m in layer.modules() if isinstance(m, nn.Linear | Conv1D) and _n_inputs(m) == width]
-        for layer in decoder(model).layers
+        for layer in anatomy(model).layers
     ]
     if any(len(found) != 1 for found in maps):
         raise ValueError(
@@ -296,3 +211,8 @@ def _mlp_width(model: PreTrainedModel) -> tuple[str, int]:
 
 def _n_inputs(module: nn.Linear | Conv1D) -> int:
     return module.weight.shape[0] if isinstance(module, Conv1D) else module.in_features
+
+
+def attention_outputs(model: PreTrainedModel) -> list[nn.Module]:
+    """Of each layer, the linear map that takes the heads' values back to the hidden states."""
+    raise NotImplementedError

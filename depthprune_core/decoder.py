@@ -37,10 +37,18 @@ class Decoder:
 
     @property
     def tied(self) -> bool:
-        return any(module.weight is self.head.weight for module in self.base.modules() if isinstance(module, nn.Embedding))
+        return any(
+            module.weight is self.head.weight
+            for module in self.base.modules()
+            if isinstance(module, nn.Embedding)
+        )
 
 
-_DECAYS = ("A_log", "time_decay", "slope_rate")  # of Mamba and gated delta nets, of RWKV, of lightning attention
+_DECAYS = (
+    "A_log",
+    "time_decay",
+    "slope_rate",
+)  # of Mamba and gated delta nets, of RWKV, of lightning attention
 
 _known: weakref.WeakKeyDictionary[nn.Module, Decoder] = weakref.WeakKeyDictionary()
 
@@ -69,7 +77,9 @@ def structure(model: PreTrainedModel) -> Decoder:
     name = type(model).__name__
     config = text_config(model.config)
     if getattr(model.config, "is_encoder_decoder", False):
-        raise ValueError(f"{name} is an encoder-decoder: only decoders (causal language models) can be pruned here")
+        raise ValueError(
+            f"{name} is an encoder-decoder: only decoders (causal language models) can be pruned here"
+        )
     if state := _state(model):
         raise ValueError(
             f"{name} carries a state from token to token ({state}: a state-space or linear-attention model): only transformer "
@@ -78,13 +88,23 @@ def structure(model: PreTrainedModel) -> Decoder:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     n_layers = getattr(config, "num_hidden_layers", None)
     if head is None or n_layers is None:
-        raise ValueError(f"{name} has no language-model head or no layer count: only causal language models can be pruned here")
+        raise ValueError(
+            f"{name} has no language-model head or no layer count: only causal language models can be pruned here"
+        )
     if not isinstance(head, nn.Linear):
-        raise ValueError(f"{name} has a head that is no linear map ({type(head).__name__}), so it cannot be measured here")
-    stacks = {path: m for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers}
+        raise ValueError(
+            f"{name} has a head that is no linear map ({type(head).__name__}), so it cannot be measured here"
+        )
+    stacks = {
+        path: m
+        for path, m in model.named_modules()
+        if isinstance(m, nn.ModuleList) and len(m) == n_layers
+    }
     stacks = {path: m for path, m in stacks.items() if all(_attends(layer) for layer in m)}
     if not stacks:
-        raise ValueError(f"{name} has no stack of {n_layers} attention layers: only transformer decoders can be pruned here")
+        raise ValueError(
+            f"{name} has no stack of {n_layers} attention layers: only transformer decoders can be pruned here"
+        )
     path = min(stacks, key=lambda candidate: candidate.count("."))  # the outermost stack
     base = getattr(model, model.base_model_prefix)
     softcap = getattr(config, "final_logit_softcapping", None) or 0.0
@@ -98,13 +118,16 @@ def text_config(config: Any) -> Any:
 
 def _state(model: nn.Module) -> str:
     """The tensor by which a recurrent layer's state decays, as the checkpoints of all such families name it; empty without one."""
-    tensors = (name for found in (model.named_parameters(), model.named_buffers()) for name, _ in found)
+    tensors = (
+        name for found in (model.named_parameters(), model.named_buffers()) for name, _ in found
+    )
     return next((name for name in tensors if name.rsplit(".", 1)[-1] in _DECAYS), "")
 
 
 def _attends(layer: nn.Module) -> bool:
     return any(
-        "attention" in type(module).__name__.lower() or "attn" in type(module).__name__.lower() for module in layer.modules()
+        "attention" in type(module).__name__.lower() or "attn" in type(module).__name__.lower()
+        for module in layer.modules()
     )
 
 
@@ -130,8 +153,12 @@ def _check_logits(model: PreTrainedModel, parts: Decoder) -> None:
     own = model(input_ids=ids, use_cache=False).logits.float()
     ours = parts.logits(parts.base(input_ids=ids, use_cache=False).last_hidden_state)
     if not torch.isfinite(own).all():
-        raise ValueError(f"{type(model).__name__} computes logits that are not finite, so it cannot be measured")
-    tolerance = max(1e-3, 2 * torch.finfo(model.dtype).eps)  # a softcap rounds in the model's dtype, here in float32
+        raise ValueError(
+            f"{type(model).__name__} computes logits that are not finite, so it cannot be measured"
+        )
+    tolerance = max(
+        1e-3, 2 * torch.finfo(model.dtype).eps
+    )  # a softcap rounds in the model's dtype, here in float32
     atol = tolerance * float(own.abs().max())
     if not torch.allclose(own, ours, rtol=tolerance, atol=atol):
         raise ValueError(
@@ -156,7 +183,12 @@ def slice_config(config: Any, kept: tuple[int, ...]) -> Any:
             "scale_attn_by_inverse_layer_idx=True scales attention by the layer's number, so no layer can be dropped unchanged"
         )
     for key, value in list(vars(part).items()):
-        if isinstance(value, list | tuple) and len(value) == n_layers and not key.startswith("_") and "token_id" not in key:
+        if (
+            isinstance(value, list | tuple)
+            and len(value) == n_layers
+            and not key.startswith("_")
+            and "token_id" not in key
+        ):
             setattr(part, key, type(value)(value[layer] for layer in kept))
     part.num_hidden_layers = len(kept)
     return new
@@ -193,7 +225,9 @@ def narrow_config(model: PreTrainedModel, width: int) -> Any:
     """A copy of the model's config with MLPs of this width. Raises ValueError for a width that is not below the model's own."""
     name, own = _mlp_width(model)
     if not 1 <= width < own:
-        raise ValueError(f"width={width} neurons to keep: this model's MLPs of {own} allow 1..{own - 1}")
+        raise ValueError(
+            f"width={width} neurons to keep: this model's MLPs of {own} allow 1..{own - 1}"
+        )
     new = copy.deepcopy(model.config)
     setattr(text_config(new), name, width)
     return new

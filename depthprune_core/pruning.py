@@ -11,7 +11,14 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from depthprune_core.decoder import anatomy, mlp_outputs, mlp_width, narrow_config, slice_config, text_config
+from depthprune_core.decoder import (
+    anatomy,
+    mlp_outputs,
+    mlp_width,
+    narrow_config,
+    slice_config,
+    text_config,
+)
 from depthprune_core.records import Plan, Size
 
 
@@ -27,7 +34,9 @@ def drop_layers(model: PreTrainedModel, plan: Plan, *, share: bool = False) -> P
     """
     parts = anatomy(model)
     if len(parts.layers) != plan.n_layers:
-        raise ValueError(f"the plan is for {plan.n_layers} layers, but the model has {len(parts.layers)}")
+        raise ValueError(
+            f"the plan is for {plan.n_layers} layers, but the model has {len(parts.layers)}"
+        )
     new_config = slice_config(model.config, plan.kept)
     reference = next(model.parameters())
     options = {"dtype": reference.dtype, "attn_implementation": model.config._attn_implementation}
@@ -37,12 +46,20 @@ def drop_layers(model: PreTrainedModel, plan: Plan, *, share: bool = False) -> P
         _lend(student, model, parts.layers_name, plan.kept)
         student.generation_config = copy.deepcopy(model.generation_config)
         return student.eval()
-    with torch.random.fork_rng(devices=[]):  # a fresh model draws weights, all of which are replaced below
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # a fresh model draws weights, all of which are replaced below
         student = type(model)._from_config(new_config, **options)
     student = student.to(reference.device)
     with torch.no_grad():
-        source = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-        targets = [*student.named_parameters(remove_duplicate=False), *student.named_buffers(remove_duplicate=False)]
+        source = {
+            **dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False)),
+        }
+        targets = [
+            *student.named_parameters(remove_duplicate=False),
+            *student.named_buffers(remove_duplicate=False),
+        ]
         for name, tensor in targets:
             tensor.copy_(source[_original_name(name, parts.layers_name, plan.kept)])
     student.generation_config = copy.deepcopy(model.generation_config)
@@ -62,7 +79,9 @@ def drop_more(plan: Plan, second: Plan) -> Plan:
     """Two cuts as one plan of the original model: `second` is numbered in the model that `plan` left."""
     kept = plan.kept
     if second.n_layers != len(kept):
-        raise ValueError(f"the second plan is for {second.n_layers} layers, but the first leaves {len(kept)}")
+        raise ValueError(
+            f"the second plan is for {second.n_layers} layers, but the first leaves {len(kept)}"
+        )
     dropped = plan.dropped + tuple(kept[layer] for layer in second.dropped)
     return Plan(
         plan.n_layers,
@@ -90,9 +109,15 @@ def narrow_mlps(model: PreTrainedModel, kept: Sequence[Sequence[int]]) -> PreTra
     with torch.random.fork_rng(devices=[]):
         student = type(model)._from_config(narrow_config(model, width), **options)
     student = student.to(model.device)
-    source = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    source = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
     with torch.no_grad():
-        for name, tensor in [*student.named_parameters(remove_duplicate=False), *student.named_buffers(remove_duplicate=False)]:
+        for name, tensor in [
+            *student.named_parameters(remove_duplicate=False),
+            *student.named_buffers(remove_duplicate=False),
+        ]:
             whole = source[name]
             for dim, (new, old) in enumerate(zip(tensor.shape, whole.shape, strict=True)):
                 if new != old:
@@ -138,7 +163,12 @@ def size(model: PreTrainedModel) -> Size:
 
 
 def _lend(
-    student: PreTrainedModel, model: PreTrainedModel, layers_name: str, kept: tuple[int, ...], *, equal_only: bool = False
+    student: PreTrainedModel,
+    model: PreTrainedModel,
+    layers_name: str,
+    kept: tuple[int, ...],
+    *,
+    equal_only: bool = False,
 ) -> None:
     """Every tensor of the student (or every one with equal values), whatever holds it, becomes the model's own."""
     originals = dict(model.named_modules())
@@ -146,10 +176,16 @@ def _lend(
         original = originals[_original_name(f"{name}.", layers_name, kept).removesuffix(".")]
         for held in (module._parameters, module._buffers, vars(module)):
             for key, value in list(held.items()):
-                if isinstance(value, torch.Tensor) and (not equal_only or torch.equal(value, getattr(original, key))):
+                if isinstance(value, torch.Tensor) and (
+                    not equal_only or torch.equal(value, getattr(original, key))
+                ):
                     held[key] = getattr(original, key)
 
 
 def _original_name(name: str, layers_name: str, kept: tuple[int, ...]) -> str:
     """`model.layers.5.mlp.weight` of the student -> the name of the same tensor in the original."""
-    return re.sub(rf"^{re.escape(layers_name)}\.(\d+)\.", lambda match: f"{layers_name}.{kept[int(match[1])]}.", name)
+    return re.sub(
+        rf"^{re.escape(layers_name)}\.(\d+)\.",
+        lambda match: f"{layers_name}.{kept[int(match[1])]}.",
+        name,
+    )

@@ -38,10 +38,20 @@ _GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
 _SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 5, "n_head": 4, "n_positions": 64},
     "llama": {"num_key_value_heads": 2},
-    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2, "do_layer_norm_before": True},
+    "opt": {
+        "ffn_dim": 48,
+        "word_embed_proj_dim": 32,
+        "init_std": 0.2,
+        "do_layer_norm_before": True,
+    },
     "gpt_neox": {"rotary_pct": 0.5},
     "mistral": {"sliding_window": 6, **_GROUPED},
-    "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2, "num_key_value_heads": 2},
+    "qwen2": {
+        "use_sliding_window": True,
+        "sliding_window": 6,
+        "max_window_layers": 2,
+        "num_key_value_heads": 2,
+    },
     "qwen3": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 3, **_GROUPED},
     "gemma2": {
         "sliding_window": 6,
@@ -60,9 +70,20 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "bloom": {"n_layer": 5, "n_head": 4},
 }
 _OTHER_NAMES = {
-    "gpt2": ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "intermediate_size"),
+    "gpt2": (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "max_position_embeddings",
+        "intermediate_size",
+    ),
     "opt": ("initializer_range", "intermediate_size"),
-    "bloom": ("num_hidden_layers", "num_attention_heads", "max_position_embeddings", "intermediate_size"),
+    "bloom": (
+        "num_hidden_layers",
+        "num_attention_heads",
+        "max_position_embeddings",
+        "intermediate_size",
+    ),
 }
 ARCHITECTURES = tuple(_SHAPES)
 FAMILIES = ("gpt2", "llama")
@@ -75,13 +96,17 @@ def tiny(name: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        for p in model.parameters():  # biases of 0 and norms of 1 would hide a parameter that was not carried over
+        for p in (
+            model.parameters()
+        ):  # biases of 0 and norms of 1 would hide a parameter that was not carried over
             if p.ndim == 1:
                 p.data.add_(0.1 * torch.randn_like(p))
     return model.eval()
 
 
-def tiny_windows(*, seed: int = 0, seq_len: int = 12, lengths: tuple[int, ...] = (29, 12, 5)) -> Windows:
+def tiny_windows(
+    *, seed: int = 0, seq_len: int = 12, lengths: tuple[int, ...] = (29, 12, 5)
+) -> Windows:
     """Documents of random tokens, cut into windows that begin with BOS (0); the last window of a document is padded."""
     generator = torch.Generator().manual_seed(seed)
     rows, owners = [], []
@@ -90,7 +115,10 @@ def tiny_windows(*, seed: int = 0, seq_len: int = 12, lengths: tuple[int, ...] =
         for piece in document.split(seq_len):
             rows.append(piece)
             owners.append(owner)
-    targets, mask = torch.zeros(len(rows), seq_len, dtype=torch.long), torch.zeros(len(rows), seq_len, dtype=torch.bool)
+    targets, mask = (
+        torch.zeros(len(rows), seq_len, dtype=torch.long),
+        torch.zeros(len(rows), seq_len, dtype=torch.bool),
+    )
     for row, piece in enumerate(rows):
         targets[row, : len(piece)], mask[row, : len(piece)] = piece, True
     inputs = torch.cat([torch.zeros(len(rows), 1, dtype=torch.long), targets[:, :-1]], dim=1)
@@ -106,7 +134,9 @@ def tiny_windows(*, seed: int = 0, seq_len: int = 12, lengths: tuple[int, ...] =
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Token i is the word `w<i>`; token 0 is BOS, EOS and all that is unknown."""
-    words = Tokenizer(WordLevel({"<s>": 0, **{f"w{i}": i for i in range(1, VOCABULARY)}}, unk_token="<s>"))
+    words = Tokenizer(
+        WordLevel({"<s>": 0, **{f"w{i}": i for i in range(1, VOCABULARY)}}, unk_token="<s>")
+    )
     words.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="<s>")
 
@@ -139,12 +169,19 @@ def saved(model: PreTrainedModel, folder: Path, **config: Any) -> Path:
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     """The layers, by the architecture's own path: a reference that does not go through the core's search."""
-    paths = {"gpt2": "transformer.h", "bloom": "transformer.h", "opt": "model.decoder.layers", "gpt_neox": "gpt_neox.layers"}
+    paths = {
+        "gpt2": "transformer.h",
+        "bloom": "transformer.h",
+        "opt": "model.decoder.layers",
+        "gpt_neox": "gpt_neox.layers",
+    }
     return model.get_submodule(paths.get(model.config.model_type, "model.layers"))
 
 
 def final_norm_of(model: PreTrainedModel) -> nn.Module:
-    return model.get_submodule({"gpt2": "transformer.ln_f", "llama": "model.norm"}[model.config.model_type])
+    return model.get_submodule(
+        {"gpt2": "transformer.ln_f", "llama": "model.norm"}[model.config.model_type]
+    )
 
 
 @contextmanager
@@ -155,7 +192,9 @@ def skipping(model: PreTrainedModel, dropped: tuple[int, ...]) -> Iterator[PreTr
         unchanged = args[0] if args else kwargs["hidden_states"]
         return (unchanged, *output[1:]) if isinstance(output, tuple) else unchanged
 
-    hooks = [layers_of(model)[layer].register_forward_hook(skip, with_kwargs=True) for layer in dropped]
+    hooks = [
+        layers_of(model)[layer].register_forward_hook(skip, with_kwargs=True) for layer in dropped
+    ]
     try:
         yield model
     finally:
@@ -167,7 +206,9 @@ def count_layer_passes(model: PreTrainedModel) -> list[int]:
     """Grows by the number of every layer that really computes."""
     passes: list[int] = []
     for number, layer in enumerate(layers_of(model)):
-        layer.mlp.register_forward_pre_hook(lambda module, args, number=number: passes.append(number))
+        layer.mlp.register_forward_pre_hook(
+            lambda module, args, number=number: passes.append(number)
+        )
     return passes
 
 
@@ -189,7 +230,9 @@ def owners(windows: Windows) -> torch.Tensor:
 
 def by_document(values: torch.Tensor, windows: Windows) -> list[float]:
     """Sums of one value a token.  (n,) -> one entry a document"""
-    return [float(values[owners(windows) == document].sum()) for document in range(len(windows.names))]
+    return [
+        float(values[owners(windows) == document].sum()) for document in range(len(windows.names))
+    ]
 
 
 def plan_of(model: PreTrainedModel, *dropped: int) -> Plan:
@@ -201,17 +244,31 @@ def state_of(model: PreTrainedModel) -> Callable[[], bool]:
 
     def look() -> tuple[Any, ...]:
         weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        numbers = [m.layer_idx for m in model.modules() if getattr(m, "layer_idx", None) is not None]
+        numbers = [
+            m.layer_idx for m in model.modules() if getattr(m, "layer_idx", None) is not None
+        ]
         flags = [(p.requires_grad, p.grad is None) for p in model.parameters()]
-        hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in vars(m)) for m in model.modules()]
-        return weights, (model.config.to_dict(), model.generation_config.to_dict(), numbers, flags, hooks, model.training)
+        hooks = [
+            (len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in vars(m))
+            for m in model.modules()
+        ]
+        return weights, (
+            model.config.to_dict(),
+            model.generation_config.to_dict(),
+            numbers,
+            flags,
+            hooks,
+            model.training,
+        )
 
     weights, rest = look()
 
     def unchanged() -> bool:
         now, rest_now = look()
         return (
-            now.keys() == weights.keys() and all(torch.equal(now[name], weights[name]) for name in weights) and rest_now == rest
+            now.keys() == weights.keys()
+            and all(torch.equal(now[name], weights[name]) for name in weights)
+            and rest_now == rest
         )
 
     return unchanged

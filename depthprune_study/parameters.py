@@ -1,0 +1,279 @@
+"""The parameters of each notebook: declared in its own cell, changed by a study's YAML, checked."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import io
+import math
+import re
+import tokenize
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from depthprune_core.records import PRECISIONS, TRAINED_PARTS, Recipe
+from depthprune_study import paths, provenance, yaml_files
+from depthprune_study.errors import StudyError
+from depthprune_study.yaml_files import short
+
+# In the order in which they run; 09 chooses the recipe that all behind it read.
+CHAIN = (
+    "01_sensitivity",
+    "02_prune",
+    "09_recipe",
+    "03_recovery",
+    "04_transfer",
+    "05_seed_stability",
+    "06_controls",
+    "07_choice",
+    "08_limits",
+    "your_model",
+    "10_report",
+)
+DEFAULT = "quick"  # the study whose values stand in the notebooks
+SWEEP = "sweep-"  # begins the names of a sweep's cells, which have no files under params/
+SAME_MODEL = tuple(n for n in CHAIN if n not in ("04_transfer", "your_model", "10_report"))
+TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a notebook's parameters cell."""
+
+    name: str
+    type: str  # str, int, float, bool, or list[one of them]
+    default: Any
+    help: str
+
+
+def between(low: float, high: float) -> tuple[str, Any]:
+    """A number from low to high, ends included."""
+    return f"{low:,} to {high:,}", lambda value: low <= value <= high
+
+
+def one_of(*values: Any) -> tuple[str, Any]:
+    """One of some values."""
+    return "one of " + ", ".join(map(str, values)), lambda value: value in values
+
+
+RATE = ("above 0, at most 1", lambda value: 0 < value <= 1)
+# Name or pattern -> what is allowed, of each value of a list. The first pattern that fits counts.
+RANGES: dict[str, tuple[str, Any]] = {
+    "study": ("a-z, 0-9, - and _", lambda value: re.fullmatch(r"[a-z0-9_-]+", value) is not None),
+    "model": ("a named model, a folder or a hub id", bool),
+    "text": ("a named text, a file, a folder or ORG/NAME:column", bool),
+    "device": one_of("auto", "cpu", "cuda"),
+    "trained": one_of("recipe", *TRAINED_PARTS),
+    "precision": one_of("recipe", "auto", *PRECISIONS),
+    "seed": between(0, 2**32 - 1),
+    "seeds": between(0, 2**32 - 1),
+    "*lr": RATE,
+    "*lrs": RATE,
+    "max_documents": ("0 (all) or 2 and more", lambda value: value == 0 or value >= 2),
+    "*seq_len": between(8, 8192),
+    "*seq_lens": between(8, 8192),
+    "*batch_tokens": between(8, 10**7),
+    "*_new_tokens": between(1, 10**6),
+    "new_tokens": between(1, 10**6),
+    "*tokens": between(0, 10**10),  # a sample lies in memory, 17 bytes a token
+    "*token_counts": between(8, 10**10),
+    "*drop_count": between(1, 1_000),
+    "*drop_counts": between(1, 1_000),
+    "*rounds": between(3, 200),
+    "*temperature": ("above 0, at most 20", lambda value: 0 < value <= 20),
+    "*temperatures": ("above 0, at most 20", lambda value: 0 < value <= 20),
+    "*warmup": ("0 to below 1", lambda value: 0 <= value < 1),
+    "*warmups": ("0 to below 1", lambda value: 0 <= value < 1),
+    "*draws": between(1, 50),
+    "n_*": between(0, 10**6),
+    "windows_at_once": between(0, 10**6),
+}
+
+
+def declared(notebook: str) -> dict[str, Parameter]:
+    """Name -> parameter, from the notebook's cell tagged `parameters`. Raises StudyError."""
+    path = paths.notebooks() / f"{notebook}.ipynb"
+    return dict(_declared(path, path.stat().st_mtime_ns) if path.is_file() else _declared(path, 0))
+
+
+@cache
+def _declared(path: Path, mtime_ns: int) -> dict[str, Parameter]:
+    cells = [c for c in provenance.read_cells(path) if "parameters" in provenance.tags(c)]
+    if len(cells) != 1:
+        raise StudyError(f"notebook {path} has {len(cells)} cells tagged `parameters`, not one")
+    source = "".join(cells[0]["source"])
+    try:
+        return {parameter.name: parameter for parameter in _parsed(source)}
+    except (SyntaxError, ValueError, tokenize.TokenError) as error:
+        raise StudyError(f"notebook {path}, parameters cell: {error}") from None
+
+
+def _parsed(source: str) -> Iterator[Parameter]:
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    helps = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    for node in ast.parse(source).body:
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value):
+            raise ValueError(f"line {node.lineno} is not `name: type = value  # meaning`")
+        name, type_ = node.target.id, ast.unparse(node.annotation)
+        if re.fullmatch(r"(list\[)?(str|int|float|bool)\]?", type_) is None:
+            raise ValueError(f"{name}: its type {type_} is not str, int, float, bool or a list of one")
+        yield Parameter(name, type_, ast.literal_eval(node.value), helps.get(node.end_lineno, ""))
+
+
+def reads(notebook: str) -> tuple[str, ...]:
+    """The notebooks whose records this one reads: those that its code names, in chain order."""
+    if notebook == CHAIN[-1]:
+        return CHAIN[:-1]
+    tree = ast.parse(provenance.notebook_code(paths.notebooks() / f"{notebook}.ipynb"))
+    named = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    return tuple(name for name in CHAIN if name in named and name != notebook)
+
+
+def checked(notebook: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The notebook's defaults with these values. Raises StudyError that names every problem."""
+    known = declared(notebook)
+    problems = list(_problems(known, values))
+    if problems:
+        raise StudyError("\n".join(f"{problem} ({notebook})" for problem in problems))
+    return {name: parameter.default for name, parameter in known.items()} | dict(values)
+
+
+def _problems(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        if name not in known:
+            yield f"{name} is not a parameter; known are {', '.join(known)}"
+            continue
+        wanted = known[name].type
+        members, single = ([value], wanted) if "[" not in wanted else (value, wanted[5:-1])
+        if not isinstance(members, list):
+            yield f"{name} must be a list of {single}, not {short(value)}"
+            continue
+        for member in members:
+            if wrong := _wrong_type(single, member):
+                yield f"{name} must be {wrong}, not {short(member)}{_hint(single, member)}"
+            elif wrong := _out_of_range(name, member):
+                yield f"{name} must be {wrong}, not {short(member)}"
+        if name.endswith("seeds") and len(set(map(str, members))) < len(members):
+            yield f"{name} must differ from each other, not {short(value)}"
+
+
+def _wrong_type(wanted: str, value: Any) -> str:
+    is_one = type(value) is TYPES[wanted] or (wanted == "float" and type(value) is int)
+    if not is_one:
+        return {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}[
+            wanted
+        ]
+    return "finite" if wanted == "float" and not math.isfinite(value) else ""
+
+
+def _hint(wanted: str, value: Any) -> str:
+    """What PyYAML makes of something that looks right."""
+    if wanted == "float" and isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value):
+        return f" (YAML reads {value} as text: write {value.lower().replace('e', '.0e')})"
+    if wanted == "str" and isinstance(value, bool):
+        return ' (YAML reads yes, no, on and off as true or false: put it in "quotes")'
+    return ""
+
+
+def _out_of_range(name: str, value: Any) -> str:
+    for pattern, (words, allows) in RANGES.items():
+        if fnmatch.fnmatchcase(name, pattern):
+            fits = isinstance(value, bool) or (isinstance(value, str) and pattern[0] in "*n")
+            return "" if fits or allows(value) else words
+    return ""
+
+
+def studies() -> list[str]:
+    """Names of the studies that have parameters: the folders with a file of a notebook."""
+    folders = [folder for folder in paths.params().iterdir() if folder.is_dir()]
+    return sorted(f.name for f in folders if any((f / f"{n}.yaml").is_file() for n in CHAIN))
+
+
+def notebooks_of(study: str) -> tuple[str, ...]:
+    """The notebooks that a study runs, in order: those with a file in params/<study>/."""
+    if study not in studies():
+        raise StudyError(f"study {study!r} is not known: name one of {', '.join(studies())}")
+    folder = paths.params() / study
+    return tuple(name for name in CHAIN if (folder / f"{name}.yaml").is_file())
+
+
+def of_study(study: str) -> dict[str, dict[str, Any]]:
+    """Notebook -> all its parameters, in order. Raises StudyError that names every problem."""
+    notebooks = notebooks_of(study)
+    found: dict[str, dict[str, Any]] = {}
+    problems: list[str] = []
+    for path in sorted((paths.params() / study).glob("*.yaml")):
+        if path.stem not in CHAIN:
+            problems.append(f"there is no notebook {path.stem} (params/{study}/{path.name})")
+    for notebook in notebooks:
+        where = f"(params/{study}/{notebook}.yaml)"
+        wrong, differences = yaml_files.read(paths.params() / study / f"{notebook}.yaml")
+        known = declared(notebook)
+        wrong += list(_problems(known, differences))
+        if differences.get("study", DEFAULT) != study:
+            wrong.append(f"study must be {study}, as the folder says: write the line `study: {study}`")
+        problems += [f"{problem} {where}" for problem in wrong]
+        found[notebook] = {p.name: p.default for p in known.values()} | differences
+    problems += _disagreements(study, found) if not problems else []
+    try:
+        recipe_values()
+    except StudyError as error:
+        problems += str(error).splitlines()
+    if problems:
+        raise StudyError("\n".join(problems))
+    return found
+
+
+def _disagreements(study: str, found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What a notebook says otherwise than 01, whose records lead to its own."""
+    together = [name for name in SAME_MODEL if name in found and "model" in found[name]]
+    for name in together[1:]:
+        for key in ("model", "text"):
+            wanted = found[together[0]].get(key)
+            if key in found[name] and wanted is not None and found[name][key] != wanted:
+                where = f"(params/{study}/{name}.yaml)"
+                yield f"{key} must be {short(wanted)}, as in {together[0]}.yaml, {where}"
+    counts = found.get("02_prune", {}).get("drop_counts")
+    k = found.get("03_recovery", {}).get("drop_count")
+    if counts and k and k not in counts:
+        where = f"(params/{study}/03_recovery.yaml)"
+        yield f"drop_count must be one of 02_prune.yaml's drop_counts {counts}, not {k} {where}"
+
+
+def resolved(notebook: str, cell_values: Mapping[str, Any]) -> dict[str, Any]:
+    """The cell's values, checked; in a study that is not the default, what still is the notebook's
+    default is taken from that study's file: so that one changed line of a badge's cell is enough.
+    """
+    values = {name: cell_values[name] for name in declared(notebook) if name in cell_values}
+    study = values.get("study", DEFAULT)
+    if study != DEFAULT and not str(study).startswith(SWEEP):
+        if notebook not in notebooks_of(study):
+            raise StudyError(f"study {study} does not run notebook {notebook}")
+        of_the_study, known = of_study(study)[notebook], declared(notebook)
+        values |= {n: of_the_study[n] for n, v in values.items() if v == known[n].default}
+    return checked(notebook, values)
+
+
+def recipe_values(path: Path | None = None) -> dict[str, Any]:
+    """params/recipe.yaml as the fields of a Recipe; empty where there is no such file.
+
+    `precision` may be `auto` there. Raises StudyError that names every problem.
+    """
+    path = path or paths.params() / "recipe.yaml"
+    if not path.is_file():
+        return {}
+    wrong, values = yaml_files.read(path)
+    known = {f.name: Parameter(f.name, str(f.type), None, "") for f in fields(Recipe)}
+    wrong += list(_problems(known, values))
+    if not wrong:
+        auto = {"precision": "float32"} if values.get("precision") == "auto" else {}
+        try:
+            Recipe(**{"tokens": 10**9, "lr": 1e-4} | values | auto)
+        except ValueError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise StudyError("\n".join(f"{problem} (params/{path.name})" for problem in wrong))
+    return values

@@ -1,0 +1,191 @@
+"""Where a result comes from: hashes of code and notebooks, versions, the commit, the stamp."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import subprocess
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from depthprune_core.storage import Stamp
+from depthprune_study import paths
+from depthprune_study.errors import StudyError
+
+PACKAGES = ("depthprune_core", "depthprune_study")
+LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "numpy", "scipy")  # can change a number
+
+
+def code_hash(*modules: str) -> str:
+    """Hash of these modules and of all of ours that they import, docstrings and comments apart."""
+    digest = hashlib.sha256()
+    for module in sorted(closure(modules)):
+        file = _file_of(module)
+        digest.update(module.encode() + _meaning(file, file.stat().st_mtime_ns).encode())
+    return digest.hexdigest()[:16]
+
+
+def closure(modules: Iterable[str]) -> set[str]:
+    """These modules of ours and all of ours that they import, directly or not."""
+    found: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found.add(module)
+            waiting += imports(_file_of(module).read_text(encoding="utf-8"), module)
+    return found
+
+
+@cache  # a study's keys ask for the same sources many times
+def imports(source: str, importer: str = "") -> tuple[str, ...]:
+    """Modules of ours that a Python source imports, packages among them. `importer`: its name."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:  # from . import x
+                raise StudyError(f"{importer}: relative imports are not followed; name the module")
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    ours = [name for name in names if name.split(".")[0] in PACKAGES]
+    parents = [".".join(name.split(".")[:n]) for name in ours for n in range(1, name.count(".") + 2)]
+    return tuple(dict.fromkeys(name for name in parents if _file_of(name).exists()))
+
+
+def notebook_code(path: Path) -> str:
+    """The Python of a notebook's code cells, without shell and magic lines."""
+    sources = ["".join(c["source"]) for c in read_cells(path) if c["cell_type"] == "code"]
+    lines = "\n".join(sources).split("\n")
+    code = "\n".join(_python(line) for line in lines)
+    try:
+        ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        n = getattr(error, "lineno", None)
+        where = f" (in {lines[n - 1].strip()[:60]!r})" if n and n <= len(lines) else ""
+        reason = getattr(error, "msg", error)
+        raise StudyError(f"notebook {path}: its code is no Python: {reason}{where}") from None
+    return code
+
+
+def notebook_hash(path: Path, *, prose: bool = False) -> str:
+    """Hash of a notebook's code cells, with `prose` of its text too; outputs and counts apart.
+
+    The cell that papermill injects is left out: an executed copy has its original's hash.
+    """
+    own = [c for c in read_cells(path) if "injected-parameters" not in tags(c)]
+    content = [
+        [c["cell_type"], "".join(c["source"])] for c in own if prose or c["cell_type"] == "code"
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def read_cells(path: Path) -> list[dict[str, Any]]:
+    """A notebook's cells. Raises StudyError for a file that is missing, damaged or no notebook."""
+    try:
+        cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+        whole = all(_is_cell(cell) for cell in cells)
+    except (OSError, ValueError, RecursionError, LookupError, TypeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise StudyError(f"notebook {path} cannot be read ({reason})") from None
+    if not whole:
+        raise StudyError(f"notebook {path} is damaged: a cell has no type, metadata or source")
+    return cells
+
+
+def tags(cell: dict[str, Any]) -> list[str]:
+    """A cell's tags."""
+    return cell["metadata"].get("tags", [])
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of the libraries that can change a number."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def version(package: str) -> str:
+    """The version of an installed package; `absent` where there is none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+@cache
+def commit() -> str:
+    """The code's commit, `+changes` where files differ from it; `no-git` where there is none."""
+    if shutil.which("git") is None or paths.checkout() is None:
+        return f"release {version('depthprune')}" if paths.checkout() is None else "no-git"
+    git = ["git", "-C", str(paths.CODE)]
+    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    if head.returncode != 0:
+        return "no-git"
+    asked = [*git, "status", "--porcelain", "--", *PACKAGES, "notebooks", "params"]
+    changed = subprocess.run(asked, capture_output=True, text=True)
+    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+
+
+def stamp(
+    *,
+    study: str,
+    notebook: str,
+    notebook_hash: str,
+    step: str,
+    modules: Iterable[str],
+    parameters: dict[str, Any],
+    inputs: dict[str, str],
+    device: str,
+    dtype: str,
+    seed: int,
+) -> Stamp:
+    """The stamp of one piece of work. `notebook_hash`: of the notebook when its cells were read."""
+    return Stamp(
+        study=study,
+        step=f"{notebook}/{step}",
+        code_hash=code_hash(*modules),
+        notebook_hash=notebook_hash,
+        parameters=parameters,
+        inputs=inputs,
+        versions=versions(),
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        commit=commit(),
+    )
+
+
+def _file_of(module: str) -> Path:
+    path = paths.CODE / Path(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _python(line: str) -> str:
+    """A shell or magic line as a statement that does nothing; any other as it is."""
+    bare = line.lstrip()
+    return line[: len(line) - len(bare)] + "pass" if bare.startswith(("!", "%")) else line
+
+
+def _is_cell(cell: Any) -> bool:
+    source, metadata = cell["source"], cell["metadata"]
+    lines = source if isinstance(source, list) else [source]
+    given = metadata.get("tags", []) if isinstance(metadata, dict) else None
+    whole = isinstance(cell["cell_type"], str) and isinstance(given, list)
+    return whole and all(isinstance(line, str) for line in lines)
+
+
+@cache
+def _meaning(path: Path, mtime_ns: int) -> str:
+    """A source as its syntax tree, docstrings apart; `mtime_ns` keeps the cache true."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    for node in ast.walk(tree):
+        if isinstance(node, kinds) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.dump(tree)

@@ -1,68 +1,164 @@
-"""How well a model predicts text, alone and next to its teacher."""
+"""How well a model predicts text, how far it is from its teacher, and what it writes itself."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from depthprune_core import losses
-from depthprune_core.decoders import decoder, hidden_states
+from depthprune_core.decoder import anatomy
+from depthprune_core.products import fast_products
 from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Divergence, Score
+from depthprune_core.running import hidden_states
 from depthprune_core.text import Windows
 
 
 @torch.no_grad()
-def score(model: PreTrainedModel, windows: Windows, *, batch_size: int = 4, progress: Progress = silent) -> Score:
-    """Negative log-likelihood of every scored token, summed by document (nats, float64 sums of float32 terms)."""
-    parts = decoder(model)
+def score(
+    model: PreTrainedModel, windows: Windows, *, batch_size: int = 4, progress: Progress = silent
+) -> Score:
+    """Negative log-likelihood of every scored token, summed by document (nats).
+
+    Terms are float32, sums float64. The model is left as it was, its training flag too.
+    """
+    parts = anatomy(model)
     was_training = model.training
     model.eval()
-    sums = torch.zeros(len(windows.names), dtype=torch.float64)
-    counts = torch.zeros(len(windows.names), dtype=torch.long)
+    sums, counts = _zeros(windows), _zeros(windows)
     for done, batch in enumerate(windows.batches(batch_size)):
         mask = batch.mask.to(model.device)
-        hidden = hidden_states(model, batch.inputs.to(model.device))[mask]
+        hidden = hidden_states(model, batch.inputs.to(model.device))[mask]  # (n_scored, d)
         values = losses.nll(parts, hidden, batch.targets.to(model.device)[mask])
-        owner = batch.document[:, None].expand_as(batch.mask)[batch.mask]
-        sums.index_add_(0, owner, values.double().cpu())
-        counts.index_add_(0, owner, torch.ones_like(owner))
+        _add(sums, batch, values)
+        _add(counts, batch, torch.ones_like(values))
         progress(min((done + 1) * batch_size, len(windows)), len(windows), "windows scored")
     model.train(was_training)
-    return Score(windows.names, tuple(sums.tolist()), tuple(counts.tolist()), windows.n_bytes)
+    return Score(windows.names, tuple(sums.tolist()), _whole(counts), windows.n_bytes)
 
 
 @torch.no_grad()
-def divergence(student: PreTrainedModel, teacher: PreTrainedModel, windows: Windows, *, batch_size: int = 4) -> Divergence:
-    """KL(teacher || student) and top-1 agreement, by document. Both models must share a vocabulary."""
-    ours, theirs = decoder(student), decoder(teacher)
-    kl_sums = torch.zeros(len(windows.names), dtype=torch.float64)
-    agreements = torch.zeros(len(windows.names), dtype=torch.long)
-    counts = torch.zeros(len(windows.names), dtype=torch.long)
-    for batch in windows.batches(batch_size):
+def divergence(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    windows: Windows,
+    *,
+    batch_size: int = 4,
+    progress: Progress = silent,
+) -> Divergence:
+    """KL(teacher || student) and top-1 agreement at the scored tokens, summed by document.
+
+    The two models must share a vocabulary.
+    """
+    ours, theirs = anatomy(student), anatomy(teacher)
+    training = student.training, teacher.training
+    student.eval(), teacher.eval()
+    kl_sums, agreements, counts = _zeros(windows), _zeros(windows), _zeros(windows)
+    for done, batch in enumerate(windows.batches(batch_size)):
         ids, mask = batch.inputs.to(student.device), batch.mask.to(student.device)
-        hidden, teacher_hidden = hidden_states(student, ids)[mask], hidden_states(teacher, ids)[mask]
-        _, kl = losses.nll_and_kl([hidden], ours, teacher_hidden, theirs, batch.targets.to(student.device)[mask])
+        hidden = hidden_states(student, ids)[mask]  # (n_scored, d)
+        teacher_hidden = hidden_states(teacher, ids)[mask]
+        targets = batch.targets.to(student.device)[mask]
+        _, kl = losses.nll_and_kl([hidden], ours, teacher_hidden, theirs, targets)
         same = losses.top_tokens(ours, hidden) == losses.top_tokens(theirs, teacher_hidden)
-        owner = batch.document[:, None].expand_as(batch.mask)[batch.mask]
-        kl_sums.index_add_(0, owner, kl[0].double().cpu())
-        agreements.index_add_(0, owner, same.long().cpu())
-        counts.index_add_(0, owner, torch.ones_like(owner))
-    return Divergence(windows.names, tuple(kl_sums.tolist()), tuple(agreements.tolist()), tuple(counts.tolist()))
+        _add(kl_sums, batch, kl[0])
+        _add(agreements, batch, same)
+        _add(counts, batch, torch.ones_like(same))
+        progress(min((done + 1) * batch_size, len(windows)), len(windows), "windows compared")
+    student.train(training[0]), teacher.train(training[1])
+    return Divergence(windows.names, tuple(kl_sums.tolist()), _whole(agreements), _whole(counts))
 
 
 @torch.no_grad()
-def continuations(model: PreTrainedModel, tokenizer: object, prompts: list[str], *, new_tokens: int) -> list[str]:
-    """Greedy continuations, as text."""
+def continuations(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    new_tokens: int,
+    start: int | None = None,
+) -> list[str]:
+    """Greedy continuations of prompts, as text. `start` (if any) stands before each prompt."""
     texts = []
     for prompt in prompts:
-        ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids.to(model.device)
-        out = model.generate(
+        ids = tokenizer(prompt, add_special_tokens=False).input_ids
+        ids = torch.tensor([ids if start is None else [start, *ids]], device=model.device)
+        written = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=new_tokens,
             do_sample=False,
             pad_token_id=tokenizer.eos_token_id,
         )
-        texts.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+        texts.append(tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True))
     return texts
+
+
+@torch.no_grad()
+def write_text(
+    model: PreTrainedModel,
+    *,
+    start: int,
+    n_windows: int,
+    seq_len: int,
+    seed: int,
+    batch_size: int = 16,
+    progress: Progress = silent,
+) -> Windows:
+    """Documents that the model writes itself: `seq_len` tokens each, sampled at temperature 1.
+
+    A document begins with `start`, which is never drawn again. Whatever the batch size, document i gets the
+    same random numbers. Token ids alone, no text: so `n_bytes` is 0.
+    """
+    parts = anatomy(model)
+    was_training = model.training
+    model.eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        chances = torch.rand(n_windows, seq_len, dtype=torch.float64)
+    written = []
+    for begin in range(0, n_windows, batch_size):
+        written.append(_write(model, parts, start, chances[begin : begin + batch_size]))
+        done = min(begin + batch_size, n_windows)
+        progress(done * seq_len, n_windows * seq_len, "tokens written")
+    model.train(was_training)
+    targets = torch.cat(written)  # (n_windows, seq_len)
+    inputs = torch.cat([torch.full((n_windows, 1), start), targets[:, :-1]], dim=1)
+    names = tuple(f"own words {i}" for i in range(n_windows))
+    mask = torch.ones(targets.shape, dtype=torch.bool)
+    return Windows(inputs, targets, mask, torch.arange(n_windows), names, (0,) * n_windows)
+
+
+def _write(model: PreTrainedModel, parts: Any, start: int, chances: torch.Tensor) -> torch.Tensor:
+    """Tokens by inversion: the first at which the cumulated probability exceeds the random number."""
+    ids = torch.full((len(chances), 1), start, device=model.device)
+    cache, written = None, []
+    with fast_products(parts.base):
+        for chance in chances.to(model.device).T:
+            out = parts.base(input_ids=ids, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            logits = parts.logits(out.last_hidden_state[:, -1]).double()  # (batch, vocabulary)
+            logits[:, start] = -torch.inf
+            cumulated = logits.softmax(-1).cumsum(-1)
+            # the last sum is 1 but for rounding; the product keeps the number below it
+            wanted = chance[:, None] * cumulated[:, -1:]
+            ids = torch.searchsorted(cumulated, wanted, right=True)
+            written.append(ids.cpu())
+    return torch.cat(written, dim=1)
+
+
+def _zeros(windows: Windows) -> torch.Tensor:
+    return torch.zeros(len(windows.names), dtype=torch.float64)
+
+
+def _add(sums: torch.Tensor, batch: Windows, values: torch.Tensor) -> None:
+    """Add one value a scored token to its document's sum."""
+    owner = batch.document[:, None].expand_as(batch.mask)[batch.mask]
+    sums.index_add_(0, owner, values.double().cpu())
+
+
+def _whole(sums: torch.Tensor) -> tuple[int, ...]:
+    return tuple(int(value) for value in sums.tolist())

@@ -1,0 +1,57 @@
+"""params/claims.yaml: the claims, and the numbers of the rule that gives each its verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import yaml
+
+from depthprune_study import paths
+from depthprune_study.errors import StudyError
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the source, its figures, and when it counts as holding."""
+
+    claim: str
+    source: str
+    rule: str  # in words, with {names} of `numbers`
+    numbers: dict[str, Any]
+    changed: str = ""  # what of the rule was changed after figures had been seen
+
+    @property
+    def in_words(self) -> str:
+        return self.rule.format(**self.numbers)
+
+
+@cache
+def _read() -> dict[str, Any]:
+    return yaml.safe_load((paths.params() / "claims.yaml").read_text(encoding="utf-8"))
+
+
+@cache
+def claims() -> dict[str, Claim]:
+    """Every claim by its id, in order. Raises StudyError for an entry that lacks or adds a key."""
+    found = {}
+    for name, entry in _read().items():
+        if name == "targets":
+            continue
+        try:
+            found[name] = Claim(**entry)
+            found[name].in_words  # noqa: B018
+        except (TypeError, KeyError) as error:
+            raise StudyError(f"params/claims.yaml: {name} does not fit: {error}") from None
+    return found
+
+
+def rule(name: str) -> dict[str, Any]:
+    """The numbers of a claim's rule."""
+    return claims()[name].numbers
+
+
+def targets() -> list[dict[str, Any]]:
+    """What the study set itself: model, layers fewer, tokens, perplexity ratio at most."""
+    return _read().get("targets", [])

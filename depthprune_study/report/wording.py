@@ -1,0 +1,113 @@
+"""How findings, tables and verdicts put numbers into words. Every number comes from a record."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from depthprune_core.records import Facts, Score
+from depthprune_study.results import statistics
+from depthprune_study.results.statistics import Interval
+
+LONGEST_TITLE = 75
+ABOVE, BELOW, OPEN = "above", "below", "open"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found: a title for the figure, and one or two sentences with numbers, intervals and n."""
+
+    title: str  # at most 75 characters
+    text: str
+
+    def __post_init__(self) -> None:
+        if len(self.title) > LONGEST_TITLE:
+            cut = self.title[: LONGEST_TITLE - 1].rsplit(" ", 1)[0].rstrip(" ,;:")
+            object.__setattr__(self, "title", f"{cut}…")
+
+
+def side(value: Interval, at: float) -> str:
+    """Where the whole interval lies: above, below, or open (it straddles, or a run diverged)."""
+    if statistics.DIVERGED in value.note or math.isnan(value.point):
+        return OPEN
+    return ABOVE if value.low > at else BELOW if value.high < at else OPEN
+
+
+def number(value: float) -> str:
+    """Three digits behind the point where they mean something."""
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    return (
+        f"{value:.3f}"
+        if abs(value) < 10
+        else f"{value:,.1f}"
+        if abs(value) < 1_000
+        else f"{value:,.0f}"
+    )
+
+
+def interval(value: Interval) -> str:
+    """1.062 [1.052, 1.073]"""
+    note = f" ({value.note})" if value.note and value.note != statistics.NO_BCA else ""
+    return f"{number(value.point)} [{number(value.low)}, {number(value.high)}]{note}"
+
+
+def short(value: Interval) -> str:
+    """The point alone, for titles."""
+    return f"{value.point:.2f}" if abs(value.point) < 10 else number(value.point)
+
+
+def percent(share: float) -> str:
+    return f"{share:.1%}".replace("%", " %")
+
+
+def listed(items: Iterable[Any], last: str = "and") -> str:
+    """1, 2 and 3"""
+    names = [str(item) for item in items]
+    return f" {last} ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else "none"
+
+
+def plural(n: int, one: str) -> str:
+    """1 layer, 2 layers"""
+    return f"{n:,} {one}" if n == 1 else f"{n:,} {one}s"
+
+
+def ratio(scores: Mapping[str, Score], student: str, whole: str = "whole") -> Interval:
+    """Perplexity of a student over that of another model of the same scores."""
+    return statistics.ppl_ratio(scores[student], scores[whole])
+
+
+def average(scores: Mapping[str, Score], start: str) -> Score | None:
+    """The mean over seeds of `start` itself and of `start, seed s`; None where there is neither."""
+    found = [
+        score
+        for name, score in scores.items()
+        if name == start or name.startswith(f"{start}, seed")
+    ]
+    return statistics.mean_score(found) if found else None
+
+
+def counts(names: Iterable[str]) -> list[int]:
+    """How many layers fewer the names tell of, in order: `3 fewer, healed` -> 3."""
+    found = (re.search(r"(\d+) fewer", name) for name in names)
+    return sorted({int(match[1]) for match in found if match})
+
+
+def plain(facts: Facts | Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values of a Facts record, or the mapping itself."""
+    return facts.values if isinstance(facts, Facts) else facts
+
+
+def best(scores: Mapping[str, Score]) -> str:
+    """The name of the lowest mean NLL, `whole` apart."""
+    return min(
+        (name for name in scores if name != "whole"), key=lambda name: scores[name].mean_nll_nats
+    )
+
+
+def cheap_tail(before: Mapping[str, Any]) -> int:
+    """How many sets of layers count as the cheap tail: a third of those measured, `whole` apart."""
+    return max(3, sum(name != "whole" for name in before) // 3)

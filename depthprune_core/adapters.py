@@ -1,40 +1,49 @@
-"""Low-rank adapters: a small update beside every linear map of a model's layers, trained alone and added to the weights at the end."""
+"""Low-rank adapters: a small update beside every linear map of a model's layers, trained alone."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from depthprune_core.decoders import decoder
+from depthprune_core.decoder import anatomy
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 SCALING = 2.0  # of the update: alpha = 2 x rank, as most recipes have it
 
 
 @contextmanager
-def low_rank(model: PreTrainedModel, *, rank: int, seed: int, keep: Collection[nn.Parameter] = frozenset()) -> Iterator[None]:
-    """Within the block only adapters of this rank (LoRA: Hu et al. 2021, arXiv:2106.09685) can be trained.
+def low_rank(
+    model: PreTrainedModel, *, rank: int, seed: int, keep: Collection[nn.Parameter] = frozenset()
+) -> Iterator[None]:
+    """Within the block only adapters of this rank can be trained (LoRA: Hu et al. 2021, 2106.09685).
 
-    One on every linear map of every layer, drawn by `seed`, at first without effect. At the block's end they are added to the
-    weights and gone; where it ends by an error they are gone without a trace. Parameters in `keep` (another model's too) stay as they
-    are: the model gets its own copy of those that change.
+    There is one on every linear map of every layer (on subclasses too; a mixture's experts that
+    share one tensor have none), drawn by `seed`, at first without effect. At the block's end they
+    are added to the weights and gone; where it ends by an error they are gone without a trace.
+    Parameters in `keep` (another model's too) stay as they are: the model gets its own copy of those
+    that change. Raises ValueError for a model whose layers hold no linear map.
     """
-    from peft import LoraConfig
     from peft.tuners.lora import LoraModel
 
-    layers = decoder(model).layers_name
-    targets = [name for name, m in model.named_modules() if name.startswith(f"{layers}.") and type(m) in (nn.Linear, Conv1D)]
-    transposed = any(type(m) is Conv1D for m in model.modules())  # peft would find out too, with a warning for each map
     flags = {p: p.requires_grad for p in model.parameters()}
-    config = LoraConfig(r=rank, lora_alpha=SCALING * rank, target_modules=targets, lora_dropout=0.0, fan_in_fan_out=transposed)
     cuda = [model.device] if model.device.type == "cuda" else []
+    layers = anatomy(model).layers
+    config = _config(layers, type(model).__name__, rank)
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
-        adapted = LoraModel(model, {"default": config}, "default")
+        # The layers alone: of a whole model, peft translates the names and wraps experts as well.
+        adapted = LoraModel(layers, {"default": config}, "default")
+    for p in flags:  # what lies outside the layers is not trained either
+        p.requires_grad_(False)
     try:
         yield
     except BaseException:
@@ -42,9 +51,32 @@ def low_rank(model: PreTrainedModel, *, rank: int, seed: int, keep: Collection[n
         raise
     finally:
         for p, flag in flags.items():
-            if p in keep:
-                p.requires_grad_(flag)
-    for module in model.modules():
+            p.requires_grad_(flag)
+    for module in layers.modules():
         if hasattr(module, "lora_A") and (weight := module.base_layer.weight) in keep:
-            module.base_layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=flags[weight])
+            own = nn.Parameter(weight.detach().clone(), requires_grad=flags[weight])
+            module.base_layer.weight = own
     adapted.merge_and_unload()
+
+
+def _config(layers: nn.ModuleList, name: str, rank: int) -> LoraConfig:
+    """peft's settings for one adapter on every linear map."""
+    from peft import LoraConfig
+
+    maps = [path for path, m in layers.named_modules() if isinstance(m, nn.Linear | Conv1D)]
+    if not maps:
+        raise ValueError(f"{name} has no linear map in its layers, so no adapters can be trained")
+    config = LoraConfig(r=rank, lora_alpha=SCALING * rank, target_modules=maps, lora_dropout=0.0)
+    # Without a class of our choice peft asks each quantisation library in turn what to do, and an
+    # old torchao (0.10, as Colab has it) makes it raise.
+    config._register_custom_module({nn.Linear: _adapted, Conv1D: _adapted})
+    return config
+
+
+def _adapted(target: nn.Module, *args: Any, config: LoraConfig, **kwargs: Any) -> nn.Module:
+    """peft's adapter beside one map, whose weight a Conv1D keeps transposed."""
+    from peft.tuners.lora import Linear
+
+    transposed = isinstance(target, Conv1D)
+    config = replace(config, fan_in_fan_out=transposed)
+    return Linear(target, *args, config=config, is_target_conv_1d_layer=transposed, **kwargs)

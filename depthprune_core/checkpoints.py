@@ -15,15 +15,18 @@ SAMPLED = 16_384  # numbers of a tensor, at most: another start or teacher diffe
 
 
 def content(*models: PreTrainedModel | None) -> bytes:
-    """A hash of shapes and of a sample of the numbers of all parameters: the same for equal weights, on any device."""
+    """A hash of shapes and of a sample of the numbers of all parameters.
+
+    The same for equal weights, on any device.
+    """
     digest = hashlib.sha256()
     for model in models:
         digest.update(b"no model" if model is None else b"model")
         for name, p in model.named_parameters() if model is not None else ():
             flat = p.detach().flatten()
-            some = flat[:: len(flat) // SAMPLED + 1].contiguous().cpu()
+            sample = flat[:: len(flat) // SAMPLED + 1].contiguous().cpu()
             digest.update(f"{name} {tuple(p.shape)} {p.dtype} ".encode())
-            digest.update(some.view(torch.uint8).numpy().data)
+            digest.update(sample.view(torch.uint8).numpy().data)
     return digest.digest()
 
 
@@ -31,15 +34,16 @@ def save(
     path: Path,
     key: str,
     student: PreTrainedModel,
-    optimisers: list[torch.optim.Optimizer],
+    optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     log: dict[str, Any],
 ) -> None:
-    """Keep a run under its key: a zip file whose members carry checksums, under a temporary name first."""
+    """Keep a run under its key, under a temporary name first: a zip file with checksums inside."""
+    trained = {name: p.detach() for name, p in student.named_parameters() if p.requires_grad}
     state = {
         "key": key,
-        "student": {name: p.detach() for name, p in student.named_parameters() if p.requires_grad},
-        "optimisers": [opt.state_dict() for opt in optimisers],
+        "student": trained,
+        "optimiser": optimiser.state_dict(),
         "scaler": scaler.state_dict(),
         "log": log,
     }
@@ -53,9 +57,16 @@ def save(
 
 
 def resume(
-    path: Path, key: str, student: PreTrainedModel, optimisers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler
+    path: Path,
+    key: str,
+    student: PreTrainedModel,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
 ) -> dict[str, Any]:
-    """Put models and optimisers where the file has them; returns its log. Raises ValueError for a damaged file or another run's."""
+    """Put student and optimiser where the file has them; returns its log.
+
+    Raises ValueError for a damaged file or another run's.
+    """
     damaged = f"checkpoint {path} is damaged: remove it to begin this recovery again"
     if not _is_whole(path):
         raise ValueError(damaged)
@@ -67,26 +78,25 @@ def resume(
         raise ValueError(damaged) from None
     if state["key"] != key:
         raise ValueError(
-            f"checkpoint {path} belongs to another run (recipe, text, plan, start or teacher differ): "
+            f"checkpoint {path} belongs to another run (recipe, text, start or teacher differ): "
             "remove it to begin again, or cut the student anew if this run was interrupted"
         )
     with torch.no_grad():
         for name, p in student.named_parameters():
             if name in state["student"]:
                 p.copy_(state["student"][name])
-    for opt, saved in zip(optimisers, state["optimisers"], strict=True):
-        opt.load_state_dict(saved)
+    optimiser.load_state_dict(state["optimiser"])
     if scaler.is_enabled():
         scaler.load_state_dict(state["scaler"])
     return state["log"]
 
 
 def _is_whole(path: Path) -> bool:
-    with open(path, "rb") as file:  # that it cannot be opened is no damage
+    with open(path, "rb") as file:  # a file that cannot be opened is not damaged
         try:
             with zipfile.ZipFile(file) as archive:
                 return archive.testzip() is None
         except MemoryError:
             raise
-        except Exception:  # one bit in the file's directory can make it "encrypted", of an unknown compression, not UTF-8 ...
+        except Exception:  # one bit can make it "encrypted", of unknown compression, not UTF-8 ...
             return False

@@ -1,45 +1,36 @@
-"""Next-token losses from hidden states, a tile of (tokens x vocabulary) at a time: the logits never exist as a whole.
+"""Next-token losses from hidden states, a tile of (tokens x vocabulary) at a time.
 
-A tile of logits fits a processor's cache, where full logits go to memory and back for every step of a softmax.
+The logits never exist as a whole: a tile fits a processor's cache, where full logits go to memory
+and back for every step of a softmax.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 
-from depthprune_core.decoders import Decoder
+from depthprune_core.decoder import Decoder
 from depthprune_core.products import linear
 
 TILE_TOKENS = 1_024
-TILE_WORDS = {"cpu": 1_024}  # of the vocabulary; a GPU starts a kernel for each tile and wants fewer
+TILE_WORDS = {"cpu": 1_024}  # of the vocabulary; a GPU starts a kernel for each tile, so fewer
 TILE_WORDS_ELSEWHERE = 16_384
-SMALLEST_REST = 1e-7  # probability, where rounding would leave none
 BACKWARD_TOKENS = 256  # whose logits, all tiles of them, are kept until their gradient is known
 
 
-@dataclass(frozen=True)
-class TopTokens:
-    """A teacher's most likely next tokens; all others count as one, whose inner distribution is left to the student."""
-
-    tokens: torch.Tensor  # (n, k) int
-    log_p: torch.Tensor  # (n, k) float32, nats
-
-    def rows(self, rows: slice) -> TopTokens:
-        return TopTokens(self.tokens[rows].long(), self.log_p[rows])
-
-    @property
-    def rest(self) -> torch.Tensor:
-        """Probability of all other tokens.  (n, 1)"""
-        return (1 - self.log_p.exp().sum(-1, keepdim=True)).clamp_min(SMALLEST_REST)
-
-
+@torch.no_grad()
 def nll(parts: Decoder, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood of each target in nats; no gradient.  (n, d), (n,) -> (n,) float32"""
+    losses = []
     pieces = zip(hidden.split(TILE_TOKENS), targets.split(TILE_TOKENS), strict=True)
-    return torch.cat([_nll(parts, h, t) for h, t in pieces])
+    for states, target in pieces:
+        normaliser, at_target = _LogSumExp(target), torch.zeros(len(target), device=target.device)
+        for words, logits in _tiles(parts, states):
+            at_target += _at(target, logits, words)
+            normaliser.add(logits)
+        losses.append(normaliser.value - at_target)
+    return torch.cat(losses)
 
 
 @torch.no_grad()
@@ -52,7 +43,8 @@ def nll_and_kl(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """NLL and KL(teacher || student) in nats, of several students that share one head.
 
-    The teacher's distribution is computed once a tile, whatever the number of students.  k x (n, d) -> 2 x (k, n)
+    The teacher's distribution is computed once a tile, whatever the number of students.
+    k x (n, d) -> 2 x (k, n)
     """
     losses, divergences = [], []
     for start in range(0, len(targets), TILE_TOKENS):
@@ -93,17 +85,6 @@ def top_tokens(parts: Decoder, hidden: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def most_likely(parts: Decoder, hidden: torch.Tensor, k: int) -> TopTokens:
-    """The k most likely next tokens with their log-probabilities.  (n, d) -> (n, k) each"""
-    found = []
-    for piece in hidden.split(BACKWARD_TOKENS):
-        logits = parts.logits(piece)
-        value, token = logits.topk(k, dim=-1)
-        found.append(TopTokens(token.int(), value - logits.logsumexp(-1, keepdim=True)))
-    return TopTokens(torch.cat([f.tokens for f in found]), torch.cat([f.log_p for f in found]))
-
-
-@torch.no_grad()
 def backward_in_chunks(
     parts: Decoder,
     hidden: torch.Tensor,
@@ -114,47 +95,34 @@ def backward_in_chunks(
     ce: float = 0.0,
     kl: float = 0.0,
     temperature: float = 1.0,
-    teacher: tuple[Decoder, torch.Tensor] | TopTokens | None = None,
+    teacher: tuple[Decoder, torch.Tensor] | None = None,
 ) -> tuple[dict[str, float], torch.Tensor]:
-    """Masked CE and T^2-scaled KL(teacher || student), summed over tokens, with the gradient of
-    `scale x (ce x CE + kl x KL)` on the head (added to its .grad) and on `hidden` (returned, for the rest of the model).
+    """Masked CE and T^2-scaled KL(teacher || student), summed over tokens, and their gradient.
 
-    The gradient on the logits is known in closed form (softmax minus target distribution), so there is no graph, no
-    second copy of the logits, and nothing is computed twice. Matrix products run in autocast's dtype where that is on.
-    With the teacher's top tokens alone, KL is that of the k + 1 outcomes: at most the full one.
+    It is the gradient of `scale x (ce x CE + kl x KL)`: on the head it is added to .grad, on
+    `hidden` it is returned, for the rest of the model. It is known in closed form on the logits
+    (softmax minus target distribution), so there is no graph, no second copy of the logits, and
+    nothing is computed twice. Matrix products run in autocast's dtype where that is on.
     hidden (n, d), targets (n,), mask (n,) -> {"ce": nats, "kl": nats}, (n, d)
     """
     device = hidden.device
     gradient = torch.zeros(hidden.shape, dtype=torch.float32, device=device)
     totals = {term: torch.zeros((), dtype=torch.float64, device=device) for term in ("ce", "kl")}
-    if not (ce or kl):  # the hidden term alone needs no logits
-        return {term: float(total) for term, total in totals.items()}, gradient.to(hidden.dtype)
-    ours = _Head(parts, device)
-    sparse = isinstance(teacher, TopTokens)
-    theirs = _Head(teacher[0], device) if kl and not sparse else None
+    ours, theirs = _Head(parts, device), _Head(teacher[0], device) if kl else None
     for start in range(0, len(targets), BACKWARD_TOKENS):
         rows = slice(start, start + BACKWARD_TOKENS)
         inputs, target, kept = hidden[rows].to(ours.dtype), targets[rows], mask[rows].float()
         logits = ours.fill(inputs)
-        normaliser = _normaliser(logits, target) if ce else None
-        if kl and sparse:
-            top = teacher.rows(rows)
-            log_z = _normaliser(logits, target)
-            log_q = _top_logits(top.tokens, logits, ours.words) - log_z  # (chunk, k)
-            rest = (1 - log_q.exp().sum(-1, keepdim=True)).clamp_min(SMALLEST_REST)
-            stretch = top.rest / rest
-            by_token = torch.linalg.vecdot(top.log_p.exp(), top.log_p - log_q) + (top.rest * stretch.log())[:, 0]
-            totals["kl"] += (by_token * kept).sum()
-            surplus = kl * (log_q.exp() * stretch - top.log_p.exp())  # on top of what every token gets
-        elif kl:
+        if ce:
+            normaliser = _normaliser(logits, target)
+            totals["ce"] += (normaliser[:, 0] * kept).sum()
+        if kl:
             teacher_logits = theirs.fill(teacher[1][rows].to(theirs.dtype))
-            log_z, teacher_log_z = (_normaliser(tiles, target, temperature) for tiles in (logits, teacher_logits))
+            log_z = _normaliser(logits, target, temperature)
+            teacher_log_z = _normaliser(teacher_logits, target, temperature)
         for tile, words in enumerate(ours.words):
             z, into = logits[tile], None  # (chunk, tile)
-            if kl and sparse:
-                into = torch.sub(z, log_z).exp_().mul_((1 - stretch) * kl)
-                _add_at(top.tokens, into, words, surplus)
-            elif kl:
+            if kl:
                 into = torch.div(z, temperature).sub_(log_z)  # log q
                 log_p = teacher_logits[tile].div_(temperature).sub_(teacher_log_z)
                 p = log_p.exp()
@@ -165,13 +133,8 @@ def backward_in_chunks(
                 totals["ce"] -= (_at(target, z, words) * kept).sum()
                 q = torch.sub(z, normaliser).exp_().mul_(ce)
                 into = q if into is None else into.add_(q)
-                _add_at(target[:, None], into, words, torch.full_like(target[:, None], -ce, dtype=into.dtype))
-            if parts.softcap:
-                into.mul_(1 - torch.div(z, parts.softcap).square_())
-            into.mul_(scale * kept[:, None])
-            gradient[rows] += ours.backward(into, inputs, words)
-        if ce:
-            totals["ce"] += (normaliser[:, 0] * kept).sum()
+                _add_at(target, into, words, -ce)
+            gradient[rows] += ours.backward(into.mul_(scale * kept[:, None]), z, inputs, words)
     return {term: float(total) for term, total in totals.items()}, gradient.to(hidden.dtype)
 
 
@@ -195,32 +158,42 @@ class _LogSumExp:
 
 
 class _Head:
-    """The head for training: logits of a chunk of tokens into one buffer, and gradients from them."""
+    """The head for training: logits of a chunk of tokens in one buffer, and gradients from them."""
 
     def __init__(self, parts: Decoder, device: torch.device) -> None:
-        self.head, self.softcap = parts.head, parts.softcap
+        self.head, self.softcap, self.scale = parts.head, parts.softcap, parts.scale
         autocast = torch.is_autocast_enabled(device.type)
-        self.dtype = torch.get_autocast_dtype(device.type) if autocast else self.head.weight.dtype
-        self.weight = self.head.weight.detach().to(self.dtype)
-        self.words = list(_words(len(self.weight), device))
-        self.buffer = torch.empty(BACKWARD_TOKENS * len(self.weight), dtype=torch.float32, device=device)
+        weight = self.head.weight
+        self.dtype = torch.get_autocast_dtype(device.type) if autocast else weight.dtype
+        self.weight = weight.detach().to(self.dtype)
+        self.words = list(_words(len(weight), device))
+        n = BACKWARD_TOKENS * len(weight)
+        self.buffer = torch.empty(n, dtype=torch.float32, device=device)
 
     def fill(self, inputs: torch.Tensor) -> list[torch.Tensor]:
-        """Logits tile by tile, each in a piece of the buffer: (chunk, d) -> tiles of (chunk, width) float32."""
+        """Logits tile by tile, each in a piece of the buffer.  (chunk, d) -> (chunk, width) each"""
         tiles = []
         for words in self.words:
             shape = (len(inputs), words.stop - words.start)
-            tile = self.buffer[len(inputs) * words.start : len(inputs) * words.stop].view(shape)
-            tile.copy_(linear(inputs, self.weight[words]))
+            piece = self.buffer[len(inputs) * words.start : len(inputs) * words.stop]
+            tile = piece.view(shape).copy_(linear(inputs, self.weight[words]))
             if self.head.bias is not None:
                 tile.add_(self.head.bias[words])
+            if self.scale != 1:
+                tile.mul_(self.scale)
             if self.softcap:
                 tile.div_(self.softcap).tanh_().mul_(self.softcap)
             tiles.append(tile)
         return tiles
 
-    def backward(self, gradient: torch.Tensor, inputs: torch.Tensor, words: slice) -> torch.Tensor:
-        """Adds to the head's .grad where it is trained; returns the gradient on `inputs`."""
+    def backward(
+        self, gradient: torch.Tensor, logits: torch.Tensor, inputs: torch.Tensor, words: slice
+    ) -> torch.Tensor:
+        """From the gradient on a tile's logits to that on `inputs`; the head's goes to its .grad."""
+        if self.softcap:
+            gradient.mul_(1 - torch.div(logits, self.softcap).square_())
+        if self.scale != 1:
+            gradient.mul_(self.scale)
         narrow = gradient.to(self.dtype)
         for p in (self.head.weight, self.head.bias):
             if p is not None and p.requires_grad and p.grad is None:
@@ -232,16 +205,9 @@ class _Head:
         return linear(narrow, self.weight[words].T)
 
 
-def _nll(parts: Decoder, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    normaliser, at_target = _LogSumExp(targets), torch.zeros(len(targets), device=targets.device)
-    with torch.no_grad():
-        for words, logits in _tiles(parts, hidden):
-            at_target += _at(targets, logits, words)
-            normaliser.add(logits)
-    return normaliser.value - at_target
-
-
-def _normaliser(tiles: list[torch.Tensor], like: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+def _normaliser(
+    tiles: list[torch.Tensor], like: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
     """(n, 1); the tiles stay as they are."""
     total, room = _LogSumExp(like), torch.empty_like(tiles[0])
     for tile in tiles:
@@ -267,22 +233,13 @@ def _at(targets: torch.Tensor, logits: torch.Tensor, words: slice) -> torch.Tens
     return torch.where(inside, logits.gather(-1, index[:, None])[:, 0], 0.0)
 
 
-def _top_logits(tokens: torch.Tensor, tiles: list[torch.Tensor], all_words: list[slice]) -> torch.Tensor:
-    """(n, k) logits of each row's own k tokens."""
-    found = torch.zeros(tokens.shape, device=tokens.device)
-    for tile, words in zip(tiles, all_words, strict=True):
-        inside, index = _where(tokens, words)
-        found = torch.where(inside, tile.gather(-1, index), found)
-    return found
+def _add_at(targets: torch.Tensor, into: torch.Tensor, words: slice, value: float) -> None:
+    """Adds a value at each row's target where this tile holds it."""
+    inside, index = _where(targets, words)
+    into.scatter_add_(1, index[:, None], (inside * value).to(into.dtype)[:, None])
 
 
-def _add_at(tokens: torch.Tensor, into: torch.Tensor, words: slice, values: torch.Tensor) -> None:
-    """Adds (n, k) values at each row's own k tokens, as far as this tile holds them."""
-    inside, index = _where(tokens, words)
-    into.scatter_add_(1, index, torch.where(inside, values, 0.0))
-
-
-def _where(tokens: torch.Tensor, words: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which tokens a tile holds, and where (some place in the tile for those it does not)."""
-    inside = (tokens >= words.start) & (tokens < words.stop)
-    return inside, (tokens - words.start).clamp(0, words.stop - words.start - 1)
+def _where(targets: torch.Tensor, words: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which targets a tile holds, and where (some place in it for those it does not)."""
+    inside = (targets >= words.start) & (targets < words.stop)
+    return inside, (targets - words.start).clamp(0, words.stop - words.start - 1)

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from transformers import Conv1D, PreTrainedModel
 
-from depthprune_core.decoders import decoder, hidden_states, mlp_outputs, passing, recording, replaced
+from depthprune_core.decoder import anatomy, mlp_outputs
 from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Plan
+from depthprune_core.running import hidden_states, passing, recording, replaced
 from depthprune_core.text import Windows
 
 
@@ -35,7 +36,7 @@ def refit(
 
     Raises ValueError where the student does not have the plan's layers, or where its MLPs are not such (`is_possible`).
     """
-    ours, theirs = decoder(student).layers, decoder(teacher).layers
+    ours, theirs = anatomy(student).layers, anatomy(teacher).layers
     if (len(ours), len(theirs)) != (len(plan.kept), plan.n_layers):
         raise ValueError(f"the plan keeps {len(plan.kept)} of {plan.n_layers} layers: it does not lead from teacher to student")
     if not ridge > 0:
@@ -108,7 +109,7 @@ def _advance(model: PreTrainedModel, ids: torch.Tensor, hidden: torch.Tensor | N
     """The input of layer `stop`, from that of layer `start` (None: from the tokens).  (batch, seq, d)"""
     if start == stop and hidden is not None:
         return hidden
-    parts = decoder(model)
+    parts = anatomy(model)
     resumed = {} if hidden is None else {"resume_after": start - 1, "hidden": hidden}
     rest = {index: passing(parts) for index in range(stop, len(parts.layers))}
     with replaced(parts.layers, rest), recording(parts.layers) as inputs:

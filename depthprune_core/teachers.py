@@ -2,107 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from pathlib import Path
 
+import safetensors.torch
 import torch
 from transformers import PreTrainedModel
 
-from depthprune_core import losses
-from depthprune_core.decoders import Decoder, decoder, hidden_states
+from depthprune_core import checkpoints
+from depthprune_core.decoder import Decoder, anatomy
+from depthprune_core.running import hidden_states
+from depthprune_core.storage import write_atomically
+
+_CHECKSUM_BYTES = 32  # a sha256 in front of each file's content
+_NOT_OF_THE_NUMBERS = ("_name_or_path", "transformers_version", "architectures", "use_cache")
 
 
-class _PerWindow:
-    """What a teacher gives for a window, kept in main memory from the first time that the window is seen.
+class TeacherStates:
+    """A teacher's last hidden states: its layers run once a window, its head each time.
 
-    Recoveries that share teacher and windows (arms, rates, seeds) then run it once. Each window is computed by itself, so that what is
-    kept does not depend on who asked first. What would take more than `limit_bytes` in all is computed anew each time.
+    So nothing is approximated. Recoveries that share teacher and windows (students, rates, seeds)
+    share them. Each window is computed by itself: what is kept does not depend on who asked first.
+    4 d bytes a token in float32 (d: hidden size), at most `limit_bytes` in memory, and as much
+    again below `folder` where one is given; what does not fit is computed anew each time.
+
+    On disk a window's file is named after its tokens, in a folder named after the teacher's weights.
+    A damaged file counts as none; where the disk is full, nothing more is written.
     """
 
-    def __init__(self, teacher: PreTrainedModel, limit_bytes: int) -> None:
-        self.teacher, self._room = teacher, limit_bytes
-        self._kept: dict[bytes, tuple[torch.Tensor, ...]] = {}
-
-    @property
-    def recipe(self) -> dict[str, int]:
-        """What a recovery's record has to say of it: nothing where it changes no number."""
-        return {}
-
-    def check(self, teacher: PreTrainedModel | None, loss: Mapping[str, float], temperature: float) -> None:
-        """Raises ValueError where a recovery of this kind cannot use it."""
-        if self.teacher is not teacher:
-            raise ValueError("teacher_cache was made from another model than this teacher")
-        if "hidden" in loss:
-            raise ValueError(
-                f"teacher_cache keeps no states between layers, which the hidden term needs; got loss={dict(loss)}"
-            )
-
-    def _make(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(1, seq) token ids -> what is kept, (seq, ...) each"""
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def _rows(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(batch, seq) token ids -> (batch x seq, ...) each, on the teacher's device"""
-        device = self.teacher.device
-        rows = [self._row(row) for row in ids]
-        return tuple(torch.cat([part.to(device) for part in parts]) for parts in zip(*rows, strict=True))
-
-    def _row(self, row: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        name = row.cpu().numpy().tobytes()
-        if name in self._kept:
-            return self._kept[name]
-        made = tuple(part.cpu() for part in self._make(row[None].to(self.teacher.device)))
-        n_bytes = sum(part.nbytes for part in made)
-        if n_bytes <= self._room:
-            self._room -= n_bytes
-            self._kept[name] = made
-        return made
-
-
-class TeacherStates(_PerWindow):
-    """A teacher's last hidden states: its layers run once a window, its head each time, so nothing is approximated.
-
-    4 d bytes a token in float32 (d: hidden size).
-    """
-
-    def __init__(self, teacher: PreTrainedModel, *, limit_bytes: int = 2**31) -> None:
-        super().__init__(teacher, limit_bytes)
-
-    def _make(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (hidden_states(self.teacher, ids).flatten(0, 1),)
+    def __init__(
+        self, teacher: PreTrainedModel, *, folder: Path | None = None, limit_bytes: int = 2**31
+    ) -> None:
+        self.teacher = teacher
+        self._kept: dict[str, torch.Tensor] = {}
+        self._memory_left, self._disk_left, self._folder = limit_bytes, 0, None
+        if folder is not None:
+            self._folder = Path(folder) / _name(teacher)
+            used = sum(f.stat().st_size for f in self._folder.glob("*")) if self._folder.is_dir() else 0
+            self._disk_left = limit_bytes - used
 
     def of(self, ids: torch.Tensor) -> tuple[Decoder, torch.Tensor]:
         """(batch, seq) token ids -> the teacher's parts and its states, (batch x seq, d)"""
-        return decoder(self.teacher), self._rows(ids)[0]
+        device = self.teacher.device
+        return anatomy(self.teacher), torch.cat([self._row(row).to(device) for row in ids])
+
+    @torch.no_grad()
+    def _row(self, row: torch.Tensor) -> torch.Tensor:
+        """One window's states.  (seq,) -> (seq, d)"""
+        device = self.teacher.device
+        half = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+        name = hashlib.sha256(row.cpu().numpy().tobytes() + f"{half}".encode()).hexdigest()
+        if name in self._kept:
+            return self._kept[name]
+        states = self._from_disk(name)
+        if states is None:
+            states = hidden_states(self.teacher, row[None].to(device))[0].cpu()
+            self._to_disk(name, states)
+        if states.nbytes <= self._memory_left:
+            self._memory_left -= states.nbytes
+            self._kept[name] = states
+        return states
+
+    def _from_disk(self, name: str) -> torch.Tensor | None:
+        if self._folder is None or not (path := self._folder / name).is_file():
+            return None
+        data = path.read_bytes()
+        checksum, content = data[:_CHECKSUM_BYTES], data[_CHECKSUM_BYTES:]
+        if hashlib.sha256(content).digest() != checksum:
+            return None
+        return safetensors.torch.load(content)["states"]
+
+    def _to_disk(self, name: str, states: torch.Tensor) -> None:
+        if self._folder is None or states.nbytes > self._disk_left:
+            return
+        content = safetensors.torch.save({"states": states})
+        try:
+            write_atomically(self._folder / name, hashlib.sha256(content).digest() + content)
+            self._disk_left -= len(content)
+        except OSError:  # full, or read-only: the states are only computed again
+            self._disk_left = 0
 
 
-class TeacherTop(_PerWindow):
-    """A teacher's k most likely next tokens: neither its layers nor its head run again.
-
-    What it costs: KL over k + 1 outcomes instead of the vocabulary, never more than the full KL; the gap is what the student
-    gets wrong among the unlikely tokens alone. 8 k bytes a token.
-    """
-
-    def __init__(self, teacher: PreTrainedModel, k: int, *, limit_bytes: int = 2**31) -> None:
-        vocabulary = len(decoder(teacher).head.weight)
-        if not 1 <= k < vocabulary:
-            raise ValueError(f"k={k} tokens to keep: a vocabulary of {vocabulary} allows 1..{vocabulary - 1}")
-        super().__init__(teacher, limit_bytes)
-        self.k = k
-
-    @property
-    def recipe(self) -> dict[str, int]:
-        return {"teacher_top": self.k}
-
-    def check(self, teacher: PreTrainedModel | None, loss: Mapping[str, float], temperature: float) -> None:
-        super().check(teacher, loss, temperature)
-        if temperature != 1:
-            raise ValueError(f"teacher_cache of top tokens holds at temperature=1 alone; got temperature={temperature}")
-
-    def _make(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        top = losses.most_likely(decoder(self.teacher), hidden_states(self.teacher, ids).flatten(0, 1), self.k)
-        return top.tokens, top.log_p
-
-    def of(self, ids: torch.Tensor) -> losses.TopTokens:
-        """(batch, seq) token ids -> the top tokens of every position, (batch x seq, k)"""
-        return losses.TopTokens(*self._rows(ids))
+def _name(teacher: PreTrainedModel) -> str:
+    """Names weights and config: another teacher's states are never read."""
+    config = {k: v for k, v in teacher.config.to_dict().items() if k not in _NOT_OF_THE_NUMBERS}
+    text = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(checkpoints.content(teacher) + text.encode()).hexdigest()[:16]

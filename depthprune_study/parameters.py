@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import fnmatch
 import io
 import math
 import re
@@ -14,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from depthprune_core.records import PRECISIONS, TRAINED_PARTS, Recipe
-from depthprune_study import paths, provenance, yaml_files
+from depthprune_core.records import Recipe
+from depthprune_study import paths, provenance, ranges, yaml_files
 from depthprune_study.errors import StudyError
 from depthprune_study.yaml_files import short
 
@@ -49,50 +48,6 @@ class Parameter:
     help: str
 
 
-def between(low: float, high: float) -> tuple[str, Any]:
-    """A number from low to high, ends included."""
-    return f"{low:,} to {high:,}", lambda value: low <= value <= high
-
-
-def one_of(*values: Any) -> tuple[str, Any]:
-    """One of some values."""
-    return "one of " + ", ".join(map(str, values)), lambda value: value in values
-
-
-RATE = ("above 0, at most 1", lambda value: 0 < value <= 1)
-# Name or pattern -> what is allowed, of each value of a list. The first pattern that fits counts.
-RANGES: dict[str, tuple[str, Any]] = {
-    "study": ("a-z, 0-9, - and _", lambda value: re.fullmatch(r"[a-z0-9_-]+", value) is not None),
-    "model": ("a named model, a folder or a hub id", bool),
-    "text": ("a named text, a file, a folder or ORG/NAME:column", bool),
-    "device": one_of("auto", "cpu", "cuda"),
-    "trained": one_of("recipe", *TRAINED_PARTS),
-    "precision": one_of("recipe", "auto", *PRECISIONS),
-    "seed": between(0, 2**32 - 1),
-    "seeds": between(0, 2**32 - 1),
-    "*lr": RATE,
-    "*lrs": RATE,
-    "max_documents": ("0 (all) or 2 and more", lambda value: value == 0 or value >= 2),
-    "*seq_len": between(8, 8192),
-    "*seq_lens": between(8, 8192),
-    "*batch_tokens": between(8, 10**7),
-    "*_new_tokens": between(1, 10**6),
-    "new_tokens": between(1, 10**6),
-    "*tokens": between(0, 10**10),  # a sample lies in memory, 17 bytes a token
-    "*token_counts": between(8, 10**10),
-    "*drop_count": between(1, 1_000),
-    "*drop_counts": between(1, 1_000),
-    "*rounds": between(3, 200),
-    "*temperature": ("above 0, at most 20", lambda value: 0 < value <= 20),
-    "*temperatures": ("above 0, at most 20", lambda value: 0 < value <= 20),
-    "*warmup": ("0 to below 1", lambda value: 0 <= value < 1),
-    "*warmups": ("0 to below 1", lambda value: 0 <= value < 1),
-    "*draws": between(1, 50),
-    "n_*": between(0, 10**6),
-    "windows_at_once": between(0, 10**6),
-}
-
-
 def declared(notebook: str) -> dict[str, Parameter]:
     """Name -> parameter, from the notebook's cell tagged `parameters`. Raises StudyError."""
     path = paths.notebooks() / f"{notebook}.ipynb"
@@ -115,11 +70,15 @@ def _parsed(source: str) -> Iterator[Parameter]:
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     helps = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
     for node in ast.parse(source).body:
-        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value):
+        if not (
+            isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value
+        ):
             raise ValueError(f"line {node.lineno} is not `name: type = value  # meaning`")
         name, type_ = node.target.id, ast.unparse(node.annotation)
         if re.fullmatch(r"(list\[)?(str|int|float|bool)\]?", type_) is None:
-            raise ValueError(f"{name}: its type {type_} is not str, int, float, bool or a list of one")
+            raise ValueError(
+                f"{name}: its type {type_} is not str, int, float, bool or a list of one"
+            )
         yield Parameter(name, type_, ast.literal_eval(node.value), helps.get(node.end_lineno, ""))
 
 
@@ -154,7 +113,7 @@ def _problems(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> Iter
         for member in members:
             if wrong := _wrong_type(single, member):
                 yield f"{name} must be {wrong}, not {short(member)}{_hint(single, member)}"
-            elif wrong := _out_of_range(name, member):
+            elif wrong := ranges.wrong(name, member):
                 yield f"{name} must be {wrong}, not {short(member)}"
         if name.endswith("seeds") and len(set(map(str, members))) < len(members):
             yield f"{name} must differ from each other, not {short(value)}"
@@ -163,26 +122,25 @@ def _problems(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> Iter
 def _wrong_type(wanted: str, value: Any) -> str:
     is_one = type(value) is TYPES[wanted] or (wanted == "float" and type(value) is int)
     if not is_one:
-        return {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}[
-            wanted
-        ]
+        return {
+            "str": "text",
+            "int": "a whole number",
+            "float": "a number",
+            "bool": "true or false",
+        }[wanted]
     return "finite" if wanted == "float" and not math.isfinite(value) else ""
 
 
 def _hint(wanted: str, value: Any) -> str:
     """What PyYAML makes of something that looks right."""
-    if wanted == "float" and isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value):
+    if (
+        wanted == "float"
+        and isinstance(value, str)
+        and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value)
+    ):
         return f" (YAML reads {value} as text: write {value.lower().replace('e', '.0e')})"
     if wanted == "str" and isinstance(value, bool):
         return ' (YAML reads yes, no, on and off as true or false: put it in "quotes")'
-    return ""
-
-
-def _out_of_range(name: str, value: Any) -> str:
-    for pattern, (words, allows) in RANGES.items():
-        if fnmatch.fnmatchcase(name, pattern):
-            fits = isinstance(value, bool) or (isinstance(value, str) and pattern[0] in "*n")
-            return "" if fits or allows(value) else words
     return ""
 
 
@@ -214,7 +172,9 @@ def of_study(study: str) -> dict[str, dict[str, Any]]:
         known = declared(notebook)
         wrong += list(_problems(known, differences))
         if differences.get("study", DEFAULT) != study:
-            wrong.append(f"study must be {study}, as the folder says: write the line `study: {study}`")
+            wrong.append(
+                f"study must be {study}, as the folder says: write the line `study: {study}`"
+            )
         problems += [f"{problem} {where}" for problem in wrong]
         found[notebook] = {p.name: p.default for p in known.values()} | differences
     problems += _disagreements(study, found) if not problems else []

@@ -40,7 +40,7 @@ def models() -> Path:
 
 
 def runs(study: str) -> Path:
-    """Where a study works (git-ignored). DEPTHPRUNE_RUNS moves it, to a mounted drive for example."""
+    """Where a study works (git-ignored). DEPTHPRUNE_RUNS moves it, to a drive for example."""
     return _moved("DEPTHPRUNE_RUNS", "runs") / study
 
 

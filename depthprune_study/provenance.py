@@ -55,7 +55,9 @@ def imports(source: str, importer: str = "") -> tuple[str, ...]:
                 raise StudyError(f"{importer}: relative imports are not followed; name the module")
             names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
     ours = [name for name in names if name.split(".")[0] in PACKAGES]
-    parents = [".".join(name.split(".")[:n]) for name in ours for n in range(1, name.count(".") + 2)]
+    parents = [
+        ".".join(name.split(".")[:n]) for name in ours for n in range(1, name.count(".") + 2)
+    ]
     return tuple(dict.fromkeys(name for name in parents if _file_of(name).exists()))
 
 

@@ -1,4 +1,4 @@
-"""A small YAML file -> its values, or its problems in sentences. Whatever it holds, no traceback."""
+"""A small YAML file -> its values, or its problems in sentences; never a traceback."""
 
 from __future__ import annotations
 

@@ -1,0 +1,166 @@
+"""A study's notebooks in order: what is finished and unchanged is not run again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from depthprune_core import storage
+from depthprune_study import parameters, paths, provenance
+from depthprune_study.errors import StudyError
+from depthprune_study.runner import execute, marks, prepare
+from depthprune_study.runner.marks import Step, hash_of
+
+RESTORED = ("records/**/*.json", "costs.json")  # what a run goes on from, of a published report
+DRAWING = ("matplotlib", "seaborn")
+Say = Callable[[str], None]
+
+
+def plan(study: str, given: Mapping[str, dict[str, Any]] | None = None) -> list[Step]:
+    """The steps of a study, in order; `given`: parameters of notebooks, in place of its files.
+
+    Raises StudyError for bad parameters or notebooks, with every problem found.
+    """
+    steps: dict[str, Step] = {}
+    for notebook, values in (given or parameters.of_study(study)).items():
+        absolute = prepare.absolute(values)
+        earlier = [steps[name].key for name in parameters.reads(notebook) if name in steps]
+        key = _key(notebook, absolute, earlier)
+        steps[notebook] = Step(study, notebook, absolute, key, marks.is_done(study, notebook, key))
+    return list(steps.values())
+
+
+def run(
+    study: str,
+    *,
+    say: Say,
+    given: Mapping[str, dict[str, Any]] | None = None,
+    terminal: TextIO = sys.stderr,
+) -> list[Step]:
+    """Run what is not done; returns the steps as they were found.
+
+    Raises StudyError when a notebook fails; what was finished before stays finished.
+    """
+    steps = plan(study, given)
+    with alone(paths.runs(study), say):
+        if not all(step.done for step in steps):
+            for sentence in prepare.shortcomings({s.notebook: s.parameters for s in steps}):
+                say(sentence)
+            prepare.fetch({s.notebook: s.parameters for s in steps}, say)
+        for n in range(len(steps)):
+            # Asked anew: an earlier notebook may have left other records, or another recipe.
+            step = plan(study, given)[n]
+            if step.done:
+                say(f"{step.notebook}: done already")
+                continue
+            for sentence in marks.spoilt(step):
+                say(sentence)
+            about = marks.costs(paths.reports(study)).get(step.notebook)
+            say(f"{step.notebook}: running{f', about {marks.minutes(about)}' if about else ''}")
+            seconds = _execute(step, terminal)
+            say(f"{step.notebook}: done in {seconds:.0f} s")
+    return steps
+
+
+def restore(study: str, source: Path) -> int:
+    """Copy a report's records to where the study runs, where there are none; returns how many.
+
+    Nothing is taken on trust: a piece of work reads back only what carries its own stamp.
+    """
+    parameters.notebooks_of(study)
+    files = [path for part in RESTORED for path in sorted(source.glob(part)) if path.is_file()]
+    if not files:
+        raise StudyError(
+            f"{source} holds no records of a study: name a folder like reports/{study}"
+        )
+    target, n_copied = paths.runs(study), 0
+    with alone(target):
+        for path in files:
+            copy = target / path.relative_to(source)
+            if not copy.exists():
+                storage.write_atomically(copy, path.read_bytes())
+                n_copied += 1
+    return n_copied
+
+
+@contextmanager
+def alone(folder: Path, say: Say = lambda line: None, *, what: str = "") -> Iterator[None]:
+    """One process at a time works in a folder; the lock goes with the process, however it ends.
+
+    Raises StudyError where another one has it. Where a file system has no locks, that is said.
+    """
+    import filelock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        what = what or f"study {folder.name} is being run or published"
+        raise StudyError(f"{what} by another process: wait for it, or stop it") from None
+    except (OSError, NotImplementedError) as error:  # NFS without its lock daemon, some drives
+        say(f"{folder} cannot be locked ({error}): start no second process that works in it")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _key(notebook: str, values: dict[str, Any], earlier: list[str]) -> str:
+    path = paths.notebooks() / f"{notebook}.ipynb"
+    modules = provenance.imports(provenance.notebook_code(path))
+    behind = parameters.CHAIN.index(notebook) > parameters.CHAIN.index("09_recipe")
+    content = {
+        "notebook": provenance.notebook_hash(path, prose=True),
+        "code": provenance.code_hash(*modules),
+        "parameters": values,
+        "inputs": prepare.contents(values),
+        "recipe": hash_of(paths.params() / "recipe.yaml") if behind else "",
+        "claims": hash_of(paths.params() / "claims.yaml") if notebook == "10_report" else "",
+        "earlier": earlier,
+        "versions": provenance.versions() | {name: provenance.version(name) for name in DRAWING},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _execute(step: Step, terminal: TextIO) -> float:
+    """Run the notebook, note what it left and cost; returns the seconds that it took."""
+    folder, began = paths.runs(step.study), time.monotonic()
+    target = marks.executed(step.study, step.notebook)
+    records = folder / "records" / step.notebook
+    goes_on = any(records.rglob("*.json")) or execute.partial(target).exists()
+    for figure in (folder / "figures").glob(f"{step.notebook}-*"):
+        figure.unlink()  # the notebook draws them again
+    try:
+        peak_bytes = execute.execute(
+            paths.notebooks() / f"{step.notebook}.ipynb",
+            target,
+            step.parameters,
+            cwd=paths.notebooks(),
+            log=folder / "logs" / f"{step.notebook}.log",
+            terminal=terminal,
+        )
+    except StudyError as error:
+        raise StudyError(f"{step.notebook} of study {step.study} stopped: {error}") from None
+    _drop_stale(step)
+    marks.leave(step)
+    seconds = time.monotonic() - began
+    marks.remember_cost(step, seconds, peak_bytes, goes_on=goes_on)
+    return seconds
+
+
+def _drop_stale(step: Step) -> None:
+    """Remove records that an earlier version of the notebook, or other parameters, have left."""
+    # Of the executed copy: the notebook itself may have been edited meanwhile.
+    of_now = provenance.notebook_hash(marks.executed(step.study, step.notebook))
+    for path in (paths.runs(step.study) / "records" / step.notebook).rglob("*.json"):
+        with suppress(ValueError):  # what is no record was not left by a notebook
+            stamp = storage.read_stamp(path)
+            if stamp.notebook_hash != of_now or stamp.parameters != step.parameters:
+                path.unlink()

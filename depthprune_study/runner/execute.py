@@ -1,0 +1,209 @@
+"""One notebook executed by papermill in a kernel of its own: watched, told in a sentence, tidy."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from depthprune_core.storage import write_atomically
+from depthprune_study import paths, provenance
+from depthprune_study.errors import StudyError
+
+FULL_DISK_BYTES = 1_000_000  # with less left, whatever failed did so for want of room
+# Spinning OpenMP threads slow each other down beside other work; a bounded spin does not.
+SPIN = {"GOMP_SPINCOUNT": "10000"}
+
+
+def execute(
+    notebook: Path,
+    target: Path,
+    parameters: Mapping[str, Any],
+    *,
+    cwd: Path,
+    log: Path,
+    terminal: TextIO,
+) -> int:
+    """Execute it in `cwd`; leave the executed copy at `target` and what it printed at `log`.
+
+    Returns the most memory that its kernel was seen to hold, in bytes. Raises StudyError when it
+    fails; the partial notebook is kept beside `target`.
+    """
+    import papermill
+    from traitlets.config import Config
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    unfinished = partial(target)
+    for folder in (target.parent, log.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    failure = ""
+    with (
+        open(log, "w", encoding="utf-8") as output,
+        tempfile.TemporaryDirectory(prefix="depthprune-") as sockets,
+        environment({"DEPTHPRUNE_HOME": str(paths.home())}, defaults=SPIN),
+        peak_memory() as peak,
+        _Screen(output, terminal) as screen,
+    ):
+        try:
+            papermill.execute_notebook(
+                _literal(notebook),
+                _literal(unfinished),
+                parameters=dict(parameters),
+                kernel_name="python3",
+                progress_bar=False,
+                stdout_file=output,
+                stderr_file=screen,
+                cwd=cwd,
+                start_timeout=180,
+                coalesce_streams=True,
+                # Socket files: no port that others could reach.
+                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
+            )
+        except Exception as error:  # whatever stops a notebook is told in one sentence
+            failure = _reason(error)
+    if failure := failure or not_executed(unfinished):
+        kept = f"partial notebook: {os.path.relpath(unfinished)}\noutput: {os.path.relpath(log)}"
+        raise StudyError(f"{_with_a_hint(failure, unfinished.parent)}\n{kept}")
+    tidy(unfinished)
+    os.replace(unfinished, target)
+    return peak[0]
+
+
+def partial(target: Path) -> Path:
+    """Where a notebook lies while it is executed, and where one that was stopped is left."""
+    return target.with_name(f".{target.name}.partial.ipynb")
+
+
+def not_executed(path: Path) -> str:
+    """Why an executed notebook is not whole; empty where it is.
+
+    A dead kernel leaves a notebook that says `completed`: only its cells show the truth.
+    """
+    if not path.is_file():
+        return "it did not start"
+    cells = [c for c in provenance.read_cells(path) if c["cell_type"] == "code"]
+    for number, cell in enumerate(cell for cell in cells if "".join(cell["source"]).strip()):
+        if any(output["output_type"] == "error" for output in cell["outputs"]):
+            return f"code cell {number} raised an error"
+        if cell["execution_count"] is None:
+            return f"code cell {number} was never executed: the kernel died"
+    return ""
+
+
+def tidy(path: Path) -> None:
+    """Drop what differs from run to run and says nothing: papermill's clock, widgets, stderr."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("papermill", "widgets"):
+        notebook["metadata"].pop(key, None)
+    for cell in notebook["cells"]:
+        for key in ("papermill", "execution"):
+            cell["metadata"].pop(key, None)
+        if "injected-parameters" in provenance.tags(cell):
+            cell["id"] = "injected-parameters"  # papermill draws a new one each time
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [output for output in cell["outputs"] if _says_something(output)]
+    write_atomically(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def environment(values: Mapping[str, str], *, defaults: Mapping[str, str]) -> Iterator[None]:
+    """The process's environment with these values, as its children inherit it; then as before."""
+    before = dict(os.environ)
+    os.environ.update({**defaults, **before, **values})
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def peak_memory(every_seconds: float = 0.25) -> Iterator[list[int]]:
+    """A list of one number: the most bytes that a child process, begun meanwhile, has held."""
+    import psutil
+
+    peak, stop, this = [0], threading.Event(), psutil.Process()
+    before = {child.pid for child in this.children()}
+
+    def watch() -> None:
+        while not stop.wait(every_seconds):
+            with suppress(psutil.Error):
+                for child in this.children():
+                    if child.pid not in before:
+                        peak[0] = max(peak[0], child.memory_info().rss)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+class _Screen:
+    """What a kernel writes to stderr, progress bars above all: all of it to the log, and to a
+    terminal as it comes; where there is no terminal, its last line every half a minute.
+    """
+
+    def __init__(self, log: TextIO, terminal: TextIO, *, every_seconds: float = 30) -> None:
+        self.log, self.terminal, self.every_seconds = log, terminal, every_seconds
+        self.said = time.monotonic()
+
+    def __enter__(self) -> _Screen:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.terminal.isatty():
+            self.terminal.write("\r\033[K")
+
+    def write(self, text: str) -> None:
+        self.log.write(text)
+        if self.terminal.isatty():
+            self.terminal.write(text)
+        elif time.monotonic() - self.said > self.every_seconds:
+            lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
+            if lines:
+                self.terminal.write(f"  {lines[-1]}\n")
+                self.said = time.monotonic()
+        self.terminal.flush()
+
+    def flush(self) -> None:
+        self.log.flush()
+
+
+def _literal(path: Path) -> str:
+    """The path as papermill takes it, which reads braces in it as places for parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _reason(error: Exception) -> str:
+    name = getattr(error, "ename", type(error).__name__)
+    value = getattr(error, "evalue", str(error)).strip()
+    return value if name in {"StudyError", "ValueError"} else f"{name}: {value}"
+
+
+def _with_a_hint(failure: str, folder: Path) -> str:
+    """What stopped a notebook, with what to do where the machine had run out of something."""
+    if "No space left" in failure or shutil.disk_usage(folder).free < FULL_DISK_BYTES:
+        return f"the disk is full ({failure}): free some space, then the same command goes on"
+    if any(sign in failure for sign in ("MemoryError", "OutOfMemoryError", "allocate memory")):
+        return f"memory ran out ({failure}): take a smaller model, or shorter or fewer windows"
+    died = any(s in failure.lower() for s in ("kernel died", "could not create a primitive"))
+    return f"{failure} (often because memory ran out)" if died else failure
+
+
+def _says_something(output: dict[str, Any]) -> bool:
+    """Not stderr, and not what an emptied display leaves."""
+    if output.get("name") == "stderr":
+        return False
+    data = output.get("data")
+    return data is None or any("".join(value) for value in data.values())

@@ -1,0 +1,141 @@
+"""What a finished notebook leaves: a mark with the hashes of its files, and what it cost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from depthprune_core import storage
+from depthprune_study import parameters, paths
+
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook of a study: what it would run with, and whether that is done already."""
+
+    study: str
+    notebook: str
+    parameters: dict[str, Any]
+    key: str  # of everything that can change its output
+    done: bool
+
+
+def executed(study: str, notebook: str) -> Path:
+    """Where a run leaves the executed notebook."""
+    return paths.runs(study) / "notebooks" / f"{notebook}.ipynb"
+
+
+def _mark(study: str, notebook: str) -> Path:
+    return paths.runs(study) / "done" / f"{notebook}.json"
+
+
+def is_done(study: str, notebook: str, key: str) -> bool:
+    mark = _read_mark(study, notebook)
+    return mark is not None and mark["key"] == key and mark["files"] == _files(study, notebook)
+
+
+def _read_mark(study: str, notebook: str) -> dict[str, Any] | None:
+    """The key under which a notebook was done and what it left; None where there is no mark."""
+    mark = _read_json(_mark(study, notebook))
+    seal = mark.pop("sha256", None)
+    whole = isinstance(mark.get("key"), str) and isinstance(mark.get("files"), dict)
+    return mark if whole and seal == _seal(mark) else None
+
+
+def leave(step: Step) -> None:
+    mark = {"key": step.key, "files": _files(step.study, step.notebook)}
+    content = json.dumps({**mark, "sha256": _seal(mark)}, indent=1)
+    storage.write_atomically(_mark(step.study, step.notebook), content)
+
+
+def _seal(mark: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(mark, sort_keys=True).encode()).hexdigest()
+
+
+def _files(study: str, notebook: str) -> dict[str, str]:
+    """Hashes of what a notebook leaves, and of the records that it has read."""
+    root = paths.runs(study)
+    files = [executed(study, notebook), *(root / "figures").glob(f"{notebook}-*")]
+    for name in (notebook, *parameters.reads(notebook)):
+        files += (root / "records" / name).rglob("*.json")
+    return {p.relative_to(root).as_posix(): hash_of(p) for p in sorted(files) if p.is_file()}
+
+
+def spoilt(step: Step) -> list[str]:
+    """A sentence for each file that is not as it was when the step was done."""
+    root, mark = paths.runs(step.study), _read_mark(step.study, step.notebook)
+    if mark is None and _mark(step.study, step.notebook).exists():
+        return [f"{os.path.relpath(_mark(step.study, step.notebook))} is damaged: made again"]
+    if mark is None or mark["key"] != step.key:
+        return []
+    now = _files(step.study, step.notebook)
+    changed = [name for name, content in mark["files"].items() if now.get(name) != content]
+    return [
+        f"{os.path.relpath(root / name)} is {'changed' if name in now else 'gone'}: made again"
+        for name in changed
+    ]
+
+
+def costs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Notebook -> {"seconds", "peak_bytes", "disk_bytes", "key", perhaps "resumed"}.
+
+    From a report's or a run's folder; damaged ones are left out.
+    """
+    return {
+        name: cost for name, cost in _read_json(folder / "costs.json").items() if _is_cost(cost)
+    }
+
+
+def minutes(cost: Mapping[str, Any]) -> str:
+    """A measured time in words; `more than` where it was measured only in part."""
+    seconds = cost["seconds"]
+    time_ = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    time_ = time_ if seconds < 5_400 else f"{seconds / 3_600:.1f} h"
+    return f"more than {time_}" if cost.get("resumed") else time_
+
+
+def remember_cost(step: Step, seconds: float, peak_bytes: int, *, goes_on: bool) -> None:
+    """The most that the notebook, as it is now, has taken here.
+
+    One that goes on from records takes less: `resumed` says that no run was timed as a whole.
+    """
+    folder = paths.runs(step.study)
+    known = costs(folder)
+    before = known.get(step.notebook, {})
+    before = before if before.get("key") == step.key else {}
+    on_disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    cost = {
+        "seconds": max(before.get("seconds", 0), round(seconds, 1)),
+        "peak_bytes": max(before.get("peak_bytes", 0), peak_bytes),
+        "disk_bytes": on_disk,
+        "key": step.key,
+    }
+    if goes_on and (not before or before.get("resumed")):
+        cost["resumed"] = True
+    content = json.dumps({**known, step.notebook: cost}, indent=1)
+    storage.write_atomically(folder / "costs.json", content)
+
+
+def _is_cost(cost: Any) -> bool:
+    names = ("seconds", "peak_bytes", "disk_bytes")
+    numbers = [cost.get(name, 0) for name in names] if isinstance(cost, dict) else [None]
+    return all(type(n) in (int, float) and 0 <= n < float("inf") for n in numbers)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A small JSON file; empty where it is missing or damaged."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def hash_of(path: Path) -> str:
+    """Of a file's content; empty where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

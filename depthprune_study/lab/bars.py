@@ -1,0 +1,78 @@
+"""How far a piece of work is: one tqdm bar, of which nothing stays in a saved notebook."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from depthprune_core import storage
+
+
+class Bar:
+    """The core's progress callback. Between `of(piece)` and its end it draws one bar."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._piece, self._bar = folder, "", None
+
+    def __call__(self, done: int, of: int, what: str) -> None:
+        if self._bar is None or (self._bar.total, self._bar.unit) != (of or None, f" {what}"):
+            self._close()
+            stream, shown = where()
+            self._bar = tqdm(
+                desc=self._piece,
+                total=of or None,
+                unit=f" {what}",
+                file=stream,
+                disable=not shown,
+                leave=False,
+                mininterval=1,
+                miniters=1,
+            )
+        self._bar.update(done - self._bar.n)
+
+    @contextmanager
+    def of(self, piece: str) -> Iterator[None]:
+        """Within the block the bar carries this name."""
+        before, self._piece = self._piece, piece
+        try:
+            yield
+        finally:
+            self._close()
+            self._piece = before
+            if torch.cuda.is_initialized():  # the runner sees main memory only
+                peak = {"peak_gpu_bytes": torch.cuda.max_memory_allocated()}
+                storage.write_atomically(self._folder / "progress.json", json.dumps(peak))
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+@cache
+def where() -> tuple[Any, bool]:
+    """The stream that a bar is drawn on, and whether anyone sees it.
+
+    A kernel of papermill or nbclient (it takes no input) writes past the notebook, to the terminal
+    that it was started from; a reader's own kernel writes to the cell.
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    kernel = getattr(shell, "kernel", None)
+    if kernel is None:
+        return sys.stderr, sys.stderr.isatty()
+    if getattr(kernel, "_allow_stdin", True):
+        return sys.stdout, True
+    terminal = getattr(sys.stderr, "_original_stdstream_copy", None)  # ipykernel's copy of fd 2
+    if terminal is None:
+        return sys.stderr, True  # the runner hands it on
+    stream = os.fdopen(os.dup(terminal), "w", encoding="utf-8", errors="replace")
+    return stream, stream.isatty()

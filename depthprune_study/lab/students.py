@@ -1,0 +1,231 @@
+"""Students: cut, refitted, healed. Each is known by the content of its weights.
+
+A student's weights come to memory when something needs them. So a notebook whose pieces of work are
+all done runs from records alone: nothing is trained, and no weights need to be on disk.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedModel
+
+from depthprune_core import pruning, refitting, storage
+from depthprune_core.records import Curve, Facts, Plan, Recipe
+from depthprune_core.storage import Stamp
+from depthprune_core.text import Windows
+from depthprune_study.errors import StudyError
+from depthprune_study.lab import cache, healing, held, weights
+from depthprune_study.lab.words import own_words as own_words
+
+if TYPE_CHECKING:
+    from depthprune_study.lab.workspace import Workspace
+
+REFIT = ("depthprune_core.refitting", "depthprune_core.pruning")
+
+
+class Student:
+    """A model made from the teacher, known by its content.
+
+    curve: of its healing; None where it had none. diverged: why that was stopped, or that of the
+    student it began from; empty where none was. Its weights are then those that it began with.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        content: str,
+        make: Callable[[], PreTrainedModel],
+        *,
+        model: PreTrainedModel | None = None,
+        view: Callable[[], PreTrainedModel] | None = None,
+        curve: Curve | None = None,
+        diverged: str = "",
+    ) -> None:
+        self.name, self.plan, self.content = name, plan, content
+        self.curve, self.diverged = curve, diverged
+        self._make, self._view = make, view
+        if model is not None:
+            held.put(content, model)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """To be measured, not trained: it may share its weights with others."""
+        return self._view() if self._view else held.get(self.content, self._make)
+
+    def fresh(self) -> PreTrainedModel:
+        """A copy of the model that nothing else holds."""
+        return self._make()
+
+    def without(self, more: Plan) -> Student:
+        """The same student with more layers dropped; `more` counts in its own layers."""
+        content = cache.short_hash([self.content, "without", list(more.dropped)])
+        plan = self.plan.then(more)
+        make = lambda: pruning.drop_layers(self.model, more)  # noqa: E731
+        return Student(f"{self.name}, cut", plan, content, make, diverged=self.diverged)
+
+
+def cut(lab: Workspace, plan: Plan) -> Student:
+    """The whole model without the plan's layers, untrained; with none dropped, the whole model."""
+    teacher, content = lab.teacher.model, cache.content(lab.teacher)
+    if not plan.dropped:
+        return Student("whole", plan, content, lambda: copy.deepcopy(teacher), view=lambda: teacher)
+    return Student(
+        "cut",
+        plan,
+        cache.short_hash([content, "without", list(plan.dropped)]),
+        lambda: pruning.drop_layers(teacher, plan),
+        view=lambda: pruning.drop_layers(teacher, plan, share=True),
+    )
+
+
+def made(
+    lab: Workspace,
+    name: str,
+    plan: Plan,
+    model: PreTrainedModel,
+    *,
+    again: Callable[[], PreTrainedModel] | None = None,
+) -> Student:
+    """A student of a model at hand. `again` makes it anew; without it the model stays in memory."""
+    content = cache.weights_hash(model)
+    if again is not None:
+        return Student(name, plan, content, again, model=model)
+    return Student(name, plan, content, lambda: copy.deepcopy(model), view=lambda: model)
+
+
+def refitted(
+    lab: Workspace,
+    plan: Plan,
+    recipe: Recipe,
+    *,
+    start: Student | None = None,
+    windows: Windows | None = None,
+) -> Student:
+    """The cut (or `start`), untrained, its maps around each cut solved for the teacher's states.
+
+    On `recipe.refit_tokens` of text: the recipe's own, or the first of `windows`. A model whose maps
+    cannot be fitted stays as it is.
+    """
+    begun = start or cut(lab, plan)
+    teacher = lab.teacher.model
+    if not refitting.fitted_layers(plan) or not refitting.is_possible(teacher):
+        return begun
+    text = lab.training(recipe, tokens=recipe.refit_tokens) if windows is None else windows
+    text = text.take(slice(0, max(1, recipe.refit_tokens // text.seq_len)))
+    on = [teacher, list(plan.dropped), text, begun]
+    stamp = cache.stamped(lab, "refitted", on, modules=REFIT, shared=True)
+
+    def solve(path: Path) -> PreTrainedModel:
+        held.release()
+        student = begun.fresh()
+        with lab.progress.of("refit"):
+            refitting.refit(student, teacher, plan, text, progress=lab.progress)
+        weights.save(student, path.with_suffix(".safetensors"), unlike=begun.model)
+        found = Facts({"name": "refitted", "weights": cache.weights_hash(student)})
+        storage.write(path, found, stamp)
+        return student
+
+    return _kept(lab, "refitted", plan, stamp, begun, solve)
+
+
+def recover(
+    lab: Workspace,
+    name: str,
+    plan: Plan,
+    recipe: Recipe,
+    *,
+    start: Student | None = None,
+    windows: Windows | None = None,
+    validation: Windows | None = None,
+    keep: bool = True,
+) -> Student:
+    """The plan's student, healed by the recipe on its own text (or on `windows`).
+
+    It begins as `start`; else as cut, and refitted where the recipe says so. With KL it learns from
+    `lab.teacher`; with CE alone from the text. A plan that drops nothing trains the whole model.
+    validation: scored four times on the way, for the curve. keep: its weights stay on disk; else
+    they are made again where something new is measured.
+
+    Students are known by recipe and content, not by name or notebook: what one notebook has healed,
+    another reads. A run that was stopped goes on from its checkpoint. Of a run that diverged, the
+    student says so (`diverged`) and has the weights that it began with.
+    """
+    if start is None:
+        refit = recipe.refit_tokens and plan.dropped
+        start = refitted(lab, plan, recipe, windows=windows) if refit else cut(lab, plan)
+    text = lab.training(recipe) if windows is None else windows
+    run = healing.Run(lab, name, plan, healing.as_run(recipe, text), start, text, validation, keep)
+    if (validation is not None) and run.lacks_validation():
+        run.path.unlink()
+    student = _kept(lab, name, plan, run.stamp, start, run.heal)
+    student.curve = storage.read(healing.curve_of(run.path))
+    if student.curve.diverged:
+        student.diverged = student.curve.diverged
+    return student
+
+
+def same_text(lab: Workspace, name: str, recipe: Recipe) -> Student:
+    """The whole model trained by CE on the same windows: what the text alone brings."""
+    plan = Plan(lab.n_layers, (), "whole")
+    return recover(lab, name, plan, recipe.but(kl=0.0, ce=1.0, refit_tokens=0))
+
+
+def staged(lab: Workspace, name: str, first: Plan, whole: Plan, recipe: Recipe) -> Student:
+    """Half of the text heals `first`; the rest of `whole`'s layers go; the other half heals that.
+
+    Refitted before each half where the recipe says so. The text is that of a student healed at once.
+    """
+    if not set(first.dropped) < set(whole.dropped):
+        raise StudyError(
+            f"{name}: the first stage drops {list(first.dropped)}, "
+            f"which must be some of {list(whole.dropped)}"
+        )
+    text = lab.training(recipe)
+    steps = len(text) // recipe.batch_size
+    half = max(1, steps // 2) * recipe.batch_size
+    begun = recover(lab, f"{name}, first", first, recipe, windows=text.take(slice(0, half)))
+    rest = [first.kept.index(layer) for layer in whole.dropped if layer not in first.dropped]
+    student = begun.without(Plan(len(first.kept), tuple(rest), whole.rule))
+    if recipe.refit_tokens:
+        student = refitted(lab, whole, recipe, start=student)
+    return recover(lab, name, whole, recipe, start=student, windows=text.take(slice(half, None)))
+
+
+def _kept(
+    lab: Workspace,
+    name: str,
+    plan: Plan,
+    stamp: Stamp,
+    begun: Student,
+    work: Callable[[Path], PreTrainedModel],
+) -> Student:
+    """The student of a piece of work: by its record where that is kept, else worked out."""
+    path = healing.path_of(lab, stamp)
+    found = cache.kept(path, stamp)
+    model = None
+    if found is None:
+        model = work(path)
+        found = storage.read(path)
+    content = found.values["weights"]
+
+    def again() -> PreTrainedModel:
+        student = begun.fresh()
+        if weights.load(student, path.with_suffix(".safetensors"), content):
+            return student
+        del student
+        student = work(path)
+        if (new := cache.weights_hash(student)) != content:
+            raise StudyError(
+                f"the weights of student {name!r} were not on disk, and this machine makes slightly "
+                f"other ones ({new}, not {content}): run the notebook again to measure the new ones"
+            )
+        return student
+
+    if content == begun.content:  # stopped before it changed: it diverged
+        return Student(name, plan, content, begun.fresh, diverged=begun.diverged)
+    return Student(name, plan, content, again, model=model, diverged=begun.diverged)

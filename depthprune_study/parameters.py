@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import ast
 import io
-import math
 import re
 import tokenize
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from depthprune_core.records import Recipe
-from depthprune_study import paths, provenance, ranges, yaml_files
+from depthprune_study import paths, provenance, yaml_files
 from depthprune_study.errors import StudyError
+from depthprune_study.ranges import Parameter, problems_of
 from depthprune_study.yaml_files import short
 
 # In the order in which they run; 09 chooses the recipe that all behind it read.
@@ -35,17 +35,6 @@ CHAIN = (
 DEFAULT = "quick"  # the study whose values stand in the notebooks
 SWEEP = "sweep-"  # begins the names of a sweep's cells, which have no files under params/
 SAME_MODEL = tuple(n for n in CHAIN if n not in ("04_transfer", "your_model", "10_report"))
-TYPES = {"str": str, "int": int, "float": float, "bool": bool}
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One line of a notebook's parameters cell."""
-
-    name: str
-    type: str  # str, int, float, bool, or list[one of them]
-    default: Any
-    help: str
 
 
 def declared(notebook: str) -> dict[str, Parameter]:
@@ -75,10 +64,8 @@ def _parsed(source: str) -> Iterator[Parameter]:
         ):
             raise ValueError(f"line {node.lineno} is not `name: type = value  # meaning`")
         name, type_ = node.target.id, ast.unparse(node.annotation)
-        if re.fullmatch(r"(list\[)?(str|int|float|bool)\]?", type_) is None:
-            raise ValueError(
-                f"{name}: its type {type_} is not str, int, float, bool or a list of one"
-            )
+        if re.fullmatch(r"list|dict|(list\[)?(str|int|float|bool)\]?", type_) is None:
+            raise ValueError(f"{name}: its type {type_} is not str, int, float, bool, list or dict")
         yield Parameter(name, type_, ast.literal_eval(node.value), helps.get(node.end_lineno, ""))
 
 
@@ -94,54 +81,10 @@ def reads(notebook: str) -> tuple[str, ...]:
 def checked(notebook: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The notebook's defaults with these values. Raises StudyError that names every problem."""
     known = declared(notebook)
-    problems = list(_problems(known, values))
+    problems = list(problems_of(known, values))
     if problems:
         raise StudyError("\n".join(f"{problem} ({notebook})" for problem in problems))
     return {name: parameter.default for name, parameter in known.items()} | dict(values)
-
-
-def _problems(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in values.items():
-        if name not in known:
-            yield f"{name} is not a parameter; known are {', '.join(known)}"
-            continue
-        wanted = known[name].type
-        members, single = ([value], wanted) if "[" not in wanted else (value, wanted[5:-1])
-        if not isinstance(members, list):
-            yield f"{name} must be a list of {single}, not {short(value)}"
-            continue
-        for member in members:
-            if wrong := _wrong_type(single, member):
-                yield f"{name} must be {wrong}, not {short(member)}{_hint(single, member)}"
-            elif wrong := ranges.wrong(name, member):
-                yield f"{name} must be {wrong}, not {short(member)}"
-        if name.endswith("seeds") and len(set(map(str, members))) < len(members):
-            yield f"{name} must differ from each other, not {short(value)}"
-
-
-def _wrong_type(wanted: str, value: Any) -> str:
-    is_one = type(value) is TYPES[wanted] or (wanted == "float" and type(value) is int)
-    if not is_one:
-        return {
-            "str": "text",
-            "int": "a whole number",
-            "float": "a number",
-            "bool": "true or false",
-        }[wanted]
-    return "finite" if wanted == "float" and not math.isfinite(value) else ""
-
-
-def _hint(wanted: str, value: Any) -> str:
-    """What PyYAML makes of something that looks right."""
-    if (
-        wanted == "float"
-        and isinstance(value, str)
-        and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value)
-    ):
-        return f" (YAML reads {value} as text: write {value.lower().replace('e', '.0e')})"
-    if wanted == "str" and isinstance(value, bool):
-        return ' (YAML reads yes, no, on and off as true or false: put it in "quotes")'
-    return ""
 
 
 def studies() -> list[str]:
@@ -170,7 +113,7 @@ def of_study(study: str) -> dict[str, dict[str, Any]]:
         where = f"(params/{study}/{notebook}.yaml)"
         wrong, differences = yaml_files.read(paths.params() / study / f"{notebook}.yaml")
         known = declared(notebook)
-        wrong += list(_problems(known, differences))
+        wrong += list(problems_of(known, differences))
         if differences.get("study", DEFAULT) != study:
             wrong.append(
                 f"study must be {study}, as the folder says: write the line `study: {study}`"
@@ -196,11 +139,15 @@ def _disagreements(study: str, found: Mapping[str, Mapping[str, Any]]) -> Iterat
             if key in found[name] and wanted is not None and found[name][key] != wanted:
                 where = f"(params/{study}/{name}.yaml)"
                 yield f"{key} must be {short(wanted)}, as in {together[0]}.yaml, {where}"
-    counts = found.get("02_prune", {}).get("drop_counts")
-    k = found.get("03_recovery", {}).get("drop_count")
-    if counts and k and k not in counts:
-        where = f"(params/{study}/03_recovery.yaml)"
-        yield f"drop_count must be one of 02_prune.yaml's drop_counts {counts}, not {k} {where}"
+    cuts = found.get("02_prune", {})
+    for name in ("03_recovery", "09_recipe"):
+        k, rule = (found.get(name, {}).get(key) for key in ("drop_count", "rule"))
+        where = f"(params/{study}/{name}.yaml)"
+        if k and cuts and k not in cuts["drop_counts"]:
+            yield f"drop_count must be one of 02_prune's {cuts['drop_counts']}, not {k} {where}"
+        elif k and cuts and rule == "exhaustive" and k > cuts["exhaustive_to"]:
+            most = f"02_prune's exhaustive_to={cuts['exhaustive_to']}"
+            yield f"rule=exhaustive needs every set of {k} layers, but {most} {where}"
 
 
 def resolved(notebook: str, cell_values: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,7 +174,7 @@ def recipe_values(path: Path | None = None) -> dict[str, Any]:
         return {}
     wrong, values = yaml_files.read(path)
     known = {f.name: Parameter(f.name, str(f.type), None, "") for f in fields(Recipe)}
-    wrong += list(_problems(known, values))
+    wrong += list(problems_of(known, values))
     if not wrong:
         auto = {"precision": "float32"} if values.get("precision") == "auto" else {}
         try:

@@ -159,8 +159,9 @@ def _drop_stale(step: Step) -> None:
     """Remove records that an earlier version of the notebook, or other parameters, have left."""
     # Of the executed copy: the notebook itself may have been edited meanwhile.
     of_now = provenance.notebook_hash(marks.executed(step.study, step.notebook))
+    given = json.loads(json.dumps(step.parameters))  # as a stamp holds them
     for path in (paths.runs(step.study) / "records" / step.notebook).rglob("*.json"):
         with suppress(ValueError):  # what is no record was not left by a notebook
             stamp = storage.read_stamp(path)
-            if stamp.notebook_hash != of_now or stamp.parameters != step.parameters:
+            if stamp.notebook_hash != of_now or stamp.parameters != given:
                 path.unlink()

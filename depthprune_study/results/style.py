@@ -128,7 +128,7 @@ def svg(figure: Figure) -> str:
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'<g id="[^"]*">', "<g>", text)  # several figures share a page
-    return text.replace("<svg ", f"<svg role=\"img\" aria-label={quoteattr(figure.get_label())} ", 1)
+    return text.replace("<svg ", f'<svg role="img" aria-label={quoteattr(figure.get_label())} ', 1)
 
 
 def _settle(figure: Figure) -> None:

@@ -1,33 +1,24 @@
-"""Records and intervals -> matplotlib figures, whose title is the finding that the caller gives."""
+"""Records and intervals -> matplotlib figures; the title is the finding that the caller gives.
 
-from __future__ import annotations
+Every figure's label (`figure.get_label()`) is its alt text: what is drawn, and every value.
+"""
 
-from typing import Any
-
-from matplotlib.figure import Figure
-
-from depthprune_study.results.style import new_figure, png, svg
-
-
-def _plain(name: str):
-    def chart(*records: Any, title: str, **more: Any) -> Figure:
-        figure, _ = new_figure(title, 3.0)
-        figure.set_label(title)
-        return figure
-
-    chart.__name__ = name
-    return chart
-
-
-profile, criteria, stability, pairs = map(_plain, ("profile", "criteria", "stability", "pairs"))
-path, ratios, curves, speed = map(_plain, ("path", "ratios", "curves", "speed"))
-seeds, rivals, bytes_against_ppl = map(_plain, ("seeds", "rivals", "bytes_against_ppl"))
-choice, depth, budget = map(_plain, ("choice", "depth", "budget"))
-sweep, probes = map(_plain, ("sweep", "probes"))
+from depthprune_study.results.charts.compare import probes, ratios, seeds
+from depthprune_study.results.charts.frontier import (
+    budget,
+    bytes_against_ppl,
+    choice,
+    depth,
+    rivals,
+)
+from depthprune_study.results.charts.healing import curves, path
+from depthprune_study.results.charts.layers import criteria, pairs, profile, stability
+from depthprune_study.results.charts.trials import speed, sweep
+from depthprune_study.results.style import png, sources_in, svg
 
 __all__ = [
-    "bytes_against_ppl",
     "budget",
+    "bytes_against_ppl",
     "choice",
     "criteria",
     "curves",
@@ -40,6 +31,7 @@ __all__ = [
     "ratios",
     "rivals",
     "seeds",
+    "sources_in",
     "speed",
     "stability",
     "svg",

@@ -1,0 +1,164 @@
+"""From the whole model to the healed one: the answer's path, and the curves of training."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from depthprune_core.records import Curve
+from depthprune_study.results.charts import parts
+from depthprune_study.results.statistics import Interval
+from depthprune_study.results.style import FAINT, IDEAS, INK, LARGE, SMALL, SOFT, new_figure, styled
+
+Ratios = Mapping[str, Interval]
+
+_STEPS = {  # what was done to reach a stage
+    "whole": "as published",
+    "cut": "layers removed",
+    "refitted": "maps re-solved",
+    "healed": "distilled",
+}
+_CONTROL = {"ce": "student", "whole, same text": "whole model"}
+
+
+@styled
+def path(stages: Ratios, control: Ratios, *, title: str) -> Figure:
+    """Whole, cut, refitted, healed as one path; beside it what the same text does by itself.
+
+    `control` holds the student trained on the text ("ce") and the whole model trained on it
+    ("whole, same text"); their quotient is written between them.
+    """
+    whole = Interval(1.0, 1.0, 1.0, 0, 0.0)
+    stages = {"whole": stages.get("whole", whole), **stages}
+    figure, ax = new_figure(title, 3.35)
+    gap = len(stages) - 0.25
+    places = {name: float(at) for at, name in enumerate(stages)}
+    beside = {name: gap + 0.35 + at for at, name in enumerate(control)}
+    low, high = parts.zoom([*stages.values(), *control.values()], 1.0)
+    room = 0.14 * (high - low)  # for the numbers above and below the points
+    ax.set_ylim(low - room, high + room)
+    right = max([*beside.values(), *places.values()]) + 0.55
+    ax.set_xlim(-0.5, right)
+    parts.baseline(ax, 1.0, upright=True)
+    _steps(ax, stages, places)
+    for name, ratio in stages.items():
+        down = name == "whole" or ratio.point < 1
+        _point(ax, places[name], ratio, IDEAS[parts.idea(name)], down=down, exact=name == "whole")
+    _beside(ax, control, beside, gap)
+    labels = [f"{parts.words(n)}\n{_STEPS.get(n, '')}" for n in stages]
+    labels += [f"{_CONTROL.get(n, parts.words(n))}\n" for n in control]
+    ax.set_xticks([*places.values(), *beside.values()], labels, color=INK)
+    parts.quiet(ax, "x")
+    parts.measure(ax, parts.RATIO)
+    parts.remark(ax, parts.units([*stages.values(), *control.values()]))
+    told = {parts.words(name): ratio for name, ratio in {**stages, **control}.items()}
+    figure.set_label(parts.in_words(title, parts.RATIO, told))
+    return figure
+
+
+@styled
+def curves(named: Mapping[str, Curve], whole_nll_nats: float, *, title: str) -> Figure:
+    """Validation perplexity over the tokens of training, one named line a student."""
+    drawn = {name: curve for name, curve in named.items() if curve.validation_tokens}
+    shown = dict(list(drawn.items())[: parts.MAX_ROWS])
+    height = 3.0
+    figure, ax = new_figure(title, height)
+    lines = {
+        name: np.exp(np.clip(np.array(curve.validation_nll_nats) - whole_nll_nats, -50, 50))
+        for name, curve in drawn.items()
+    }
+    points = [Interval(p, p, p, 0, 0.0) for name in shown for p in lines[name].tolist()]
+    ax.set_ylim(parts.zoom(points, 1.0))
+    look = parts.looks(shown)
+    ends: dict[str, tuple[float, str]] = {parts.BASELINE: (1.0, INK)}
+    longest = max([1, *(curve.validation_tokens[-1] for curve in shown.values())])
+    unit, name_of_unit = (1e6, "million ") if longest >= 2e6 else (1e3, "thousand ")
+    for name, curve in shown.items():
+        colour, marker = look[name]
+        tokens = np.array(curve.validation_tokens) / unit
+        ax.plot(tokens, lines[name], color=colour, marker=marker, markersize=4.5)
+        note = ", diverged" if curve.diverged else ""
+        ends[f"{parts.words(name)}{note}, {parts.number(lines[name][-1])}"] = (
+            lines[name][-1],
+            colour,
+        )
+    ax.set_xlim(0, longest / unit)
+    parts.off_scale(
+        ax,
+        {
+            n: dict(zip((np.array(c.validation_tokens) / unit).tolist(), lines[n], strict=True))
+            for n, c in shown.items()
+        },
+        look,
+    )
+    parts.baseline(ax, 1.0, upright=True)
+    parts.end_labels(ax, ends, height - 0.8)
+    ax.grid(axis="y", color=FAINT, linewidth=0.6)
+    ax.set_xlabel(f"{name_of_unit}tokens of training")
+    parts.measure(ax, f"validation {parts.RATIO}")
+    left_out = len(drawn) - len(shown)
+    parts.remark(ax, f"And {left_out} more, not drawn." if left_out else "")
+    told = {
+        f"{parts.words(n)}, from {parts.number(r[0])} to": float(r[-1]) for n, r in lines.items()
+    }
+    figure.set_label(parts.in_words(title, f"validation {parts.RATIO} during training", told))
+    return figure
+
+
+def _steps(ax: Axes, stages: Ratios, places: Mapping[str, float]) -> None:
+    """The line from stage to stage, with arrowheads."""
+    low, high = ax.get_ylim()
+    names = [name for name, ratio in stages.items() if ratio.point == ratio.point]
+    for before, after in itertools.pairwise(names):
+        ends = [(places[n], float(np.clip(stages[n].point, low, high))) for n in (before, after)]
+        arrow = {
+            "arrowstyle": "-|>",
+            "color": "#8A8A8A",
+            "linewidth": 1.6,
+            "shrinkA": 6,
+            "shrinkB": 7,
+        }
+        ax.annotate("", ends[1], ends[0], arrowprops=arrow, zorder=2)
+
+
+def _point(
+    ax: Axes, at: float, ratio: Interval, look: tuple[str, str], *, down: bool, exact: bool = False
+) -> None:
+    """A point of the path with its number, and its interval in small type."""
+    inside = parts.dot(ax, at, ratio, look, upright=True, size=10)
+    low, high = ax.get_ylim()
+    end = min(max(ratio.low if down else ratio.high, low), high) if inside else high
+    if end != end or not inside:
+        end = ratio.point if inside else high
+    text = "1" if exact and ratio.point == 1 else parts.number(ratio.point)
+    sign = -1 if down or not inside else 1
+    style = {"ha": "center", "va": "top" if sign < 0 else "bottom", "color": look[0]}
+    between = parts.span(ratio)
+    near, far = (9, 23) if sign < 0 else ((9 if not between else 20), 9)
+    place = {"textcoords": "offset points", "zorder": 5}
+    ax.annotate(
+        text, (at, end), (0, sign * near), fontsize=LARGE, fontweight="bold", **place, **style
+    )
+    if between:
+        ax.annotate(between, (at, end), (0, sign * far), fontsize=SMALL, **place, **style)
+
+
+def _beside(ax: Axes, control: Ratios, places: Mapping[str, float], left: float) -> None:
+    """The control: its ground, its heading, its points, and the quotient of the two."""
+    if not control:
+        return
+    right = ax.get_xlim()[1]
+    ax.axvspan(left - 0.2, right, color="#F3F1F6", linewidth=0, zorder=0)
+    text = "control: trained on the same text"
+    if {"ce", "whole, same text"} <= set(control):
+        quotient = control["ce"].point / control["whole, same text"].point
+        text += f"\nstudent ÷ whole model = {parts.number(quotient)}"
+    place = {"xycoords": ("data", "axes fraction"), "xytext": (0, 4), "textcoords": "offset points"}
+    style = {"fontsize": SMALL, "color": SOFT, "ha": "right", "va": "bottom"}
+    ax.annotate(text, (right, 1.0), **place, **style)
+    for name, ratio in control.items():
+        _point(ax, places[name], ratio, IDEAS[parts.idea(name)], down=ratio.point < 1)

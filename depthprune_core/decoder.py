@@ -1,4 +1,4 @@
-"""Where any decoder keeps its parts, found by structure; running some of them; its config for fewer layers or narrower MLPs."""
+"""Where any decoder keeps its parts, found by structure."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from depthprune_core import probing
 from depthprune_core.products import linear
-
-# ---------------------------------------------------------------- anatomy
 
 
 @dataclass(frozen=True)
@@ -24,177 +23,171 @@ class Decoder:
     layers: nn.ModuleList
     layers_name: str  # its path inside the model: "transformer.h"
     base: nn.Module  # token ids -> hidden states after the final norm
-    head: nn.Linear  # hidden states -> logits, before any softcap
+    head: nn.Linear  # hidden states -> logits, before scale and softcap
     softcap: float  # 0 = none
-    scale: float  # a constant that multiplies the head's output, before any softcap; 1 = none
+    scale: float  # multiplies what the head computes, before any softcap; 1 = none
     returns_tuple: bool  # whether a layer returns (hidden, ...) or the bare tensor
 
     def logits(self, hidden: torch.Tensor, words: slice = slice(None)) -> torch.Tensor:
-        """Hidden states after the final norm -> logits in float32, of a slice of the vocabulary.  (..., d) -> (..., words)"""
+        """Hidden states after the final norm -> float32 logits of a slice of the vocabulary.
+
+        (..., d) -> (..., words)
+        """
         bias = self.head.bias[words] if self.head.bias is not None else None
-        logits = linear(hidden, self.head.weight[words], bias).float() * self.scale
+        logits = linear(hidden, self.head.weight[words], bias).float()
+        if self.scale != 1:
+            logits = logits * self.scale
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
     @property
     def tied(self) -> bool:
-        return any(
-            module.weight is self.head.weight
-            for module in self.base.modules()
-            if isinstance(module, nn.Embedding)
-        )
+        embeddings = (m for m in self.base.modules() if isinstance(m, nn.Embedding))
+        return any(module.weight is self.head.weight for module in embeddings)
 
 
-_DECAYS = (
-    "A_log",
-    "time_decay",
-    "slope_rate",
-)  # of Mamba and gated delta nets, of RWKV, of lightning attention
+# Tensors by which a state decays: of Mamba and gated delta nets, of RWKV, of lightning attention.
+_DECAYS = ("A_log", "time_decay", "slope_rate")
 
 _known: weakref.WeakKeyDictionary[nn.Module, Decoder] = weakref.WeakKeyDictionary()
 
 
 def anatomy(model: PreTrainedModel) -> Decoder:
-    """The parts of a decoder, found by structure and checked on a few tokens against the model's own logits.
+    """The parts of a decoder, found by structure and checked on a few tokens.
 
-    Raises ValueError for what is not a decoder of like layers: encoder-decoders, state-space models, encoders.
+    Raises ValueError for what is no stack of layers that can be passed over one by one:
+    encoder-decoders, state-space models, encoders, layers that share more than hidden states.
     """
-    if model in _known:
-        return _known[model]
-    parts = structure(model)
-    was_training = model.training
-    model.eval()  # dropout would draw random numbers
-    try:
-        found = replace(parts, returns_tuple=_probe(parts.layers, parts.base))
-        _check_logits(model, found)
-    finally:
-        model.train(was_training)
-    _known[model] = found
-    return found
+    if model not in _known:
+        parts = structure(model)
+        was_training = model.training
+        model.eval()  # dropout would draw random numbers
+        try:
+            _known[model] = replace(parts, **probing.probe(model, parts))
+        finally:
+            model.train(was_training)
+    return _known[model]
+
+
+def remember(student: PreTrainedModel, like: Decoder) -> None:
+    """Spares a student the probe: it is built as `like`, the anatomy of its original."""
+    facts = {name: getattr(like, name) for name in ("softcap", "scale", "returns_tuple")}
+    _known[student] = replace(structure(student), **facts)
 
 
 def structure(model: PreTrainedModel) -> Decoder:
-    """The parts as names and types tell them: of a model on torch's meta device too, which cannot be run. Raises as `anatomy`."""
+    """The parts as names and types tell them: of a model on torch's meta device too, which cannot
+    be run. Raises as `anatomy`.
+    """
     name = type(model).__name__
     config = text_config(model.config)
     if getattr(model.config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"{name} is an encoder-decoder: only decoders (causal language models) can be pruned here"
-        )
+        raise ValueError(f"{name} is an encoder-decoder: only decoders can be pruned here")
     if state := _state(model):
         raise ValueError(
-            f"{name} carries a state from token to token ({state}: a state-space or linear-attention model): only transformer "
-            "decoders can be pruned here"
+            f"{name} carries a state from token to token ({state}: a state-space or "
+            "linear-attention model): only transformer decoders can be pruned here"
         )
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     n_layers = getattr(config, "num_hidden_layers", None)
     if head is None or n_layers is None:
         raise ValueError(
-            f"{name} has no language-model head or no layer count: only causal language models can be pruned here"
+            f"{name} has no language-model head or no layer count: only causal language models "
+            "can be pruned here"
         )
     if not isinstance(head, nn.Linear):
         raise ValueError(
-            f"{name} has a head that is no linear map ({type(head).__name__}), so it cannot be measured here"
+            f"{name} has a head that is no linear map ({type(head).__name__}), so it cannot be "
+            "measured here"
         )
-    stacks = {
-        path: m
-        for path, m in model.named_modules()
-        if isinstance(m, nn.ModuleList) and len(m) == n_layers
-    }
-    stacks = {path: m for path, m in stacks.items() if all(_attends(layer) for layer in m)}
-    if not stacks:
-        raise ValueError(
-            f"{name} has no stack of {n_layers} attention layers: only transformer decoders can be pruned here"
-        )
-    path = min(stacks, key=lambda candidate: candidate.count("."))  # the outermost stack
-    base = getattr(model, model.base_model_prefix)
-    softcap = getattr(config, "final_logit_softcapping", None) or 0.0
-    return Decoder(stacks[path], path, base, head, float(softcap), scale=1.0, returns_tuple=False)
+    path = _stack(model, n_layers)
+    base = getattr(model, model.base_model_prefix, None)
+    if base is None:  # Llama 4 names another class's
+        base = model.get_submodule(path.split(".")[0])
+    softcap = float(_softcap(config) or 0.0)
+    stack = model.get_submodule(path)
+    return Decoder(stack, path, base, head, softcap, scale=1.0, returns_tuple=False)
 
 
 def text_config(config: Any) -> Any:
-    """The part of a config that describes the language model (all of it, but for multimodal wrappers)."""
+    """The part of a config that describes the language model; mostly all of it."""
     return config.get_text_config(decoder=True)
 
 
+def _stack(model: PreTrainedModel, n_layers: int) -> str:
+    """Path of the decoder's layers: beside the embedding of tokens, not in a tower for images."""
+    stacks = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == n_layers
+        and all(_attends(layer) for layer in module)
+    ]
+    if not stacks:
+        raise ValueError(
+            f"{type(model).__name__} has no stack of {n_layers} attention layers: only "
+            "transformer decoders can be pruned here"
+        )
+    embedding = model.get_input_embeddings()
+    home = next((path for path, module in model.named_modules() if module is embedding), "")
+
+    def distance(path: str) -> tuple[int, int]:
+        shared = 0
+        for ours, theirs in zip(path.split("."), home.split("."), strict=False):
+            if ours != theirs:
+                break
+            shared += 1
+        return -shared, path.count(".")  # then the outermost
+
+    return min(stacks, key=distance)
+
+
+def _softcap(config: Any) -> float | None:
+    for name in ("final_logit_softcapping", "logits_soft_cap"):
+        if value := getattr(config, name, None):
+            return value
+    return None
+
+
 def _state(model: nn.Module) -> str:
-    """The tensor by which a recurrent layer's state decays, as the checkpoints of all such families name it; empty without one."""
-    tensors = (
-        name for found in (model.named_parameters(), model.named_buffers()) for name, _ in found
-    )
+    """The tensor by which a recurrent layer's state decays; empty without one."""
+    held = (model.named_parameters(), model.named_buffers())
+    tensors = (name for found in held for name, _ in found)
     return next((name for name in tensors if name.rsplit(".", 1)[-1] in _DECAYS), "")
 
 
 def _attends(layer: nn.Module) -> bool:
-    return any(
-        "attention" in type(module).__name__.lower() or "attn" in type(module).__name__.lower()
+    return bool(_attentions(layer))
+
+
+def _attentions(layer: nn.Module) -> list[nn.Module]:
+    return [
+        module
         for module in layer.modules()
-    )
+        if any(word in type(module).__name__.lower() for word in ("attention", "attn"))
+    ]
 
 
-def _probe_ids(module: nn.Module) -> torch.Tensor:
-    """Two rows that differ in their last token alone."""
-    return torch.tensor([[1, 2, 3, 2], [1, 2, 3, 1]], device=next(module.parameters()).device)
+# ---------------------------------------------------------------- where a layer's parts end
 
 
-@torch.no_grad()
-def _probe(layers: nn.ModuleList, base: nn.Module) -> bool:
-    seen: list[Any] = []
-    hook = layers[0].register_forward_hook(lambda module, args, output: seen.append(output))
-    try:
-        base(input_ids=_probe_ids(base), use_cache=False)
-    finally:
-        hook.remove()
-    return isinstance(seen[0], tuple)
+def attention_outputs(model: PreTrainedModel) -> list[nn.Module]:
+    """Of each layer, the linear map that takes the heads' values back to the hidden states.
 
-
-@torch.no_grad()
-def _check_logits(model: PreTrainedModel, parts: Decoder) -> None:
-    ids = _probe_ids(model)
-    own = model(input_ids=ids, use_cache=False).logits.float()
-    ours = parts.logits(parts.base(input_ids=ids, use_cache=False).last_hidden_state)
-    if not torch.isfinite(own).all():
-        raise ValueError(
-            f"{type(model).__name__} computes logits that are not finite, so it cannot be measured"
-        )
-    tolerance = max(
-        1e-3, 2 * torch.finfo(model.dtype).eps
-    )  # a softcap rounds in the model's dtype, here in float32
-    atol = tolerance * float(own.abs().max())
-    if not torch.allclose(own, ours, rtol=tolerance, atol=atol):
-        raise ValueError(
-            f"{type(model).__name__} computes its logits in a way that is not known here, so it cannot be measured"
-        )
-    if not torch.allclose(own[0, :-1], own[1, :-1], rtol=tolerance, atol=atol):
-        raise ValueError(
-            f"{type(model).__name__} lets a token see later ones: only decoders (causal language models) can be pruned here"
-        )
-
-
-def slice_config(config: Any, kept: tuple[int, ...]) -> Any:
-    """A copy of the config for the kept layers: the count, and every list that has one entry a layer (`layer_types`).
-
-    Raises ValueError where an option bakes a layer's number into its computation.
+    Found by running: the last map of the attention. Raises ValueError where a layer has none.
     """
-    new = copy.deepcopy(config)
-    part = text_config(new)
-    n_layers = part.num_hidden_layers
-    if getattr(part, "scale_attn_by_inverse_layer_idx", False):
+    parts = anatomy(model)
+    maps = [
+        {m for attention in _attentions(layer) for m in attention.modules() if _is_map(m)}
+        for layer in parts.layers
+    ]
+    called = probing.calls(parts.base, [m for found in maps for m in found])
+    last = [[m for m in called if m in found][-1:] for found in maps]
+    if any(not found for found in last):
         raise ValueError(
-            "scale_attn_by_inverse_layer_idx=True scales attention by the layer's number, so no layer can be dropped unchanged"
+            f"{type(model).__name__} has a layer whose attention ends in no linear map"
         )
-    for key, value in list(vars(part).items()):
-        if (
-            isinstance(value, list | tuple)
-            and len(value) == n_layers
-            and not key.startswith("_")
-            and "token_id" not in key
-        ):
-            setattr(part, key, type(value)(value[layer] for layer in kept))
-    part.num_hidden_layers = len(kept)
-    return new
+    return [found for (found,) in last]
 
-
-# ---------------------------------------------------------------- the width of the MLPs
 
 _MLP_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim")  # as configs call it
 
@@ -202,16 +195,18 @@ _MLP_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim")  # as configs call it
 def mlp_outputs(model: PreTrainedModel) -> list[nn.Module]:
     """Of each layer, the linear map that takes the MLP's neurons back to the hidden states.
 
-    Raises ValueError where the config does not state the width, or where it does not tell this map from the others.
+    Raises ValueError where the config does not state the width, or where the width does not tell
+    this map from the others.
     """
     name, width = _mlp_width(model)
     maps = [
-        [m for m in layer.modules() if isinstance(m, nn.Linear | Conv1D) and _n_inputs(m) == width]
+        [m for m in layer.modules() if _is_map(m) and _n_inputs(m) == width]
         for layer in anatomy(model).layers
     ]
     if any(len(found) != 1 for found in maps):
         raise ValueError(
-            f"{type(model).__name__} has not exactly one map of {width} inputs ({name}) in every layer, so its MLPs cannot be narrowed"
+            f"{type(model).__name__} has not exactly one map of {width} inputs ({name}) in every "
+            "layer, so its MLPs cannot be narrowed"
         )
     return [found for (found,) in maps]
 
@@ -222,7 +217,10 @@ def mlp_width(model: PreTrainedModel) -> int:
 
 
 def narrow_config(model: PreTrainedModel, width: int) -> Any:
-    """A copy of the model's config with MLPs of this width. Raises ValueError for a width that is not below the model's own."""
+    """A copy of the model's config with MLPs of this width.
+
+    Raises ValueError for a width that is not below the model's own.
+    """
     name, own = _mlp_width(model)
     if not 1 <= width < own:
         raise ValueError(
@@ -235,18 +233,23 @@ def narrow_config(model: PreTrainedModel, width: int) -> Any:
 
 def _mlp_width(model: PreTrainedModel) -> tuple[str, int]:
     config = text_config(model.config)
-    name = next((name for name in _MLP_WIDTHS if hasattr(config, name)), None)
-    if name is None:
-        raise ValueError(
-            f"the config of {type(model).__name__} does not state the width of its MLPs ({', '.join(_MLP_WIDTHS)})"
-        )
-    return name, getattr(config, name) or 4 * config.hidden_size  # GPT-2 leaves it open
+    for name in _MLP_WIDTHS:
+        try:
+            width = getattr(config, name)
+        except (AttributeError, RuntimeError):  # none, or one for each layer
+            continue
+        width = width or 4 * config.hidden_size  # GPT-2 leaves it open
+        if isinstance(width, int):
+            return name, width
+    raise ValueError(
+        f"the config of {type(model).__name__} does not state one width for its MLPs "
+        f"({', '.join(_MLP_WIDTHS)})"
+    )
+
+
+def _is_map(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D)
 
 
 def _n_inputs(module: nn.Linear | Conv1D) -> int:
     return module.weight.shape[0] if isinstance(module, Conv1D) else module.in_features
-
-
-def attention_outputs(model: PreTrainedModel) -> list[nn.Module]:
-    """Of each layer, the linear map that takes the heads' values back to the hidden states."""
-    raise NotImplementedError

@@ -5,187 +5,160 @@ from __future__ import annotations
 import copy
 import re
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-from depthprune_core.decoder import (
-    anatomy,
-    mlp_outputs,
-    mlp_width,
-    narrow_config,
-    slice_config,
-    text_config,
-)
+from depthprune_core import decoder, guard
+from depthprune_core.configs import slice_config
+from depthprune_core.decoder import Decoder, anatomy, structure, text_config
+from depthprune_core.guard import check_saved
 from depthprune_core.records import Plan, Size
+
+__all__ = ["check_saved", "drop_layers", "original_name", "share_equal", "size", "undroppable"]
 
 
 def drop_layers(model: PreTrainedModel, plan: Plan, *, share: bool = False) -> PreTrainedModel:
     """A new model without the plan's layers, as if it had always been that shallow, in eval mode.
 
-    It is built from the sliced config and then given the kept weights, so whatever a layer derives from its number
-    (`layer_idx`, its slot in the KV cache, sliding or full attention) is right, and plain `from_pretrained` opens what
-    `save_pretrained` writes. Weights are copied: training the result leaves the original as it was. With `share` they are
-    the original's own tensors, which takes no memory: for measuring, not for training.
+    It is built from the sliced config and then given the kept weights, so whatever a layer derives
+    from its number (`layer_idx`, its slot in the KV cache, sliding or full attention) is right, and
+    plain `from_pretrained` opens what `save_pretrained` writes. Its logits are held to those of the
+    original with these layers passed over. Weights are copied: training the result leaves the
+    original as it was. With `share` they are the original's own tensors, which takes no memory:
+    for measuring, not for training.
 
-    Raises ValueError when the plan is for another number of layers.
+    Raises ValueError when the plan is for another number of layers, or when a model without these
+    layers would compute something else.
     """
     parts = anatomy(model)
     if len(parts.layers) != plan.n_layers:
         raise ValueError(
             f"the plan is for {plan.n_layers} layers, but the model has {len(parts.layers)}"
         )
-    new_config = slice_config(model.config, plan.kept)
-    reference = next(model.parameters())
-    options = {"dtype": reference.dtype, "attn_implementation": model.config._attn_implementation}
-    if share:
-        with torch.device("meta"):
-            student = type(model)._from_config(new_config, **options)
-        _lend(student, model, parts.layers_name, plan.kept)
-        student.generation_config = copy.deepcopy(model.generation_config)
-        return student.eval()
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # a fresh model draws weights, all of which are replaced below
-        student = type(model)._from_config(new_config, **options)
-    student = student.to(reference.device)
-    with torch.no_grad():
-        source = {
-            **dict(model.named_parameters(remove_duplicate=False)),
-            **dict(model.named_buffers(remove_duplicate=False)),
-        }
-        targets = [
-            *student.named_parameters(remove_duplicate=False),
-            *student.named_buffers(remove_duplicate=False),
-        ]
-        for name, tensor in targets:
-            tensor.copy_(source[_original_name(name, parts.layers_name, plan.kept)])
+    student = _outline(model, parts, plan.kept)
+    _fill(student, model, plan, copied=not share)
     student.generation_config = copy.deepcopy(model.generation_config)
-    return student.eval()
-
-
-def share_equal(student: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
-    """Let every tensor of the student (it has the plan's layers) that has the model's values be the model's own, and take no memory.
-
-    What is shared must not be trained in place; adapters can be (`adapters.low_rank`).
-    """
-    _lend(student, model, anatomy(model).layers_name, plan.kept, equal_only=True)
+    student.eval()
+    decoder.remember(student, parts)
+    guard.check_cut(student, model, plan)
     return student
 
 
-def drop_more(plan: Plan, second: Plan) -> Plan:
-    """Two cuts as one plan of the original model: `second` is numbered in the model that `plan` left."""
-    kept = plan.kept
-    if second.n_layers != len(kept):
-        raise ValueError(
-            f"the second plan is for {second.n_layers} layers, but the first leaves {len(kept)}"
-        )
-    dropped = plan.dropped + tuple(kept[layer] for layer in second.dropped)
-    return Plan(
-        plan.n_layers,
-        dropped,
-        f"staged_{second.rule}",
-        {"first": list(plan.dropped), "second": [kept[i] for i in second.dropped]},
-    )
+def undroppable(model: PreTrainedModel, *, first: bool = False) -> dict[int, str]:
+    """Layers that cannot go, each with the reason; found from the config and on the meta device.
 
-
-def narrow_mlps(model: PreTrainedModel, kept: Sequence[Sequence[int]]) -> PreTrainedModel:
-    """A new model whose layers keep these neurons of their MLPs alone (as many in each), in eval mode; the original is untouched.
-
-    A weight with a dimension of neurons is cut along it, fused gate and up projections in each of their parts.
-
-    Raises ValueError for another number of layers, or of neurons in one of them.
+    With `first`, the search ends at the first layer that can go, and tells nothing then.
     """
-    parts = anatomy(model)
-    own, width = mlp_width(model), len(kept[0])
-    mlp_outputs(model)
-    if len(kept) != len(parts.layers) or any(len(set(neurons)) != width for neurons in kept):
-        raise ValueError(
-            f"kept names neurons of {len(kept)} layers: {len(parts.layers)} are wanted, with equally many different ones"
-        )
-    options = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
-    with torch.random.fork_rng(devices=[]):
-        student = type(model)._from_config(narrow_config(model, width), **options)
-    student = student.to(model.device)
-    source = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-    with torch.no_grad():
-        for name, tensor in [
-            *student.named_parameters(remove_duplicate=False),
-            *student.named_buffers(remove_duplicate=False),
-        ]:
-            whole = source[name]
-            for dim, (new, old) in enumerate(zip(tensor.shape, whole.shape, strict=True)):
-                if new != old:
-                    layer = int(re.match(rf"{re.escape(parts.layers_name)}\.(\d+)\.", name)[1])
-                    neurons = torch.tensor(sorted(kept[layer]), device=whole.device)
-                    index = torch.cat([neurons + part * own for part in range(old // own)])
-                    whole = whole.index_select(dim, index)
-            tensor.copy_(whole)
-    student.generation_config = copy.deepcopy(model.generation_config)
-    return student.eval()
+    parts = structure(model)
+    reasons: dict[int, str] = {}
+    n_layers = len(parts.layers)
+    for layer in sorted(range(n_layers), key=lambda i: abs(i - n_layers // 2)):
+        kept = tuple(i for i in range(n_layers) if i != layer)
+        try:
+            if kept:
+                _outline(model, parts, kept)
+            if first:
+                return {}
+        except ValueError as error:
+            reasons[layer] = str(error)
+    return dict(sorted(reasons.items()))
 
 
-def width_of_size(model: PreTrainedModel, n_parameters: int) -> int:
-    """The width of MLPs at which the narrowed model's parameters come nearest to `n_parameters`.
+def share_equal(student: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
+    """Let every tensor of the student that has the model's values be the model's own.
 
-    Raises ValueError where that is more than the model has, or less than it has without its MLPs.
+    The student has the plan's layers. What is shared takes no memory and must not be trained in
+    place; adapters on it can be (`adapters.low_rank`).
     """
-    own = mlp_width(model)
-    at_most, at_least = own - 1, 1
-    n = {width: _parameters_of(model, width) for width in (at_least, at_most)}
-    per_neuron = (n[at_most] - n[at_least]) / (at_most - at_least)
-    width = round(at_least + (n_parameters - n[at_least]) / per_neuron)
-    if not at_least <= width <= at_most:
-        raise ValueError(
-            f"n_parameters={n_parameters:,} cannot be reached by narrowing the MLPs: they allow {n[at_least]:,} to {n[at_most]:,}"
-        )
-    return width
-
-
-def _parameters_of(model: PreTrainedModel, width: int) -> int:
-    with torch.device("meta"):
-        narrowed = type(model)._from_config(narrow_config(model, width))
-    narrowed.tie_weights()
-    return narrowed.num_parameters()
+    originals, stacks = dict(model.named_modules()), _stacks(model, plan.n_layers)
+    for name, module in student.named_modules():
+        original = originals[original_name(name, stacks, plan.kept)]
+        for held in (module._parameters, module._buffers, vars(module)):
+            for key, value in list(held.items()):
+                if isinstance(value, torch.Tensor) and torch.equal(value, getattr(original, key)):
+                    held[key] = getattr(original, key)
+    return student
 
 
 def size(model: PreTrainedModel) -> Size:
-    """Layers, parameters (a tied tensor counts once) and the bytes of the safetensors files that `save_pretrained` writes."""
+    """Layers, parameters (a tied tensor counts once), bytes of the files `save_pretrained` writes."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         on_disk = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
     return Size(text_config(model.config).num_hidden_layers, model.num_parameters(), on_disk)
 
 
-def _lend(
-    student: PreTrainedModel,
-    model: PreTrainedModel,
-    layers_name: str,
-    kept: tuple[int, ...],
-    *,
-    equal_only: bool = False,
-) -> None:
-    """Every tensor of the student (or every one with equal values), whatever holds it, becomes the model's own."""
-    originals = dict(model.named_modules())
+def original_name(name: str, stacks: str | tuple[str, ...], kept: tuple[int, ...]) -> str:
+    """`model.layers.5.mlp.weight` of the student -> the name of the same tensor in the original.
+
+    `stacks` are paths of lists that have one entry a layer, the layers themselves first.
+    """
+    for stack in (stacks,) if isinstance(stacks, str) else stacks:
+        if match := re.match(rf"{re.escape(stack)}\.(\d+)(?=\.|$)", name):
+            return f"{stack}.{kept[int(match[1])]}{name[match.end() :]}"
+    return name
+
+
+def _outline(model: PreTrainedModel, parts: Decoder, kept: tuple[int, ...]) -> PreTrainedModel:
+    """The student without weights (on the meta device), its layers made as the kept ones are.
+
+    Raises ValueError where the config gives other layers, or the model keeps tensors for all of them.
+    """
+    config = slice_config(model.config, kept)
+    tied = _head(model) is not None and _head(model) is _embedding(model)
+    for part in (config, text_config(config)):
+        # Of two tensors that differ, tying would lose one; of one, untying would double it.
+        if getattr(part, "tie_word_embeddings", tied) != tied and _head(model) is not None:
+            part.tie_word_embeddings = tied
+    options = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
+    with torch.device("meta"):
+        student = type(model)._from_config(config, **options)
+    guard.check_alike(student, model, parts, kept)
+    return student
+
+
+def _fill(student: PreTrainedModel, model: PreTrainedModel, plan: Plan, *, copied: bool) -> None:
+    """Every tensor of the student, whatever holds it, becomes the original's or a copy of it."""
+    originals, stacks = dict(model.named_modules()), _stacks(model, plan.n_layers)
+    copies: dict[int, torch.Tensor] = {}  # what is tied stays tied
+
+    def taken(theirs: torch.Tensor) -> torch.Tensor:
+        if not copied:
+            return theirs
+        if id(theirs) not in copies:
+            copy_ = theirs.detach().clone()
+            copies[id(theirs)] = nn.Parameter(copy_) if isinstance(theirs, nn.Parameter) else copy_
+        return copies[id(theirs)]
+
     for name, module in student.named_modules():
-        original = originals[_original_name(f"{name}.", layers_name, kept).removesuffix(".")]
+        original = originals[original_name(name, stacks, plan.kept)]
         for held in (module._parameters, module._buffers, vars(module)):
             for key, value in list(held.items()):
-                if isinstance(value, torch.Tensor) and (
-                    not equal_only or torch.equal(value, getattr(original, key))
-                ):
-                    held[key] = getattr(original, key)
+                if isinstance(value, torch.Tensor):
+                    held[key] = taken(getattr(original, key))
 
 
-def _original_name(name: str, layers_name: str, kept: tuple[int, ...]) -> str:
-    """`model.layers.5.mlp.weight` of the student -> the name of the same tensor in the original."""
-    return re.sub(
-        rf"^{re.escape(layers_name)}\.(\d+)\.",
-        lambda match: f"{layers_name}.{kept[int(match[1])]}.",
-        name,
-    )
+def _stacks(model: PreTrainedModel, n_layers: int) -> tuple[str, ...]:
+    """Paths of the layers and of what else the base keeps as a list of one entry a layer."""
+    parts = structure(model)
+    home = parts.layers_name.rpartition(".")[0]
+    others = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == n_layers
+        and path.rpartition(".")[0] == home
+        and path != parts.layers_name
+    ]
+    return (parts.layers_name, *others)
+
+
+def _head(model: PreTrainedModel) -> torch.Tensor | None:
+    return getattr(model.get_output_embeddings(), "weight", None)
+
+
+def _embedding(model: PreTrainedModel) -> torch.Tensor | None:
+    return getattr(model.get_input_embeddings(), "weight", None)

@@ -73,7 +73,7 @@ def recording(layers: nn.ModuleList, *, start: int = 0) -> Iterator[dict[int, to
         return hook
 
     def keep_last(module: nn.Module, args: tuple, output: Any) -> None:
-        inputs[len(layers)] = output[0] if isinstance(output, tuple) else output
+        inputs[len(layers)] = output[0] if isinstance(output, tuple | list) else output
 
     hooks = [
         layers[i].register_forward_pre_hook(keep(i), with_kwargs=True)

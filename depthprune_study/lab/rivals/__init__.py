@@ -1,0 +1,7 @@
+"""What depth pruning is set against: narrower MLPs, fewer bits, other ways to mend a cut."""
+
+from depthprune_study.lab.rivals.maps import METHODS, training_free
+from depthprune_study.lab.rivals.rounding import rounded
+from depthprune_study.lab.rivals.width import narrowed
+
+__all__ = ["METHODS", "narrowed", "rounded", "training_free"]

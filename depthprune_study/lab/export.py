@@ -1,0 +1,175 @@
+"""A pruned model as a folder that plain `from_pretrained` opens: weights, tokenizer, card, mergekit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import HfApi
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from depthprune_core.decoder import anatomy
+from depthprune_core.records import Plan
+from depthprune_study.errors import StudyError
+from depthprune_study.lab.card import Card, model_card
+
+Dtypes = Mapping[str, torch.dtype]  # parameter of the saved model -> how its file keeps it
+
+
+def folder(
+    out: Path, model: PreTrainedModel, tokenizer: Any, card: Card, *, dtypes: Dtypes
+) -> None:
+    """Write the folder under a temporary name, open it by plain transformers, compare, then rename.
+
+    The model's parameters are cast in place, each to its dtype of the base model's file.
+
+    Raises StudyError where `out` is there already, or where the opened model computes other logits
+    or the opened tokenizer gives other tokens than those that were written.
+    """
+    check_free(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        cast(model, dtypes)
+        write_model(building, model)
+        tokenizer.save_pretrained(building)
+        (building / "README.md").write_text(model_card(card, out.name), encoding="utf-8")
+        (building / "mergekit.yaml").write_text(mergekit(card, model.dtype), encoding="utf-8")
+        _check(building, model, tokenizer)
+        os.chmod(building, 0o755)
+        os.replace(building, out)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def write_model(path: Path, model: PreTrainedModel) -> None:
+    """`save_pretrained`, without the pointers to code that does not come along (auto_map)."""
+    for part in (model.config, model.generation_config):
+        if getattr(part, "auto_map", None) is not None:
+            del part.auto_map
+    model.save_pretrained(path)
+
+
+@torch.no_grad()
+def cast(model: PreTrainedModel, dtypes: Dtypes) -> PreTrainedModel:
+    """The model with each parameter in its dtype, in place; a parameter without one stays.
+
+    What a model derives from its config (rotary frequencies) stays exact.
+    """
+    for name, p in model.named_parameters():
+        p.data = p.data.to(dtypes.get(name, p.dtype))
+    return model
+
+
+def check_free(out: Path) -> None:
+    """Raises StudyError where something is there already, or no finished folder can be put there."""
+    if out.name in ("", ".."):
+        raise StudyError(f"out={out} has no name of its own: name a folder that does not exist yet")
+    if out.is_symlink() or os.path.ismount(out):
+        raise StudyError(
+            f"out={out} is a link or a disk of its own, which no finished folder can replace: name "
+            "a folder inside it"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StudyError(f"out={out} exists already: name another folder, nothing is overwritten")
+
+
+def check_push(push_to: str) -> None:
+    """Raises StudyError, before any work, for a name or a login with which nothing could be pushed."""
+    if not push_to:
+        return
+    try:
+        validate_repo_id(push_to)
+    except HFValidationError:
+        raise StudyError(
+            f"push_to={push_to!r} is no hub repository: write it as NAME/MODEL"
+        ) from None
+    try:
+        HfApi().whoami()
+    except Exception as error:  # no login, no network, a proxy: each has its own kind
+        reason = type(error).__name__
+        raise StudyError(
+            f"push_to={push_to!r} needs the model hub and a login ({reason}): `hf auth login`, or "
+            "leave push_to empty and push the folder later"
+        ) from None
+
+
+def push(out: Path, push_to: str) -> str:
+    """Push the folder to a model repository of the hub, made where it is missing; returns its address.
+
+    Raises StudyError where the hub refuses; the folder stays.
+    """
+    try:
+        address = HfApi().create_repo(push_to, repo_type="model", exist_ok=True)
+        HfApi().upload_folder(
+            repo_id=push_to, folder_path=out, commit_message="Pruned by depthprune"
+        )
+    except Exception as error:  # of the client or of what it sends with
+        reason = " ".join(str(error).split())[:160]
+        raise StudyError(
+            f"{out} is written, but could not be pushed to {push_to} ({type(error).__name__}: "
+            f"{reason}): `hf upload {push_to} {out}` pushes it"
+        ) from None
+    return str(address)
+
+
+def mergekit(card: Card, dtype: torch.dtype) -> str:
+    """The cut alone as a configuration of mergekit (https://github.com/arcee-ai/mergekit)."""
+    if card.hub:
+        comment, model = "", f"{card.hub}@{card.revision}" if card.revision else card.hub
+    elif card.source:
+        comment, model = (
+            "# model: the folder as it was named; change it to where that lies.\n",
+            card.source,
+        )
+    else:
+        comment = (
+            f"# model: {card.base} has no folder of its own; save it and name that folder here.\n"
+        )
+        model = card.base
+    slices = [
+        {"sources": [{"model": model, "layer_range": [first, last + 1]}]}
+        for first, last in spans(card.plan)
+    ]
+    kept = {"slices": slices, "merge_method": "passthrough", "dtype": str(dtype).split(".")[-1]}
+    return comment + yaml.safe_dump(kept, sort_keys=False)
+
+
+def spans(plan: Plan) -> list[tuple[int, int]]:
+    """First and last of each run of neighbours among the kept layers."""
+    runs: list[tuple[int, int]] = []
+    for layer in plan.kept:
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], layer)
+        else:
+            runs.append((layer, layer))
+    return runs
+
+
+@torch.no_grad()
+def _check(path: Path, saved: PreTrainedModel, tokenizer: Any) -> None:
+    opened, info = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, output_loading_info=True
+    )
+    problems = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    wrong: Any = {problem: names for problem in problems if (names := info[problem])}
+    ours = dict(saved.named_parameters())
+    differing: Sequence[str] = [
+        name
+        for name, p in opened.named_parameters()
+        if not torch.equal(p, ours[name].detach().cpu().float())
+    ]
+    if wrong or differing:
+        raise StudyError(f"the written model does not open as what it is: {wrong or differing[:3]}")
+    words = "Which layers can go? (14 + 17)"
+    if AutoTokenizer.from_pretrained(path)(words).input_ids != tokenizer(words).input_ids:
+        raise StudyError("the written tokenizer does not open as what it is")
+    anatomy(opened)

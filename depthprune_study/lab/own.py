@@ -1,0 +1,305 @@
+"""A model of your own: choose layers, drop them, heal, measure, write a folder.
+
+`prune` does it all. notebooks/your_model.ipynb takes the same steps one by one: `prepare`,
+`profile`, `choose`, `cut`, `refit`, `heal`, `score`, `continuations`, `save`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from depthprune_core import distillation, evaluation, models, pruning, refitting, selection
+from depthprune_core import sensitivity, subsets
+from depthprune_core.decoder import anatomy
+from depthprune_core.records import Curve, Plan, Profile, Score
+from depthprune_study.errors import StudyError
+from depthprune_study.lab import base, cache, export, weights
+from depthprune_study.lab.card import CUT, SAVED, WHOLE, Card
+from depthprune_study.lab.job import REFIT_TOKENS, Job, prepare
+from depthprune_study.results import statistics
+from depthprune_study.results.statistics import Interval
+
+__all__ = ["Pruned", "prepare", "prune"]
+
+CALIBRATION_TOKENS, TEST_TOKENS = 512, 1_024  # of each passage
+N_PROMPTS, PROMPT_CHARS, NEW_TOKENS = 3, 120, 24
+NAMED_TEXTS = ("wikipedia-excerpt", "news-excerpt", "wikitext-2")
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was made: the plan, its scores on held-out passages, and where it lies."""
+
+    plan: Plan
+    scores: dict[str, Score]
+    ratios: dict[str, Interval]  # PPL ratios to the whole model
+    out: Path
+    address: str = ""  # on the hub, where it was pushed
+
+
+def prune(model: str, *, say: Callable[[str], None] = print, **options: Any) -> Pruned:
+    """Drop layers from a named model, a local folder or a hub id; heal; write a plain model folder.
+
+    text: a named text, a file, a folder, or a data set of the hub (ORG/NAME:column). Passages of it
+      are held out for the choice and for the figures, and never trained on.
+    out: the folder to write. It must not exist.
+    drop: layers to drop: a number, a share of the parameters ("8%"), or a size to reach ("120M").
+    layers: these layers, instead of a rule's.
+    rule: a name of selection.RULES.
+    recover_tokens: text for healing (KL to the whole model, after a refit); 0 = cut alone.
+    lr: learning rate; 0 = that of params/recipe.yaml, times ten for adapters.
+    trained: `all`, or `lora`: adapters alone, which takes far less memory.
+    checkpoint_activations, micro_batch: less memory, same result; windows a pass (0 = a step's).
+    seq_len, seed, device: tokens a window; of windows; auto, cpu or cuda.
+    push_to: a repository of the hub to push the folder to; "" = none.
+
+    An interrupted run goes on from its last checkpoint when it is started again.
+
+    Raises StudyError or ValueError, in a sentence and before layers are chosen, for what cannot be
+    done; FloatingPointError where a loss is not finite.
+    """
+    job = prepare(model, say=say, **options)
+    with alone(job):
+        n = job.teacher.model.num_parameters()
+        say(f"{model}: {n:,} parameters; choosing {job.n_dropped} layers to drop")
+        plan = choose(job)
+        say(f"layers {', '.join(map(str, plan.dropped))} go ({plan.rule})")
+        student = cut(job, plan)
+        scores = score(job, {WHOLE: job.teacher.model, CUT: student})
+        say(f"perplexity ratio to the whole model, cut: {_ratios(scores)[CUT]}")
+        before = continuations(job, {"cut": student})
+        if job.recipe is not None:
+            refit(job, student, plan)
+            heal(job, student, plan)
+        made = save(job, student, plan, scores)
+        say(f"perplexity ratio to the whole model, as saved: {made.ratios[SAVED]}")
+        whole, after = (
+            continuations(job, {name: model})
+            for name, model in (("whole", job.teacher.model), ("saved", student))
+        )
+        for at, prompt in enumerate(prompts(job)):
+            say(f"\n{prompt} ...")
+            for name, found in (whole | before | after).items():
+                say(f"  {name}: {' '.join(found[at].split())}")
+        return made
+
+
+# ---------------------------------------------------------------- the steps
+
+
+def profile(job: Job, *, gradients: bool = False) -> Profile:
+    """What each layer is worth, on the calibration passages."""
+    windows = job.windows("calibration", CALIBRATION_TOKENS)
+    return sensitivity.profile(
+        job.teacher.model, windows, gradients=gradients, progress=job.progress
+    )
+
+
+def choose(job: Job, known: Profile | None = None) -> Plan:
+    """The layers that were named, or those that the rule picks on the calibration passages."""
+    n_layers = len(anatomy(job.teacher.model).layers)
+    if job.layers:
+        return Plan(n_layers, job.layers, "named")
+    if known is None:
+        known = profile(job)
+    windows = job.windows("calibration", CALIBRATION_TOKENS)
+    cost = subsets.CostFunction(job.teacher.model, windows, progress=job.progress)
+    evidence = selection.Evidence(n_layers, known, cost, job.seed)
+    return selection.choose(job.rule, evidence, job.n_dropped)
+
+
+def cut(job: Job, plan: Plan) -> PreTrainedModel:
+    """The whole model without the plan's layers, compared with it and, saved and opened, with itself.
+
+    So a cut that would compute something else, or could not be saved, is found before any training.
+    Raises ValueError for it.
+    """
+    student = pruning.drop_layers(job.teacher.model, plan)
+    job.work.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=job.work.parent, prefix=f".{job.out.name}.") as folder:
+        pruning.check_saved(student, Path(folder))
+    return student
+
+
+def refit(job: Job, student: PreTrainedModel, plan: Plan) -> PreTrainedModel:
+    """Solve the maps around the cut for the whole model's hidden states; in place, no training.
+
+    A model or a cut that allows no refit stays as it is. A run that goes on takes up the maps that
+    the interrupted one solved: another machine would round otherwise.
+    """
+    if not refitting.is_possible(student) or not refitting.fitted_layers(plan):
+        return student
+    windows = job.sample(REFIT_TOKENS)
+    begin = cache.weights_hash(student)
+    kept = job.work / f"{cache.short_hash([begin, windows.token_hash])}.safetensors"
+    content = kept.with_suffix(".content")
+    if kept.exists() and content.exists():
+        wanted = content.read_text(encoding="utf-8", errors="replace")
+        trial = pruning.drop_layers(job.teacher.model, plan)
+        if weights.load(trial, kept, wanted):
+            weights.load(student, kept, wanted)
+            return student
+        job.say(f"{kept} is damaged: refitted anew")
+    unlike = pruning.drop_layers(job.teacher.model, plan, share=True)
+    refitting.refit(student, job.teacher.model, plan, windows, progress=job.progress)
+    weights.save(student, kept, unlike=unlike)
+    content.write_text(cache.weights_hash(student), encoding="utf-8")
+    return student
+
+
+def heal(
+    job: Job, student: PreTrainedModel, plan: Plan, *, watched: bool = False
+) -> tuple[PreTrainedModel, Curve]:
+    """Train the student on the whole model's predictions, in place; goes on from its checkpoint.
+
+    watched: score the validation passages on the way, for the curve.
+    """
+    if job.recipe is None:
+        raise StudyError("recover_tokens=0: there is nothing to heal with")
+    windows = job.sample(job.recipe.tokens)
+    if job.recipe.trained == "lora":
+        pruning.share_equal(student, job.teacher.model, plan)
+    name = cache.short_hash([cache.weights_hash(job.teacher.model), list(plan.dropped)])
+    student, curve = distillation.recover(
+        student,
+        job.teacher.model,
+        windows,
+        job.recipe,
+        validation=job.windows("validation", CALIBRATION_TOKENS) if watched else None,
+        validate_every_tokens=max(1, job.recipe.tokens // 4) if watched else None,
+        checkpoint=job.work / f"{name}.ckpt",
+        micro_batch_size=job.micro_batch or None,
+        checkpoint_activations=job.checkpoint_activations,
+        progress=job.progress,
+    )
+    cache.forget_hash(student)
+    return student, curve
+
+
+def score(job: Job, named: Mapping[str, PreTrainedModel]) -> dict[str, Score]:
+    """On passages that nothing was chosen by or trained on. Raises FloatingPointError for NaN."""
+    windows, scores = job.windows("test", TEST_TOKENS), {}
+    for name, model in named.items():
+        scores[name] = evaluation.score(model, windows, progress=job.progress)
+        if not math.isfinite(scores[name].mean_nll_nats):
+            nll = scores[name].mean_nll_nats
+            raise FloatingPointError(f"the loss of the model ({name}) on held-out text is {nll}")
+    return scores
+
+
+def prompts(job: Job) -> list[str]:
+    """The first words of some held-out passages."""
+    return [d.text[:PROMPT_CHARS].rsplit(" ", 1)[0] for d in job.parts["test"][:N_PROMPTS]]
+
+
+def continuations(job: Job, named: Mapping[str, PreTrainedModel]) -> dict[str, list[str]]:
+    """How each model goes on, greedily, from `prompts`."""
+    asked = prompts(job)
+    return {
+        name: evaluation.continuations(model, job.teacher.tokenizer, asked, new_tokens=NEW_TOKENS)
+        for name, model in named.items()
+    }
+
+
+def save(job: Job, student: PreTrainedModel, plan: Plan, scores: Mapping[str, Score]) -> Pruned:
+    """Write the folder, its figures measured in the precision of its file; push it where asked.
+
+    scores: of WHOLE and CUT. The student's parameters are cast in place, to the file's precision and
+    back.
+    """
+    dtypes = models.file_dtypes(job.teacher, plan)
+    export.cast(export.cast(student, dtypes), dict.fromkeys(dtypes, torch.float32))
+    scores = {**scores, **score(job, {SAVED: student})}
+    ratios = _ratios(scores)
+    card = _card(job, student, plan, scores, ratios)
+    if job.replace and job.out.is_dir():
+        shutil.rmtree(job.out)
+    export.folder(job.out, student, job.teacher.tokenizer, card, dtypes=dtypes)
+    export.cast(student, dict.fromkeys(dtypes, torch.float32))
+    shutil.rmtree(job.work, ignore_errors=True)
+    address = export.push(job.out, job.push_to) if job.push_to else ""
+    return Pruned(plan, scores, ratios, job.out, address)
+
+
+# ---------------------------------------------------------------- parts
+
+
+@contextmanager
+def alone(job: Job) -> Iterator[None]:
+    """One process at a time writes `out`. Raises StudyError for a second one."""
+    job.work.mkdir(parents=True, exist_ok=True)
+    with open(job.work / ".lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StudyError(
+                f"{job.out} is being written by another process: wait for it"
+            ) from None
+        except OSError as error:  # NFS without its lock daemon, some drives
+            job.say(
+                f"{job.work} cannot be locked ({error.strerror}): start no second run beside this"
+            )
+        try:
+            yield
+        finally:
+            if job.work.exists() and {path.name for path in job.work.iterdir()} <= {".lock"}:
+                shutil.rmtree(job.work, ignore_errors=True)
+
+
+def _ratios(scores: Mapping[str, Score]) -> dict[str, Interval]:
+    others = {name: found for name, found in scores.items() if name != WHOLE}
+    return {name: statistics.ppl_ratio(found, scores[WHOLE]) for name, found in others.items()}
+
+
+def _perplexity(found: Score) -> Interval:
+    """Perplexity with its interval: the ratio to a model that knows every token."""
+    return statistics.ppl_ratio(found, replace(found, nll_nats=(0.0,) * len(found.nll_nats)))
+
+
+def _card(
+    job: Job,
+    student: PreTrainedModel,
+    plan: Plan,
+    scores: Mapping[str, Score],
+    ratios: Mapping[str, Interval],
+) -> Card:
+    path = Path(job.text)
+    dataset = "" if path.exists() or "/" not in job.text else job.text.split(":")[0]
+    return Card(
+        base=job.base.title,
+        hub=job.base.hub,
+        plan=plan,
+        n_parameters=student.num_parameters(),
+        base_parameters=job.teacher.model.num_parameters(),
+        tokens=job.recipe.tokens if job.recipe else 0,
+        text=dataset or (job.text if job.text in NAMED_TEXTS else "a text of the maker's own"),
+        dataset=dataset,
+        recipe=_in_words(job),
+        ratios=ratios,
+        perplexities={name: _perplexity(found) for name, found in scores.items()},
+        license=base.licence(job.base),
+        revision=job.base.revision,
+        source=job.base.source,
+    )
+
+
+def _in_words(job: Job) -> str:
+    if job.recipe is None:
+        return ""
+    adapters = "low-rank adapters alone, " if job.recipe.trained == "lora" else ""
+    return (
+        f"KL to the whole model, AdamW at {job.recipe.lr:g}, {adapters}{job.recipe.batch_size} "
+        f"windows of {job.recipe.seq_len} tokens a step, after a closed-form refit where the "
+        "architecture allows it"
+    )

@@ -1,0 +1,166 @@
+"""Small abilities, asked for by items that code makes: which goes first when layers go, which comes back?
+
+An item is a context and two or more candidates of which one is right. A model answers with the
+candidate to which it gives the largest total log-likelihood after the document-start token and the
+context. No item is taken from a benchmark. All students get the same items in the same order, so
+that answers are compared in pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel
+
+from depthprune_core import losses
+from depthprune_core.decoder import anatomy
+from depthprune_core.models import Teacher
+from depthprune_core.progress import Progress, silent
+from depthprune_core.records import Answers
+from depthprune_core.running import hidden_states
+from depthprune_study.lab.harness import harness
+from depthprune_study.lab.items import CHANCE, Item, make_items
+
+if TYPE_CHECKING:
+    from depthprune_study.lab.students import Student
+    from depthprune_study.lab.workspace import Workspace
+
+__all__ = ["CHANCE", "answers", "harness", "right"]
+
+BATCH_TOKENS = 2_048  # of a forward pass, padding included
+
+
+def answers(
+    lab: Workspace,
+    students: Mapping[str, Student | Teacher],
+    *,
+    n_items: int = 2_000,
+    news: str = "news-excerpt",
+    seed: int = 0,
+) -> dict[str, Answers]:
+    """Which items each student gets right, as {f"{name}: {family}": Answers}; kept as record `probes`.
+
+    `n_items` in all, in equal shares; a family of passages takes what its text has, and the others
+    make up for it. `news` names the text of the news family; "" leaves it out.
+    """
+    passages = {"articles": lab.split("test")}
+    if news:
+        passages["news"] = lab.split("test", news)
+    items = make_items(n_items, passages, seed=seed)
+    families = list(dict.fromkeys(item.family for item in items))
+    teacher, found = lab.teacher, {}
+    for name, student in students.items():
+        model = student.model
+        marks = right(model, teacher.tokenizer, items, start=teacher.start, progress=lab.progress)
+        for family in families:
+            own = (mark for mark, item in zip(marks, items, strict=True) if item.family == family)
+            found[f"{name}: {family}"] = Answers(family, tuple(own))
+    lab.save("probes", found)
+    return found
+
+
+@torch.no_grad()
+def right(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    items: Sequence[Item],
+    *,
+    start: int,
+    progress: Progress = silent,
+) -> list[bool]:
+    """Whether the model gives the right candidate the largest log-likelihood; a tie counts as wrong."""
+    scores = log_likelihoods(model, tokenizer, items, start=start, progress=progress)
+    return [
+        all(row[item.right] > value for i, value in enumerate(row) if i != item.right)
+        for item, row in zip(items, scores, strict=True)
+    ]
+
+
+@torch.no_grad()
+def log_likelihoods(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    items: Sequence[Item],
+    *,
+    start: int,
+    progress: Progress = silent,
+) -> list[list[float]]:
+    """Of each item's candidates, the total log-likelihood (nats) of the tokens in which they differ.
+
+    Text is tokenised whole, [start] + context + candidate, and what the item's candidates share is
+    computed once: a sequence that another one begins with is not run by itself. So an item whose
+    candidates are one token each costs one pass over its context.
+    """
+    texts = [item.context + candidate for item in items for candidate in item.candidates]
+    encoded = iter(tokenizer(texts, add_special_tokens=False).input_ids) if texts else iter(())
+    rows, asked = [], []  # what is run; (item, row, first scored position, tokens) a candidate
+    for number, item in enumerate(items):
+        sequences = [[start, *next(encoded)] for _ in item.candidates]
+        shared = _shared(sequences)
+        inputs = sorted({tuple(ids[:-1]) for ids in sequences}, key=len, reverse=True)
+        own: list[tuple[int, ...]] = []
+        for ids in inputs:
+            if not any(longer[: len(ids)] == ids for longer in own):
+                own.append(ids)
+        for ids in sequences:
+            row = next(
+                i for i, longer in enumerate(own) if list(longer[: len(ids) - 1]) == ids[:-1]
+            )
+            asked.append((number, len(rows) + row, shared - 1, ids[shared:]))
+        rows.extend(own)
+    return _scored(model, rows, asked, len(items), progress)
+
+
+def _scored(
+    model: PreTrainedModel,
+    rows: list[tuple[int, ...]],
+    asked: list[tuple[int, int, int, list[int]]],
+    n_items: int,
+    progress: Progress,
+) -> list[list[float]]:
+    parts = anatomy(model)
+    of_row: dict[int, list[int]] = {}
+    for index, (_, row, _, _) in enumerate(asked):
+        of_row.setdefault(row, []).append(index)
+    values = [0.0] * len(asked)
+    for batch in _batches(rows):
+        ids = torch.zeros(len(batch), len(rows[batch[0]]), dtype=torch.long)
+        at, targets, owners = [], [], []
+        for line, row in enumerate(batch):
+            ids[line, : len(rows[row])] = torch.tensor(rows[row])  # the rest comes later: unseen
+            for index in of_row[row]:
+                _, _, first, tokens = asked[index]
+                at += [(line, first + i) for i in range(len(tokens))]
+                targets += tokens
+                owners += [index] * len(tokens)
+        hidden = hidden_states(model, ids.to(model.device))
+        where = torch.tensor(at, device=hidden.device)
+        chosen = hidden[where[:, 0], where[:, 1]]  # (n, d)
+        lost = losses.nll(parts, chosen, torch.tensor(targets, device=hidden.device))
+        for index, value in zip(owners, lost.tolist(), strict=True):
+            values[index] -= value
+        progress(max(asked[i][0] for i in of_row[batch[-1]]) + 1, n_items, "items answered")
+    found: list[list[float]] = [[] for _ in range(n_items)]
+    for (number, _, _, _), value in zip(asked, values, strict=True):
+        found[number].append(value)
+    return found
+
+
+def _batches(rows: list[tuple[int, ...]]) -> list[list[int]]:
+    """Row numbers, the longest first, so that a batch holds rows of nearly one length."""
+    batches: list[list[int]] = []
+    for row in sorted(range(len(rows)), key=lambda row: -len(rows[row])):
+        if batches and (len(batches[-1]) + 1) * len(rows[batches[-1][0]]) <= BATCH_TOKENS:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def _shared(sequences: list[list[int]]) -> int:
+    """How many tokens all begin with."""
+    first, last = min(sequences), max(sequences)
+    same = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    return next(same, min(len(first), len(last)))

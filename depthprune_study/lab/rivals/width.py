@@ -1,0 +1,137 @@
+"""Narrower MLPs: the control that takes as many parameters, but from every layer."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from depthprune_core.decoder import anatomy, mlp_outputs, mlp_width, narrow_config
+from depthprune_core.records import Plan
+from depthprune_core.running import hidden_states
+from depthprune_core.text import Windows
+from depthprune_study.lab.rivals.known import rival
+from depthprune_study.lab.students import Student
+
+if TYPE_CHECKING:
+    from depthprune_study.lab.workspace import Workspace
+
+CALIBRATION_TOKENS = 512  # of each document
+
+
+def narrowed(lab: Workspace, n_parameters: int, *, windows: Windows | None = None) -> Student:
+    """The whole model with narrower MLPs, as near to `n_parameters` as a neuron more or less allows.
+
+    Every layer keeps equally many neurons: those of the largest importance on the calibration text.
+    """
+    model = lab.teacher.model
+    text = windows if windows is not None else lab.windows("calibration", tokens=CALIBRATION_TOKENS)
+    width = width_of_size(model, n_parameters)
+
+    def make() -> PreTrainedModel:
+        best = neuron_importance(model, text).topk(width, dim=1).indices
+        return narrow_mlps(model, best.tolist())
+
+    plan = Plan(len(anatomy(model).layers), (), "narrowed")
+    return rival(lab, "narrower", plan, make, module=__name__, on=[width, text])
+
+
+@torch.no_grad()
+def neuron_importance(
+    model: PreTrainedModel, windows: Windows, *, batch_size: int = 4
+) -> torch.Tensor:
+    """What each neuron adds to its MLP's output: ||activation|| x ||its column||.  (n_layers, width)
+
+    The root of the summed squares over the scored tokens: the error that leaving this neuron out
+    makes (Wanda's score, Sun et al. 2023, arXiv:2306.11695, taken for a whole neuron).
+    """
+    modules, width = mlp_outputs(model), mlp_width(model)
+    squares = torch.zeros(len(modules), width, dtype=torch.float64)
+    mask = torch.zeros(0)
+
+    def add(layer: int):
+        def hook(module: nn.Module, args: tuple) -> None:
+            neurons = args[0].reshape(-1, width)[mask]  # (n, width)
+            squares[layer] += neurons.double().square().sum(0).cpu()
+
+        return hook
+
+    hooks = [m.register_forward_pre_hook(add(layer)) for layer, m in enumerate(modules)]
+    try:
+        for batch in windows.batches(batch_size):
+            mask = batch.mask.flatten().to(model.device)
+            hidden_states(model, batch.inputs.to(model.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    columns = [m.weight if isinstance(m, Conv1D) else m.weight.t() for m in modules]  # (width, d)
+    return squares.sqrt() * torch.stack([column.double().norm(dim=1).cpu() for column in columns])
+
+
+@torch.no_grad()
+def narrow_mlps(model: PreTrainedModel, kept: Sequence[Sequence[int]]) -> PreTrainedModel:
+    """A new model whose layers keep these neurons of their MLPs alone; the original is untouched.
+
+    A weight with a dimension of neurons is cut along it, fused gate and up maps in each of their parts.
+
+    Raises ValueError for another number of layers, or of neurons in one of them.
+    """
+    parts = anatomy(model)
+    width, narrow = mlp_width(model), len(kept[0])
+    mlp_outputs(model)
+    if len(kept) != len(parts.layers) or any(len(set(neurons)) != narrow for neurons in kept):
+        raise ValueError(
+            f"kept names neurons of {len(kept)} layers: {len(parts.layers)} are wanted, each with "
+            f"{narrow} different neurons"
+        )
+    options = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
+    with torch.random.fork_rng(devices=[]):  # a fresh model draws weights, all replaced below
+        result = type(model)._from_config(narrow_config(model, narrow), **options)
+    result = result.to(model.device)
+    source = dict(_tensors(model))
+    for name, tensor in _tensors(result):
+        whole = source[name]
+        for dim, (new, old) in enumerate(zip(tensor.shape, whole.shape, strict=True)):
+            if new != old:
+                layer = int(re.match(rf"{re.escape(parts.layers_name)}\.(\d+)\.", name)[1])
+                neurons = torch.tensor(sorted(kept[layer]), device=whole.device)
+                parts_of_it = [neurons + part * width for part in range(old // width)]
+                whole = whole.index_select(dim, torch.cat(parts_of_it))
+        tensor.copy_(whole)
+    result.generation_config = copy.deepcopy(model.generation_config)
+    return result.eval()
+
+
+def width_of_size(model: PreTrainedModel, n_parameters: int) -> int:
+    """The MLPs' width at which the narrowed model comes nearest to `n_parameters`.
+
+    Raises ValueError where narrowing alone does not lead there.
+    """
+    least, most = 1, mlp_width(model) - 1
+    n = {width: _parameters_of(model, width) for width in (least, most)}
+    per_neuron = (n[most] - n[least]) / (most - least)
+    width = round(least + (n_parameters - n[least]) / per_neuron)
+    if not least <= width <= most:
+        raise ValueError(
+            f"n_parameters={n_parameters:,} is out of reach: narrower MLPs allow {n[least]:,} to "
+            f"{n[most]:,}"
+        )
+    return width
+
+
+def _tensors(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
+    named = (model.named_parameters, model.named_buffers)
+    return [item for found in named for item in found(remove_duplicate=False)]
+
+
+def _parameters_of(model: PreTrainedModel, width: int) -> int:
+    with torch.device("meta"):
+        narrow = type(model)._from_config(narrow_config(model, width))
+    narrow.tie_weights()
+    return narrow.num_parameters()

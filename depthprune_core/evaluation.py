@@ -110,8 +110,8 @@ def write_text(
 ) -> Windows:
     """Documents that the model writes itself: `seq_len` tokens each, sampled at temperature 1.
 
-    A document begins with `start`, which is never drawn again. Whatever the batch size, document i gets the
-    same random numbers. Token ids alone, no text: so `n_bytes` is 0.
+    A document begins with `start`, which is never drawn again. Whatever the batch size, document i
+    gets the same random numbers. Token ids alone, no text: so `n_bytes` is 0.
     """
     parts = anatomy(model)
     was_training = model.training
@@ -133,7 +133,7 @@ def write_text(
 
 
 def _write(model: PreTrainedModel, parts: Any, start: int, chances: torch.Tensor) -> torch.Tensor:
-    """Tokens by inversion: the first at which the cumulated probability exceeds the random number."""
+    """Tokens by inversion: the first whose cumulated probability exceeds the random number."""
     ids = torch.full((len(chances), 1), start, device=model.device)
     cache, written = None, []
     with fast_products(parts.base):

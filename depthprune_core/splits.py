@@ -1,22 +1,194 @@
-"""A named text -> its splits: recovery to train on, the others to choose and to measure by."""
+"""A named text -> its splits: recovery to heal on, the others to choose and to measure by."""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from depthprune_core import corpora
+from depthprune_core.subjects import subjects
 from depthprune_core.text import Document
 
 SPLITS = ("recovery", "calibration", "validation", "test")
 SPLITS_FILE = Path(__file__).with_name("data") / "splits.json"
+PASSAGE_CHARS = corpora.MIN_DOCUMENT_CHARS
+PART_CHARS = PASSAGE_CHARS // 4  # of a line
+MIN_PASSAGES = 40
+AT_MOST = {"test": 60, "calibration": 16, "validation": 16}  # passages
+_TURNS = {0: "test", 1: "test", 5: "validation", 10: "calibration", 11: "calibration"}  # of twenty
+_WANTED = {"test": 24, "validation": 9, "calibration": 6}  # documents of wikipedia-excerpt
 
 
 def split_named(name: str, *, cache: Path) -> dict[str, list[Document]]:
-    """The splits of a named text, each a list of documents."""
+    """The splits of a named text, which share no document.
+
+    `wikipedia-excerpt` has committed ones, disjoint by subject. WikiText-2 has its own; its train
+    articles give recovery and calibration. `news-excerpt` is out of domain and has a test split
+    alone. A text of one's own is cut into passages.
+
+    Raises ValueError for a text that is too short, and as `corpora.load`.
+    """
+    if name == "wikipedia-excerpt":
+        return committed(corpora.load(name, cache=cache))
+    if name == "wikitext-2" or corpora.has_wikitext_layout(name):
+        parts = corpora.wikitext(name)
+        train = [d for d in parts["train"] if len(d.text) >= corpora.MIN_DOCUMENT_CHARS]
+        held_out = {"validation": parts["validation"], "test": parts["test"]}
+        return {"recovery": train[8:], "calibration": train[:8], **held_out}
     documents = corpora.load(name, cache=cache)
     if name == "news-excerpt":
         return {"recovery": [], "calibration": [], "validation": [], "test": documents}
+    return of_passages(documents, name)
+
+
+# ---------------------------------------------------------------- wikipedia-excerpt
+
+
+def make_splits(documents: Sequence[Document], *, trained_on: Collection[str]) -> dict[str, Any]:
+    """The content of splits.json: whole subjects are dealt, never single articles.
+
+    A subject with an article that gpt2-mini was trained on (`trained_on`, titles) goes to recovery.
+    The others come in the order of their hash, each to the split that lacks most and has room.
+    """
+    groups = defaultdict(list)
+    subject = subjects(documents)
+    for document in sorted(documents, key=lambda document: document.name):
+        groups[subject[document.name]].append(document)
+    dealt: dict[str, list[Document]] = {split: [] for split in SPLITS}
+    for name in sorted(groups, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
+        group = groups[name]
+        fits = [s for s in _WANTED if len(dealt[s]) + len(group) <= _WANTED[s]] or list(_WANTED)
+        neediest = min(fits, key=lambda split: len(dealt[split]) / _WANTED[split])
+        is_trained_on = any(document.name in trained_on for document in group)
+        dealt["recovery" if is_trained_on else neediest] += group
+    entries = {
+        split: [
+            {"title": d.name, "subject": subject[d.name], "sha256": d.sha256}
+            for d in sorted(dealt[split], key=lambda document: document.name)
+        ]
+        for split in SPLITS
+    }
+    return {"trained_on": sorted(trained_on), **entries}
+
+
+def committed(
+    documents: Sequence[Document], splits_file: Path = SPLITS_FILE
+) -> dict[str, list[Document]]:
+    """The committed splits of these documents.
+
+    Raises ValueError for a document that is missing or has another text, and for a damaged file.
+    """
     by_name = {document.name: document for document in documents}
-    committed = json.loads(SPLITS_FILE.read_text(encoding="utf-8"))
-    return {split: [by_name[e["title"]] for e in committed[split]] for split in SPLITS}
+    parts: dict[str, list[Document]] = {}
+    for split, entries in _read(Path(splits_file)).items():
+        parts[split] = []
+        for title, sha256 in entries:
+            document = by_name.get(title)
+            if document is None or document.sha256 != sha256:
+                state = "is missing" if document is None else "has another text"
+                raise ValueError(
+                    f"document {title!r} of split {split} {state}: {splits_file} was made for "
+                    "another text"
+                )
+            parts[split].append(document)
+    return parts
+
+
+def _read(path: Path) -> dict[str, list[tuple[str, str]]]:
+    """Split -> (title, sha256) of its documents."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        splits = {s: [(str(e["title"]), str(e["sha256"])) for e in content[s]] for s in SPLITS}
+        intact = all(splits.values())
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        intact = False
+    if not intact:
+        raise ValueError(f"splits {path} are damaged: restore the file")
+    return splits
+
+
+# ---------------------------------------------------------------- a text of one's own
+
+
+def of_passages(documents: Sequence[Document], name: str) -> dict[str, list[Document]]:
+    """A text of one's own: of each twenty documents five are held out, cut into passages.
+
+    Documents shorter than a passage are joined first. Where there are fewer than 40, passages take
+    turns instead: then neighbours in one document can stand in different splits. Passages to heal
+    on that stand together become one document.
+
+    Raises ValueError for a text with fewer than 40 passages of 2,000 characters.
+    """
+    cut = [_cut(document) for document in _joined(documents)]
+    n_passages = sum(map(len, cut))
+    if n_passages < MIN_PASSAGES:
+        raise ValueError(
+            f"text {name} is too short: it gives {n_passages} passages of {PASSAGE_CHARS:,} "
+            f"characters, at least {MIN_PASSAGES} are needed"
+        )
+    if len(cut) < MIN_PASSAGES:
+        cut = [[passage] for passages in cut for passage in passages]
+    dealt: dict[str, list[list[Document]]] = {split: [] for split in SPLITS}
+    for index, passages in enumerate(cut):
+        dealt[_TURNS.get(index % 20, "recovery")].append(passages)
+    parts = {"recovery": _together(dealt["recovery"])}
+    for split, limit in AT_MOST.items():
+        rounds = itertools.zip_longest(*dealt[split])  # one passage of each, then a second of each
+        parts[split] = [p for one in rounds for p in one if p is not None][:limit]
+    return parts
+
+
+def _joined(documents: Sequence[Document]) -> Iterator[Document]:
+    """Documents of a passage or more; of shorter ones, as many as make one."""
+    short: list[Document] = []
+    for document in documents:
+        if len(document.text) >= PASSAGE_CHARS:
+            yield document
+            continue
+        short.append(document)
+        if sum(len(item.text) for item in short) >= PASSAGE_CHARS:
+            name = f"{short[0].name} to {short[-1].name}"
+            yield Document(name, "".join(f"{item.text}\n\n" for item in short))
+            short = []
+
+
+def _cut(document: Document) -> list[Document]:
+    """Whole lines (or parts of long ones), as many as make a passage; the rest goes with none."""
+    passages, lines, length = [], [], 0
+    for line in _lines(document.text):
+        lines.append(line)
+        length += len(line)
+        if length >= PASSAGE_CHARS:
+            passages.append(Document(f"{document.name}#{len(passages)}", "".join(lines)))
+            lines, length = [], 0
+    return passages
+
+
+def _lines(content: str) -> Iterator[str]:
+    """Lines with their ends; one longer than PART_CHARS in parts, cut behind a word."""
+    for line in content.splitlines(keepends=True):
+        begin = 0
+        while len(line) - begin > PART_CHARS:
+            end = line.rfind(" ", begin, begin + PART_CHARS) + 1 or begin + PART_CHARS
+            yield line[begin:end]
+            begin = end
+        yield line[begin:]
+
+
+def _together(dealt: Sequence[Sequence[Document]]) -> list[Document]:
+    """Passages of one document that follow each other as one document: no window ends between."""
+    joined: list[Document] = []
+    last = ("", -2)
+    for passage in itertools.chain.from_iterable(dealt):
+        name, _, number = passage.name.rpartition("#")
+        if last == (name, int(number) - 1):
+            joined[-1] = Document(joined[-1].name, joined[-1].text + passage.text)
+        else:
+            joined.append(passage)
+        last = (name, int(number))
+    return joined

@@ -26,7 +26,7 @@ class Document:
 class Windows:
     """Windows of tokens that never cross a document. `inputs[w, t]` predicts `targets[w, t]`.
 
-    A position counts where `mask` is True; the others are padding, or context that a window before it
+    A position counts where `mask` is True; the others are padding, or context that a window before
     has scored already.
     """
 
@@ -76,12 +76,13 @@ def scoring_windows(
     seq_len: int,
     tokens_per_document: int | None = None,
 ) -> Windows:
-    """Windows of `seq_len` tokens with a stride of half, in which every token is scored exactly once.
+    """Windows of `seq_len` tokens, half a window apart, in which every token is scored exactly once.
 
-    A document is `start` and its tokens (the first `tokens_per_document` of them; None: all). A window
-    scores what the window before it has not: the first one all that it predicts, the others their second
-    half, so with at least half a window of context. This is the strided recipe of Hugging Face's page
-    "Perplexity of fixed-length models" (max_length = seq_len, stride = seq_len // 2), document by document.
+    A document is `start` and its tokens (the first `tokens_per_document` of them; None: all). A
+    window scores what the window before has not: the first all that it predicts, the others their
+    second half, so with at least half a window of context. This is the strided recipe of Hugging
+    Face's page "Perplexity of fixed-length models" with max_length = seq_len and
+    stride = seq_len // 2, document by document.
 
     Raises ValueError for seq_len below 2, and where the documents hold no token.
     """
@@ -116,7 +117,7 @@ def scoring_windows(
 def training_windows(
     documents: Sequence[Document], tokenizer: Any, *, start: int, seq_len: int
 ) -> Windows:
-    """Full windows without overlap: a document's token is predicted once at most, its last few never.
+    """Full windows without overlap: each token is a target once, a document's last few never.
 
     `start` stands at a document's beginning only. Raises ValueError where no window can be filled.
     """
@@ -132,8 +133,8 @@ def training_windows(
     if not rows:
         n_chars = sum(len(document.text) for document in documents)
         raise ValueError(
-            f"the text is too short: {n_chars:,} characters in {len(documents)} documents give no full "
-            f"window of seq_len={seq_len} tokens"
+            f"the text is too short: {n_chars:,} characters in {len(documents)} documents give no "
+            f"full window of seq_len={seq_len} tokens"
         )
     ids = torch.tensor(rows)  # (n_windows, seq_len + 1)
     mask = torch.ones(len(rows), seq_len, dtype=torch.bool)
@@ -144,8 +145,9 @@ def training_windows(
 def draw(pool: Windows, *, n_tokens: int, seed: int) -> Windows:
     """A training sample of `n_tokens // seq_len` windows; each seed draws its own documents.
 
-    Documents come in random order, as many as are needed (of the last one its first windows); then their
-    windows are shuffled. The whole pool is used before anything comes again, each time in a new order.
+    Documents come in random order, as many as are needed (of the last one its first windows); then
+    their windows are shuffled. The whole pool is used before anything comes again, each time in a
+    new order.
     """
     wanted = n_tokens // pool.seq_len
     if wanted < 1:
@@ -164,7 +166,7 @@ def draw(pool: Windows, *, n_tokens: int, seed: int) -> Windows:
 def _tokens(
     document: Document, tokenizer: Any, start: int, limit: int | None
 ) -> tuple[list[int], int]:
-    """`start` and the ids of the document's first `limit` tokens, and how many bytes those cover."""
+    """`start` and the ids of the document's first `limit` tokens, and the bytes these cover."""
     encoded = tokenizer(
         document.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )

@@ -61,7 +61,7 @@ def nll_rise(student: Score, whole: Score) -> Interval:
 def gain_difference(
     before: Score, after: Score, control_before: Score, control_after: Score
 ) -> Interval:
-    """How much more NLL fell from `before` to `after` than from `control_before` to `control_after`.
+    """How much more NLL fell from `before` to `after` than it did for the control.
 
     Nats per token. Raises ValueError unless all scored the same tokens.
     """
@@ -162,16 +162,16 @@ def accuracy_difference(first: Answers, second: Answers) -> Interval:
 
 
 def mcnemar(first: Answers, second: Answers) -> float:
-    """Two-sided exact p-value that both are right equally often, from the items on which they differ.
+    """Two-sided exact p-value that both are right equally often (McNemar 1947).
 
-    McNemar 1947. Raises ValueError unless both answered the same task.
+    Only items on which they differ count. Raises ValueError unless both answered the same task.
     """
     alone, other, _ = _discordant(first, second)
     return float(stats.binomtest(alone, alone + other).pvalue) if alone + other else 1.0
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down adjusted p-values (1979): the family-wise error stays at the stated level."""
+    """Holm's step-down adjusted p-values (1979): they keep the family-wise error at its level."""
     adjusted: dict[str, float] = {}
     running = 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda key: p_values[key])):
@@ -192,7 +192,7 @@ def over_seeds(values: Sequence[float]) -> Interval:
 
 
 def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Interval:
-    """Median of paired ratios with a percentile bootstrap over the pairs: for interleaved timings."""
+    """Median of paired ratios with a percentile bootstrap over pairs: for interleaved timings."""
     ratios = np.divide(numerator, denominator)
     n = len(ratios)
     rows = np.random.default_rng(0).integers(0, n, size=(RESAMPLES, n))
@@ -214,7 +214,7 @@ def layer_intervals(profile: Profile, criterion: str) -> list[Interval]:
 
 
 def rank_draws(profile: Profile, *, draws: int = 1_000, seed: int = 0) -> np.ndarray:
-    """Ranks (0 = least sensitive) by the drop-one cost in resampled documents: (draws, n_layers)."""
+    """Ranks by the drop-one cost in resampled documents, 0 = least sensitive: (draws, n_layers)."""
     rises = np.asarray(profile.by_document["drop_nll_nats"])  # (n_layers, n_documents)
     weights = np.asarray(profile.teacher.n_tokens, dtype=np.float64)
     rows = np.random.default_rng(seed).integers(0, len(weights), size=(draws, len(weights)))
@@ -237,7 +237,7 @@ def rank_stability(profile: Profile, *, seed: int = 0) -> dict[int, float]:
 
 
 def spearman(criteria: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """Rank correlation over the layers of every criterion with every other; 0 where one is constant."""
+    """Rank correlation over the layers of every criterion with every other; 0 for a constant."""
     arrays = {name: np.asarray(values, dtype=np.float64) for name, values in criteria.items()}
     return {a: {b: float(_rho(x, y)) for b, y in arrays.items()} for a, x in arrays.items()}
 
@@ -246,7 +246,7 @@ def spearman(criteria: Mapping[str, Sequence[float]]) -> dict[str, dict[str, flo
 
 
 def _bootstrap(samples: tuple[np.ndarray, ...], statistic: Callable) -> tuple[float, float, str]:
-    """95 % bounds of a paired bootstrap with a fixed seed, and a note where BCa was not to be had."""
+    """95 % bounds of a paired bootstrap with a fixed seed, and a note where BCa is not defined."""
     method = "BCa" if len(samples[0]) < BCA_BELOW else "percentile"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # DegenerateDataWarning: what it says is said in the note

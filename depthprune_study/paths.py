@@ -23,14 +23,20 @@ def home() -> Path:
     return Path(given).expanduser().resolve() if given else checkout() or Path.cwd()
 
 
+def shipped(name: str) -> Path:
+    """A folder of the repository, which lies in the package's `data` where that is installed."""
+    root = checkout()
+    return root / name if root else PACKAGE / "data" / name
+
+
 def notebooks() -> Path:
     """The folder of the notebooks."""
-    return _shipped("notebooks")
+    return shipped("notebooks")
 
 
 def params() -> Path:
     """The folder of the studies' parameters, of claims.yaml and recipe.yaml."""
-    return _shipped("params")
+    return shipped("params")
 
 
 def models() -> Path:
@@ -63,12 +69,6 @@ def badge(notebook: str) -> str:
     site = "https://colab.research.google.com"
     link = f"{site}/github/{REPOSITORY}/blob/{BRANCH}/notebooks/{notebook}.ipynb"
     return f"[![Open in Colab]({site}/assets/colab-badge.svg)]({link})"
-
-
-def _shipped(name: str) -> Path:
-    """A folder of the repository, which lies in the package's `data` where that is installed."""
-    root = checkout()
-    return root / name if root else PACKAGE / "data" / name
 
 
 def _moved(variable: str, default: str) -> Path:

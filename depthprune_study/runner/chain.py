@@ -61,11 +61,21 @@ def run(
                 continue
             for sentence in marks.spoilt(step):
                 say(sentence)
-            about = marks.costs(paths.reports(study)).get(step.notebook)
+            about = marks.expected(study).get(step.notebook)
             say(f"{step.notebook}: running{f', about {marks.minutes(about)}' if about else ''}")
             seconds = _execute(step, terminal)
             say(f"{step.notebook}: done in {seconds:.0f} s")
     return steps
+
+
+def kept(study: str) -> str:
+    """What is true of a run that was stopped just now."""
+    try:
+        done = [step.notebook for step in plan(study) if step.done]
+    except ValueError:
+        return "no notebook was run"
+    which = f"{', '.join(done)} done" if done else "no notebook is finished"
+    return f"{which}; finished pieces of the others are kept; `depthprune run {study}` goes on"
 
 
 def restore(study: str, source: Path) -> int:
@@ -115,16 +125,18 @@ def alone(folder: Path, say: Say = lambda line: None, *, what: str = "") -> Iter
 def _key(notebook: str, values: dict[str, Any], earlier: list[str]) -> str:
     path = paths.notebooks() / f"{notebook}.ipynb"
     modules = provenance.imports(provenance.notebook_code(path))
-    behind = parameters.CHAIN.index(notebook) > parameters.CHAIN.index("09_recipe")
+    before = parameters.CHAIN[: parameters.CHAIN.index("09_recipe") + 1]
+    libraries = (*provenance.LIBRARIES, *DRAWING)
     content = {
         "notebook": provenance.notebook_hash(path, prose=True),
         "code": provenance.code_hash(*modules),
         "parameters": values,
         "inputs": prepare.contents(values),
-        "recipe": hash_of(paths.params() / "recipe.yaml") if behind else "",
+        "recipe": hash_of(paths.params() / "recipe.yaml") if notebook not in before else "",
         "claims": hash_of(paths.params() / "claims.yaml") if notebook == "10_report" else "",
         "earlier": earlier,
-        "versions": provenance.versions() | {name: provenance.version(name) for name in DRAWING},
+        # A build (+cpu, +cu128) changes no key: a sweep's host and its workers may differ in it.
+        "versions": {name: provenance.version(name).split("+")[0] for name in libraries},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -41,7 +41,7 @@ def is_done(study: str, notebook: str, key: str) -> bool:
 
 def _read_mark(study: str, notebook: str) -> dict[str, Any] | None:
     """The key under which a notebook was done and what it left; None where there is no mark."""
-    mark = _read_json(_mark(study, notebook))
+    mark = read_json(_mark(study, notebook))
     seal = mark.pop("sha256", None)
     whole = isinstance(mark.get("key"), str) and isinstance(mark.get("files"), dict)
     return mark if whole and seal == _seal(mark) else None
@@ -86,9 +86,12 @@ def costs(folder: Path) -> dict[str, dict[str, Any]]:
 
     From a report's or a run's folder; damaged ones are left out.
     """
-    return {
-        name: cost for name, cost in _read_json(folder / "costs.json").items() if _is_cost(cost)
-    }
+    return {name: cost for name, cost in read_json(folder / "costs.json").items() if _is_cost(cost)}
+
+
+def expected(study: str) -> dict[str, dict[str, Any]]:
+    """What its notebooks took where the study's report was made, or the one that is shipped."""
+    return costs(paths.reports(study)) or costs(paths.shipped("reports") / study)
 
 
 def minutes(cost: Mapping[str, Any]) -> str:
@@ -127,7 +130,7 @@ def _is_cost(cost: Any) -> bool:
     return all(type(n) in (int, float) and 0 <= n < float("inf") for n in numbers)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A small JSON file; empty where it is missing or damaged."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

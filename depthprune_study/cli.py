@@ -1,0 +1,262 @@
+"""The command line: run, status, report, restore, verify, prune, cut-gguf, sweep."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+# Before torch is imported: spinning OpenMP threads slow each other down beside other work.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+import typer
+
+from depthprune_study import paths
+from depthprune_study.errors import StudyError
+from depthprune_study.telling import say, told
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Which whole layers can a causal language model lose, and how much does distillation win "
+    "back? Runs the study's notebooks; prunes a model of your own.",
+)
+Study = Annotated[str, typer.Argument(help="The name of a folder under params/, such as quick.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from depthprune_study import provenance
+
+        say(f"depthprune {provenance.version('depthprune')} ({provenance.commit()})")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """What every command takes."""
+
+
+@app.command("run")
+def run_study(
+    study: Study = "quick",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be done and what it takes; do nothing."),
+    ] = False,
+) -> None:
+    """Run a study's notebooks in order and write its report. What is done is not run again."""
+    with told(f"running study {study}", kept=lambda: chain.kept(study)):
+        from depthprune_study.runner import chain, estimate, marks
+
+        for line in estimate.lines(study, chain.plan(study)):
+            say(line)
+        if dry_run:
+            return
+        _check_installed()
+        found = chain.run(study, say=say)
+        from depthprune_study.report import publish
+
+        keys = {step.notebook: step.key for step in chain.plan(study)}
+        page = paths.reports(study) / "report.html"
+        is_new = not (page.exists() and all(publish.is_current(study, keys).values()))
+        if is_new or not all(step.done for step in found):
+            with chain.alone(paths.runs(study)):
+                page = publish.publish(study, keys=keys, costs=marks.costs(paths.runs(study)))
+        _say_answer(study, page)
+
+
+@app.command("report")
+def make_report(
+    study: Study = "quick",
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Publish what there is so far of a stopped run.")
+    ] = False,
+) -> None:
+    """Write reports/<study>/ anew from a finished run."""
+    with told(f"writing the report of study {study}", kept="the report is as it was"):
+        from depthprune_study.report import publish
+        from depthprune_study.runner import chain, marks
+
+        steps = chain.plan(study)
+        waiting = [step.notebook for step in steps if not step.done]
+        if waiting and not unfinished:
+            raise StudyError(
+                f"study {study} is not finished: {', '.join(waiting)} wait; `depthprune run "
+                f"{study}` runs them, `--unfinished` publishes what there is"
+            )
+        keys = {step.notebook: step.key for step in steps}
+        costs = marks.costs(paths.runs(study))
+        with chain.alone(paths.runs(study)):
+            page = publish.publish(study, keys=keys, costs=costs, unfinished=bool(waiting))
+        _say_answer(study, page)
+
+
+@app.command("restore")
+def restore_run(
+    study: Study = "quick",
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="A report's folder; reports/<study>/ if not given."),
+    ] = None,
+) -> None:
+    """Put a report's records into runs/<study>/: `run` then does only what they do not hold."""
+    with told(f"restoring study {study}", kept="the files copied so far are whole"):
+        from depthprune_study.runner import chain
+
+        n_files = chain.restore(study, source or paths.reports(study))
+        say(f"{n_files} files restored to {paths.runs(study)}; `depthprune run {study}` goes on")
+
+
+@app.command("status")
+def show_status(study: Study = "quick") -> None:
+    """Say which notebooks are done, and whether the report was made by the code as it is now."""
+    with told(f"reading the state of study {study}", kept="nothing was changed"):
+        from depthprune_study.report import publish
+        from depthprune_study.runner import chain
+
+        steps = chain.plan(study)
+        current = publish.is_current(study, {step.notebook: step.key for step in steps})
+        for step in steps:
+            done = "run: done" if step.done else "run: to do"
+            fresh = "current" if current.get(step.notebook) else "of other code, or missing"
+            say(f"{step.notebook:<20} {done:<11} report: {fresh}")
+
+
+@app.command("verify")
+def verify_report(
+    folder: Annotated[Path, typer.Argument(help="A published report, such as reports/quick.")],
+) -> None:
+    """Check that a report's records, notebooks, figures and pages fit together."""
+    with told(f"verifying {folder}", kept="nothing was changed"):
+        from depthprune_study.report import verify
+
+        if wrong := verify.differences(folder):
+            raise StudyError("\n".join(wrong))
+        say(f"{folder}: records, notebooks, figures and pages fit together")
+
+
+@app.command("prune")
+def prune_own(
+    model: Annotated[str, typer.Argument(help="A named model, a folder or a hub id (org/name).")],
+    text: Annotated[str, typer.Option(help="A file, a folder, a named text or ORG/NAME:column.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; nothing may be there.")],
+    drop: Annotated[
+        str, typer.Option(help="What goes: 2 layers, 8% of the parameters, or down to 110M.")
+    ] = "",
+    layers: Annotated[
+        str, typer.Option(help="Which layers go, counted from 0: 14,17. In place of --drop.")
+    ] = "",
+    rule: Annotated[str, typer.Option(help="How layers are chosen.")] = "greedy",
+    recover_tokens: Annotated[
+        float, typer.Option(help="Tokens to recover on: 1e6; 0 for the cut alone.")
+    ] = 0,
+    lr: Annotated[float, typer.Option(help="Learning rate; 0: the recipe's.")] = 0,
+    trained: Annotated[str, typer.Option(help="What recovery trains: all or lora.")] = "all",
+    seed: Annotated[int, typer.Option(help="Draws of the recovery text.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    push_to: Annotated[str, typer.Option(help="A hub repository to push the folder to.")] = "",
+) -> None:
+    """Drop layers from any decoder, recover it, write a folder that plain transformers opens."""
+    with told(f"pruning {model}", kept="finished work is kept; the same command goes on from it"):
+        from depthprune_study.lab import own
+
+        if bool(drop) == bool(layers):
+            raise StudyError("give one of --drop (how much goes) and --layers (which layers go)")
+        if not (recover_tokens >= 0 and recover_tokens < 1e12 and recover_tokens % 1 == 0):
+            raise StudyError(f"--recover-tokens must be a whole number, not {recover_tokens:g}")
+        made = own.prune(
+            model,
+            text=text,
+            out=out,
+            drop=drop,
+            layers=_layers("--layers", layers),
+            rule=rule,
+            recover_tokens=int(recover_tokens),
+            lr=lr or None,
+            trained=trained,
+            seed=seed,
+            device=device,
+            push_to=push_to,
+            say=say,
+        )
+        for line in made if isinstance(made, list) else [made]:
+            say(str(line))
+
+
+@app.command("cut-gguf")
+def cut_gguf(
+    source: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    target: Annotated[Path, typer.Argument(help="The file to write.")],
+    drop: Annotated[str, typer.Option(help="Layers to drop, counted from 0: 14,17.")],
+) -> None:
+    """Drop layers from a GGUF file as it is, without dequantising it; the result is checked."""
+    with told(f"cutting {source}", kept=f"{target} was not written"):
+        from depthprune_study.lab import gguf
+
+        plan = gguf.cut(source, target, _layers("--drop", drop))
+        smaller = 1 - target.stat().st_size / source.stat().st_size
+        say(f"{target}: {len(plan.kept)} of {plan.n_layers} layers, {smaller:.1%} smaller; checked")
+
+
+@app.command("sweep")
+def run_sweep(
+    files: Annotated[list[Path], typer.Argument(help="Files such as params/sweeps/rules.yaml.")],
+    workers: Annotated[
+        int, typer.Option(help="Cells at a time on this machine; 0: one a GPU, or one.", min=0)
+    ] = 0,
+    site: Annotated[
+        Path | None, typer.Option(help="A Parsl site, such as params/sites/slurm.py.")
+    ] = None,
+) -> None:
+    """Run a notebook over a grid of parameters; a cell that fails stops no other."""
+    with told("running a sweep", kept="finished cells are kept; the same command goes on"):
+        from depthprune_study.runner import sweep
+
+        failed = []
+        for grid in [sweep.read(path) for path in files]:  # bad ones are refused before any runs
+            failed += sweep.run(grid, sweep.pool(workers, site), say=say)
+            say(f"table: {sweep.gather(grid)}")
+        if failed:
+            lines = [f"{len(failed)} cells failed; the same command runs them again:", *failed]
+            raise StudyError("\n".join(lines))
+
+
+def _layers(option: str, written: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in written.split(",")) if written else ()
+    except ValueError:
+        raise StudyError(f"{option} must be layer numbers such as 14,17, not {written!r}") from None
+
+
+def _check_installed() -> None:
+    from importlib.util import find_spec
+
+    if missing := [name for name in ("papermill", "psutil", "seaborn") if find_spec(name) is None]:
+        names = " and ".join(missing)
+        raise StudyError(
+            f"{names} must be installed to run notebooks: pip install 'depthprune[study]'"
+        )
+
+
+def _say_answer(study: str, page: Path) -> None:
+    from depthprune_study.report import publish
+
+    answer = getattr(publish, "answer", None)
+    for line in answer(study) if answer else ():
+        say(line)
+    say(f"report: {page}")
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""A sweep: one run of a notebook for each cell of a grid, many at once, here or by Parsl."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import queue
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from depthprune_core import storage
+from depthprune_study import parameters, paths, yaml_files
+from depthprune_study.errors import StudyError
+from depthprune_study.runner import chain, prepare
+
+STOPPED = "this cell stopped: "
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid: a study of one notebook, in a folder of its own."""
+
+    study: str
+    notebook: str
+    values: dict[str, Any]
+    words: str  # what varies
+
+    @property
+    def done(self) -> bool:
+        """Whether it ran here, or on a worker with the same code, versions and runs/."""
+        return chain.plan(self.study, {self.notebook: self.values})[0].done
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep's file says."""
+
+    name: str
+    cells: tuple[Cell, ...]
+
+
+def read(path: Path) -> Sweep:
+    """A sweep's cells. Raises StudyError with every problem, before anything runs."""
+    wrong, given = yaml_files.read(path)
+    kinds = {"name": str, "notebook": str, "vary": dict, "same": dict}
+    wrong += [
+        f"{name} must be there" for name in kinds if not isinstance(given.get(name), kinds[name])
+    ]
+    if not wrong:
+        lists = {name: value for name, value in given["vary"].items() if isinstance(value, list)}
+        wrong += [f"vary.{name} must be a list" for name in given["vary"].keys() - lists.keys()]
+        wrong += [f"{name} is in vary and in same" for name in lists.keys() & given["same"].keys()]
+    if wrong:
+        raise StudyError("\n".join(f"{problem} ({path})" for problem in wrong))
+    cells, name, notebook = [], given["name"], given["notebook"]
+    for point in product(*lists.values()):
+        varying = dict(zip(lists, point, strict=True))
+        values = parameters.checked(notebook, prepare.absolute(given["same"] | varying))
+        content = json.dumps([notebook, values], sort_keys=True).encode()
+        study = f"{parameters.SWEEP}{name}-{hashlib.sha256(content).hexdigest()[:8]}"
+        words = ", ".join(f"{name}={value}" for name, value in varying.items())
+        checked = parameters.checked(notebook, values | {"study": study})
+        cells.append(Cell(study, notebook, checked, words))
+    return Sweep(name, tuple(cells))
+
+
+def run(sweep: Sweep, pool: Executor, *, say: Callable[[str], None]) -> list[str]:
+    """Run what is not done; a sentence for each cell that failed. The others go on."""
+    todo = [cell for cell in sweep.cells if not cell.done]
+    say(f"sweep {sweep.name}: {len(sweep.cells)} cells, {len(todo)} to run")
+    moved = {name: value for name, value in os.environ.items() if name.startswith("DEPTHPRUNE_")}
+    failed = []
+    try:
+        futures = {pool.submit(run_cell, c.study, c.notebook, c.values, moved): c for c in todo}
+        for n, future in enumerate(as_completed(futures), start=1):
+            cell, outcome = futures[future], "done"
+            try:
+                future.result()
+                if not cell.done:
+                    raise StudyError("its results are not here: share runs/, code and versions")
+            except Exception as error:  # a cell's own failure, or the loss of its worker
+                outcome = f"failed ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+                failed.append(f"{cell.words}: {outcome}")
+            say(f"{n} of {len(todo)}: {cell.words}: {outcome}")
+    except BaseException:  # Ctrl-C: what waits is not begun
+        pool.shutdown(wait=False, cancel_futures=isinstance(pool, ThreadPoolExecutor))
+        raise
+    pool.shutdown()
+    return failed
+
+
+def run_cell(study: str, notebook: str, values: dict[str, Any], moved: dict[str, str]) -> None:
+    """Run one cell in a process of its own. Raises RuntimeError with the reason."""
+    command = [
+        sys.executable,
+        "-m",
+        "depthprune_study.runner.sweep",
+        study,
+        json.dumps({notebook: values}),
+    ]
+    gpu = [] if GPUS.empty() else [GPUS.get()]
+    path = {"PYTHONPATH": os.pathsep.join([str(paths.CODE), os.environ.get("PYTHONPATH", "")])}
+    visible = {"CUDA_VISIBLE_DEVICES": gpu[0]} if gpu else {}
+    environment = {**moved, **os.environ, **path, **visible}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    for name in gpu:
+        GPUS.put(name)
+    if done.returncode != 0:
+        said = done.stderr.strip() or f"its process ended with code {done.returncode}"
+        raise RuntimeError(said.rsplit(STOPPED, 1)[-1].strip())
+
+
+GPUS: queue.Queue[str] = queue.Queue()  # those that no cell uses; empty where there is no choice
+
+
+def pool(workers: int = 0, site: Path | None = None) -> Executor:
+    """This machine, a cell a GPU (or one at a time), or the workers of a Parsl site file."""
+    if site is not None:
+        return _parsl_pool(site)
+    import torch
+
+    n_gpus = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(n_gpus)))
+    workers = workers or n_gpus or 1
+    for worker in range(workers if n_gpus else 0):
+        GPUS.put(visible.split(",")[worker % n_gpus])
+    return ThreadPoolExecutor(workers)  # a thread waits for each cell's process
+
+
+def _parsl_pool(site: Path) -> Executor:
+    try:
+        from parsl.concurrent import ParslPoolExecutor
+
+        spec = importlib.util.spec_from_file_location("depthprune_site", site)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.config()
+    except Exception as error:  # a package or cluster that is not there, whatever it raises
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise StudyError(
+            f"{site} gives no parsl.Config by a function config() ({reason})"
+        ) from None
+    # Parsl starts its own scripts by name, also where the environment is not activated.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return ParslPoolExecutor(config=config)
+
+
+def gather(sweep: Sweep) -> Path:
+    """The parameters and results of all cells that are done, as one CSV table."""
+    rows = [cell.values | _results(cell) for cell in sweep.cells if cell.done]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    written = io.StringIO()
+    table = csv.DictWriter(written, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    target = paths.runs(f"{parameters.SWEEP}{sweep.name}") / "table.csv"
+    return storage.write_atomically(target, written.getvalue())
+
+
+def _results(cell: Cell) -> dict[str, Any]:
+    """What the notebook kept as `cell`, else the perplexities of its `validation` scores."""
+    folder = paths.runs(cell.study) / "records" / cell.notebook
+    if (folder / "cell.json").is_file():
+        return dict(storage.read(folder / "cell.json").values)
+    scores = storage.read(folder / "validation.json")
+    return {f"{name}: ppl": score.ppl for name, score in scores.items()}
+
+
+def main(study: str, given: str) -> None:
+    """One cell, in this process."""
+    try:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            chain.run(study, given=json.loads(given), say=lambda line: None, terminal=nowhere)
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"{STOPPED}{error}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -55,3 +55,11 @@ def rule(name: str) -> dict[str, Any]:
 def targets() -> list[dict[str, Any]]:
     """What the study set itself: model, layers fewer, tokens, perplexity ratio at most."""
     return _read().get("targets", [])
+
+
+def _points() -> dict[float, float]:
+    """Share of the parameters removed -> the source's perplexity ratio."""
+    return {n["removed"]: n["ratio"] for n in map(rule, ("C2", "C4", "C5"))}
+
+
+SOURCE_POINTS = _points()

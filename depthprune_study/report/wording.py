@@ -14,6 +14,20 @@ from depthprune_study.results.statistics import Interval
 
 LONGEST_TITLE = 75
 ABOVE, BELOW, OPEN = "above", "below", "open"
+NAMES = {
+    "ce": "trained on the text",
+    "whole, same text": "the whole model trained on the same text",
+    "adapters, ce": "adapters trained on the text",
+    "drop_nll_nats": "cost when dropped",
+    "drop_kl_nats": "KL when dropped",
+    "taylor": "the Taylor score",
+    "magnitude": "weight magnitude",
+    "prune_and_comp": "Prune&Comp",
+    "linear_patch": "LinearPatch",
+    "replaceme": "ReplaceMe",
+    "ghosted_layers": "Ghosted Layers",
+    "lr": "learning rate",
+}
 
 
 @dataclass(frozen=True)
@@ -108,6 +122,25 @@ def best(scores: Mapping[str, Score]) -> str:
     )
 
 
-def cheap_tail(before: Mapping[str, Any]) -> int:
-    """How many sets of layers count as the cheap tail: a third of those measured, `whole` apart."""
-    return max(3, sum(name != "whole" for name in before) // 3)
+def name(key: str) -> str:
+    """A record's key in plain words."""
+    return NAMES.get(key, key.replace("_", " "))
+
+
+def up(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def fine(share: float) -> str:
+    """A small share: 0.23 %"""
+    return f"{share:.2%}".replace("%", " %")
+
+
+def paired(value: Interval, unit: str = "test articles") -> str:
+    """An interval with its n."""
+    return f"{interval(value)} (n = {value.n} {unit})"
+
+
+def pick(found: str, *, below: str, above: str, open: str) -> str:
+    """The sentence for the side that was found."""
+    return {BELOW: below, ABOVE: above, OPEN: open}[found]

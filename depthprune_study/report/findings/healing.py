@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 
 import numpy as np
 
-from depthprune_core.records import Answers, Divergence, Score
+from depthprune_core.records import Answers, Curve, Divergence, Score
 from depthprune_study.report import wording as w
-from depthprune_study.report.rules import rule
 from depthprune_study.report.wording import Finding
 from depthprune_study.results import statistics
-from depthprune_study.results.statistics import Interval
 
 ADAPTATION = "a ratio below 1 against the frozen whole model is adaptation to the text, not repair"
 CONTROL = "whole, same text"
+FIFTH = 5
 
 
 def won_back(scores: Mapping[str, Score], healed: str = "healed", cut: str = "cut") -> float | None:
@@ -99,7 +99,7 @@ def divergences(divergences: Mapping[str, Divergence]) -> Finding:
         name: statistics.mean_per_token(d.kl_nats, d.n_tokens) for name, d in divergences.items()
     }
     told = ", ".join(
-        f"{_plain(name)} {w.interval(value)} (same first choice"
+        f"{w.name(name)} {w.interval(value)} (same first choice"
         f" {w.percent(divergences[name].agreement)})"
         for name, value in means.items()
         if name != "whole"
@@ -126,127 +126,63 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
     for name, items in answers.items():
         student, _, family = name.rpartition(": ")
         by_student.setdefault(student, {})[family] = items
-    whole = by_student["whole"]
-    cut, healed = ([name for name in by_student if name.endswith(end)] for end in ("cut", "healed"))
-    cut, healed = (
-        sorted(names, key=lambda n: (w.counts([n]) or [0])[0])[-1:] for names in (cut, healed)
-    )
+    whole, n = by_student.pop("whole"), 0
     n = sum(len(items.right) for items in whole.values())
-    if not cut or not healed:
-        return Finding(
-            "Probes of the whole model alone",
-            f"{n:,} items in {len(whole)} families; no cut and healed students.",
-        )
-    lost = {f: statistics.accuracy_difference(by_student[cut[0]][f], whole[f]) for f in whole}
-    left = {f: statistics.accuracy_difference(by_student[healed[0]][f], whole[f]) for f in whole}
-    gone = sorted((f for f in whole if w.side(lost[f], 0) == w.BELOW), key=lambda f: lost[f].point)
+    if not by_student:
+        return Finding("Probes of the whole model alone", f"{n:,} items, {len(whole)} families.")
+    both = {"cut", "healed"} <= set(by_student)
+    first = "cut" if both else max(by_student, key=lambda name: (w.counts([name]) or [0])[-1])
+    last = "healed" if both else first
+    lost, left = (
+        {f: statistics.accuracy_difference(by_student[student][f], whole[f]) for f in whole}
+        for student in (first, last)
+    )
+    order = sorted(whole, key=lambda f: lost[f].point)
+    gone = [f for f in order if w.side(lost[f], 0) == w.BELOW]
     back = [f for f in gone if w.side(left[f], 0) != w.BELOW]
     told = ", ".join(
-        f"{f} {w.interval(lost[f])}, then {w.interval(left[f])}"
-        for f in sorted(whole, key=lambda f: lost[f].point)
+        f"{f} {w.interval(lost[f])}" + (f", then {w.interval(left[f])}" if both else "")
+        for f in order
     )
-    text = (
-        f"Accuracy less the whole model's, {cut[0]} then {healed[0]} (n = {n:,} items in all):"
-        f" {told}."
-    )
+    stages = f"{first}, then {last}" if both else first
+    text = f"Accuracy less the whole model's, {stages} (n = {n:,} items in all): {told}."
     if not gone:
         return Finding("No ability is shown to suffer from the cut", text)
+    worst = f"{w.up(gone[0])} suffers most"
+    if not both:
+        return Finding(f"{worst} with {first}", text)
     if len(back) == len(gone):
-        return Finding(f"{_up(gone[0])} suffers most; after healing no loss is shown", text)
+        return Finding(f"{worst}; after healing no loss is shown", text)
     if back:
-        return Finding(
-            f"{_up(gone[0])} suffers most; no loss is shown any more in {w.listed(back)}", text
+        return Finding(f"{worst}; after healing no loss is shown in {w.listed(back)}", text)
+    return Finding(f"{worst}; every loss is still there after healing", text)
+
+
+def curves(curves: Mapping[str, Curve]) -> Finding:
+    """How the losses fell, and whether they are still falling at the end."""
+    told, falling = [], []
+    for name, curve in curves.items():
+        loss, values = max(curve.losses.items(), key=lambda item: len(item[1]))
+        part = max(1, len(values) // FIFTH)
+        start, before, end = (
+            math.fsum(values[a:b]) / part
+            for a, b in ((0, part), (-2 * part, -part or None), (-part, None))
         )
-    return Finding(f"{_up(gone[0])} suffers most; every loss is still there after healing", text)
-
-
-def transfer(scores: Mapping[str, Score], first: Mapping[str, Score]) -> Finding:
-    """Whether the recipe of the first family works on the second, unchanged."""
-    gain, ratios = w.ratio(scores, "healed", "cut"), {}
-    for where, of in (("first", first), ("second", scores)):
-        ratios[where] = (
-            f"{w.interval(w.ratio(of, 'cut'))} cut, {w.interval(w.ratio(of, 'healed'))} healed"
-        )
-    text = (
-        f"By the same recipe, the first family goes to {ratios['first']}, the second to"
-        f" {ratios['second']} (times the frozen whole model's perplexity; n = {gain.n} test"
-        f" articles). On the second family the healed student stands at {w.interval(gain)} of the"
-        " cut one."
-    )
-    titles = {
-        w.BELOW: "The recipe carries over: it heals the second family too",
-        w.ABOVE: "The recipe does not carry over: it harms the second family",
-        w.OPEN: "Whether the recipe carries over is open",
-    }
-    return Finding(titles[w.side(gain, 1)], text)
-
-
-def staged(scores: Mapping[str, Score]) -> Finding:
-    """Dropping and healing in stages against all at once: the same layers, the same tokens, both ways round."""
-    orders = [name for name in scores if name.startswith("staged") and name.endswith("healed")]
-    gaps = {name: w.ratio(scores, name, "at once, healed") for name in orders}
-    at_once = w.ratio(scores, "at once, healed")
-    told = "; ".join(
-        f"{name.removesuffix(', healed')}: {w.interval(w.ratio(scores, name))}, {w.interval(gap)}"
-        " of at once"
-        for name, gap in gaps.items()
-    )
-    text = (
-        f"At once, healed: {w.interval(at_once)} times the perplexity. {_up(told)} (n = {at_once.n}"
-        " test articles)."
-    )
-    found = {w.side(gap, 1) for gap in gaps.values()}
-    if found == {w.BELOW}:
-        return Finding("In stages is better than at once, on the same layers", text)
-    if found == {w.ABOVE}:
-        return Finding("At once is better than in stages, on the same layers", text)
-    if found == {w.OPEN}:
-        return Finding("In stages and at once cannot be told apart, on the same layers", text)
-    return Finding("In stages or at once: it depends on which layers go first", text)
-
-
-def spread(ratios: Sequence[float]) -> float:
-    """Largest minus smallest, over the mean."""
-    return (max(ratios) - min(ratios)) / float(np.mean(ratios))
-
-
-def seeds(scores: Mapping[str, Mapping[str, Score]], whole: Mapping[str, Score]) -> Finding:
-    """How far seeds differ, each with its own articles to heal on."""
-    limits, told, spreads, notes = rule("C7"), [], {}, False
-    for model, of in scores.items():
-        ratios = [statistics.ppl_ratio(score, whole[model]) for score in of.values()]
-        points, notes = (
-            [value.point for value in ratios],
-            notes or any(value.note for value in ratios),
-        )
-        spreads[model] = spread(points)
+        if len(values) < 2 * part:
+            before = start
+        falling += [name] if end < before else []
+        of = "the whole model's predictions" if loss == "kl" else "the text"
+        stopped = " (stopped: it diverged)" if curve.diverged else ""
         told.append(
-            f"{model}: {w.listed(map(w.number, points))} times the perplexity, a spread of"
-            f" {_fine(spreads[model])} of their mean (n = {w.plural(len(points), 'seed')},"
-            f" {ratios[0].n} test articles)"
+            f"{w.name(name)}: loss against {of} from {w.number(start)} to {w.number(end)} nats per"
+            f" token in {curve.tokens[-1]:,} tokens{stopped}"
         )
-    text, widest = ". ".join(told) + ".", max(spreads.values(), default=0.0)
-    if any(len(of) < 2 for of in scores.values()) or notes or not np.isfinite(widest):
-        return Finding("How far seeds differ is open", text)
-    if widest <= limits["holds"]:
-        return Finding(f"Seeds hardly differ: by {_fine(widest)} at most", text)
-    if widest > limits["fails"]:
-        return Finding(f"Seeds differ: by up to {_fine(widest)}", text)
-    return Finding(f"Seeds differ by {_fine(widest)}: neither hardly nor clearly", text)
-
-
-def _fine(share: float) -> str:
-    return f"{share:.2%}".replace("%", " %")
-
-
-def _plain(name: str) -> str:
-    return "trained on the text" if name == "ce" else name
-
-
-def _up(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def paired(value: Interval, unit: str = "test articles") -> str:
-    """An interval with its n."""
-    return f"{w.interval(value)} (n = {value.n} {unit})"
+    text = f"Means of the first and last fifth of the steps. {w.up('; '.join(told))}."
+    stopped = [name for name, curve in curves.items() if curve.diverged]
+    if stopped:
+        return Finding(f"Training diverged: {w.listed(map(w.name, stopped))}", text)
+    if len(falling) == len(curves):
+        return Finding("Every loss is still falling at the end: more tokens may help", text)
+    if falling:
+        return Finding(f"Still falling at the end: {w.listed(map(w.name, falling))}", text)
+    return Finding("No loss is falling any more at the end", text)

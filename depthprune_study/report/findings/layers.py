@@ -6,21 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from depthprune_core.records import Profile, Score, SetCosts, Size, Timing
+from depthprune_core.records import Profile, Score, SetCosts
 from depthprune_study.report import wording as w
 from depthprune_study.report.wording import Finding
 from depthprune_study.results import statistics
 
 DEAR = 2.0  # times the median layer's cost: dear
 ALIKE = 0.95  # rank correlation from which two rankings count as the same
-NAMES = {
-    "drop_nll_nats": "cost when dropped",
-    "drop_kl_nats": "KL when dropped",
-    "block_influence": "block influence",
-    "angular_distance": "angular distance",
-    "taylor": "the Taylor score",
-    "magnitude": "weight magnitude",
-}
 
 
 def dear_in_the_middle(profile: Profile) -> list[int]:
@@ -68,14 +60,14 @@ def criteria(profile: Profile) -> Finding:
     rho = {name: statistics.rank_correlation(values, truth) for name, values in others.items()}
     order = sorted(rho, key=lambda name: rho[name].point)
     text = (
-        f"Against the cost of dropping each layer, {_named(order[-1])} ranks best (rank correlation"
-        f" {w.interval(rho[order[-1]])}) and {_named(order[0])} worst ({w.interval(rho[order[0]])};"
+        f"Against the cost of dropping each layer, {w.name(order[-1])} ranks best (rank correlation"
+        f" {w.interval(rho[order[-1]])}) and {w.name(order[0])} worst ({w.interval(rho[order[0]])};"
         f" n = {len(truth)} layers)."
     )
     dear = dear_in_the_middle(profile)
     missed = {
         layer: [
-            _named(name) for name, values in others.items() if _in_the_cheaper_half(values, layer)
+            w.name(name) for name, values in others.items() if _in_the_cheaper_half(values, layer)
         ]
         for layer in dear
     }
@@ -84,7 +76,7 @@ def criteria(profile: Profile) -> Finding:
     ]
     if not dear:
         return Finding(
-            f"{_first_up(_named(order[-1]))} ranks the layers best",
+            f"{w.up(w.name(order[-1]))} ranks the layers best",
             f"{text} No middle layer is dear.",
         )
     if not told:
@@ -166,11 +158,11 @@ def rules(scores: Mapping[str, Score], k: int) -> Finding:
     ]
     value = statistics.ppl_ratio(named[first], whole)
     text = (
-        f"{w.plural(k, 'layer')} fewer, {_rule(first)} costs least: {w.interval(value)} times the"
+        f"{w.plural(k, 'layer')} fewer, {w.name(first)} costs least: {w.interval(value)} times the"
         f" perplexity (n = {value.n} articles)"
     )
     text += (
-        f"; not told apart from it: {w.listed(map(_rule, tied))}."
+        f"; not told apart from it: {w.listed(map(w.name, tied))}."
         if tied
         else "; every other rule costs more."
     )
@@ -191,136 +183,7 @@ def rules(scores: Mapping[str, Score], k: int) -> Finding:
             f"{w.plural(k, 'layer')} fewer: {len(tied) + 1} rules cannot be told apart as the best",
             text,
         )
-    return Finding(f"{w.plural(k, 'layer')} fewer: {_rule(first)} chooses best", text)
-
-
-def sizes(sizes: Mapping[str, Size]) -> Finding:
-    """What dropping layers saves of the parameters and the file. By arithmetic."""
-    whole = sizes.get("0 fewer") or max(sizes.values(), key=lambda size: size.n_layers)
-    smaller = sorted(
-        (size for size in sizes.values() if size.n_layers < whole.n_layers),
-        key=lambda s: -s.n_layers,
-    )
-    if not smaller:
-        return Finding(
-            "No smaller model was measured",
-            f"The whole model has {whole.n_parameters:,} parameters.",
-        )
-    told = [
-        f"{whole.n_layers - size.n_layers} of {whole.n_layers} layers fewer are"
-        f" {w.percent(1 - size.n_parameters / whole.n_parameters)} of the parameters"
-        f" ({whole.n_parameters:,} to {size.n_parameters:,}) and"
-        f" {w.percent(1 - size.n_bytes_on_disk / whole.n_bytes_on_disk)} of the file"
-        for size in smaller
-    ]
-    one = smaller[0]
-    title = (
-        f"{w.plural(whole.n_layers - one.n_layers, 'layer')} fewer saves "
-        f"{w.percent(1 - one.n_parameters / whole.n_parameters)} of the parameters"
-    )
-    return Finding(title, "; ".join(told) + ". This is arithmetic.")
-
-
-def speed(timings: Mapping[str, Timing]) -> Finding:
-    """How much faster decoding is, beside what layer count and weight bytes allow."""
-    gains = {name: statistics.decode_gain(timing) for name, timing in timings.items()}
-    told = []
-    for name, timing in timings.items():
-        gain, most = gains[name], max(timing.by_layer_count, timing.by_weight_bytes)
-        doubt = " (suspect: more than the layers allow)" if gain.low > most else ""
-        shown = {w.ABOVE: "", w.OPEN: ", so no gain is shown", w.BELOW: ", which is slower"}[
-            w.side(gain, 1)
-        ]
-        told.append(
-            f"{name}: decoding is {w.interval(gain)} times as fast{shown}{doubt}; layer count"
-            f" allows {timing.by_layer_count:.3f}, weight bytes {timing.by_weight_bytes:.3f} (n ="
-            f" {gain.n} rounds)"
-        )
-    faster = [name for name, gain in gains.items() if w.side(gain, 1) == w.ABOVE]
-    slower = [name for name, gain in gains.items() if w.side(gain, 1) == w.BELOW]
-    if faster:
-        title = "Decoding is faster: " + ", ".join(
-            f"{w.short(gains[n])} times ({n})" for n in faster
-        )
-    else:
-        title = (
-            f"Decoding is slower: {w.listed(slower)}"
-            if slower
-            else "No gain in decoding speed is shown"
-        )
-    return Finding(title, ". ".join(told) + ".")
-
-
-def choice(before: Mapping[str, Score], after: Mapping[str, Score]) -> Finding:
-    """Whether the ranking of sets before healing is the ranking after it: over all, and in the cheap tail."""
-    names = sorted(
-        (n for n in before if n != "whole" and n in after), key=lambda n: before[n].mean_nll_nats
-    )
-    tail = names[: w.cheap_tail(before)]
-    rho, within = (
-        statistics.rank_correlation(
-            [before[n].mean_nll_nats for n in of], [after[n].mean_nll_nats for n in of]
-        )
-        for of in (names, tail)
-    )
-    regret = statistics.nll_rise(after[names[0]], after[w.best({n: after[n] for n in names})])
-    text = (
-        f"The rank correlation before against after healing is {w.interval(rho)} over all {rho.n}"
-        f" sets and {w.interval(within)} among the {within.n} cheapest. Keeping the set that was"
-        f" best before costs {w.interval(regret)} nats per token beside the best one after (n ="
-        f" {regret.n} articles)."
-    )
-    if w.side(within, 0) == w.ABOVE:
-        return Finding("The ranking before healing holds after it, among the cheap sets too", text)
-    if w.side(rho, 0) == w.ABOVE:
-        how = "turns round" if w.side(within, 0) == w.BELOW else "tells nothing clear"
-        return Finding(f"The ranking survives healing; among the cheap sets it {how}", text)
-    if w.side(rho, 0) == w.BELOW:
-        return Finding("What is cheap before healing is dear after it", text)
-    return Finding("Whether the ranking survives healing is open", text)
-
-
-def winner(
-    before: Mapping[str, Score], after: Mapping[str, Score], healed: Mapping[str, Score]
-) -> Finding:
-    """Whether the set that is best after healing beats the one that was best before, healed in full on test articles."""
-    both = {name: before[name] for name in before if name in after}
-    old, new = w.best(both), w.best({name: after[name] for name in both})
-    if old == new:
-        n = len(both) - ("whole" in both)
-        return Finding(
-            f"Layers {old} are the best choice before and after healing",
-            f"Of {n} sets, {old} is best both times.",
-        )
-    text = f"Best before healing: layers {old}; after it: {new}"
-    first, second = w.average(healed, old), w.average(healed, new)
-    if first is None or second is None:
-        return Finding(
-            "The best set changes; not healed in full", text + ". They were not healed in full."
-        )
-    gap = statistics.ppl_ratio(second, first)
-    text += (
-        f". Healed in full, {new} stands at {w.interval(gap)} times the perplexity of {old} (n ="
-        f" {gap.n} test articles)."
-    )
-    titles = {
-        w.BELOW: f"The best set changes in healing: {new} beats {old}",
-        w.ABOVE: f"The set that was best before healing stays better: {old}",
-        w.OPEN: f"Healed in full, {new} and {old} cannot be told apart",
-    }
-    return Finding(titles[w.side(gap, 1)], text)
-
-
-def _named(criterion: str) -> str:
-    return NAMES.get(criterion, criterion.replace("_", " "))
-
-
-def _rule(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _first_up(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return Finding(f"{w.plural(k, 'layer')} fewer: {w.name(first)} chooses best", text)
 
 
 def _in_the_cheaper_half(values: tuple[float, ...], layer: int) -> bool:

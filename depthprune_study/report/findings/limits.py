@@ -1,4 +1,4 @@
-"""Findings about rivals, limits and the recipe: narrower, rounded, deeper cuts, more tokens."""
+"""Findings about rivals, limits and the recipe: other repairs, fewer bits, deeper cuts, more tokens."""
 
 from __future__ import annotations
 
@@ -7,29 +7,11 @@ from collections.abc import Mapping
 
 from depthprune_core.records import Facts, Recipe, Score, Size
 from depthprune_study.report import wording as w
-from depthprune_study.report.of_healing import ADAPTATION, paired
+from depthprune_study.report.findings.healing import ADAPTATION
 from depthprune_study.report.wording import Finding
 from depthprune_study.results import statistics
 
 CHEAP = 1.1  # a perplexity ratio up to which a cut is called cheap
-
-
-def width(scores: Mapping[str, Score]) -> Finding:
-    """Fewer layers against narrower MLPs at as many parameters, each healed at its own rate."""
-    gap = w.ratio(scores, "healed", "narrower, healed")
-    text = (
-        f"At as many parameters, fewer layers stand at {w.interval(w.ratio(scores, 'healed'))} and"
-        f" narrower MLPs at {w.interval(w.ratio(scores, 'narrower, healed'))} times the whole"
-        f" model's perplexity, both healed; the first over the second: {paired(gap)}."
-    )
-    if "cut" in scores and "narrower, cut" in scores:
-        text += f" Before healing: {w.interval(w.ratio(scores, 'cut', 'narrower, cut'))}."
-    titles = {
-        w.BELOW: "Fewer layers beat narrower MLPs at the same size",
-        w.ABOVE: "Narrower MLPs beat fewer layers at the same size",
-        w.OPEN: "Fewer layers and narrower MLPs cannot be told apart at the same size",
-    }
-    return Finding(titles[w.side(gap, 1)], text)
 
 
 def rivals(scores: Mapping[str, Score]) -> Finding:
@@ -48,8 +30,8 @@ def rivals(scores: Mapping[str, Score]) -> Finding:
             statistics.ppl_ratio(of[name], scores["whole"]) for name in ("refitted", rival)
         )
         told.append(
-            f"{k} fewer: our refit {w.interval(ours)}, the best rival {_name(rival)}"
-            f" {w.interval(theirs)}, ours over theirs {paired(gap)}"
+            f"{k} fewer: our refit {w.interval(ours)}, the best rival {w.name(rival)}"
+            f" {w.interval(theirs)}, ours over theirs {w.paired(gap)}"
         )
     text = "Nothing is trained here. " + "; ".join(told) + "."
     if not sides:
@@ -94,7 +76,7 @@ def rounding(scores: Mapping[str, Score], n_bytes: Facts | Mapping[str, int]) ->
     healed = w.ratio(scores, "healed")
     text = (
         f"{'; '.join(told)}; the healed student takes {n['healed'] / n['whole']:.2f} at"
-        f" {paired(healed)}. Rounding and dropping layers can be done together."
+        f" {w.paired(healed)}. Rounding and dropping layers can be done together."
     )
     if better:
         return Finding(
@@ -104,26 +86,6 @@ def rounding(scores: Mapping[str, Score], n_bytes: Facts | Mapping[str, int]) ->
     if len(worse) == len(formats):
         return Finding("Rounding costs more perplexity than dropping layers and healing", text)
     return Finding("Rounding is not shown to cost less than dropping layers", text)
-
-
-def adapters(scores: Mapping[str, Score]) -> Finding:
-    """Healing adapters alone against healing all weights, by the same predictions."""
-    gap = w.ratio(scores, "adapters", "healed")
-    text = (
-        f"Adapters alone stand at {w.interval(w.ratio(scores, 'adapters'))}, all weights at"
-        f" {w.interval(w.ratio(scores, 'healed'))}; the first over the second: {paired(gap)}."
-    )
-    if "adapters, ce" in scores:
-        trained = w.ratio(scores, "adapters, ce")
-        text += f" Adapters trained on the text: {w.interval(trained)}" + (
-            f"; {ADAPTATION}." if w.side(trained, 1) == w.BELOW else "."
-        )
-    titles = {
-        w.BELOW: "Healing adapters alone beats healing all weights",
-        w.ABOVE: "Healing adapters alone falls short of healing all weights",
-        w.OPEN: "Adapters alone and all weights cannot be told apart",
-    }
-    return Finding(titles[w.side(gap, 1)], text)
 
 
 def share_removed(sizes: Mapping[str, Size], k: int) -> float:
@@ -249,12 +211,12 @@ def recipe(trials: Mapping[str, Score], kept: Recipe) -> Finding:
         else "No level is clearly worse than the kept one"
     )
     text += f" (n = {n} validation articles)." + (
-        f" Not told apart: the levels of {w.listed(map(_name, open_))}." if open_ else ""
+        f" Not told apart: the levels of {w.listed(map(w.name, open_))}." if open_ else ""
     )
     if not clear:
         return Finding("No factor of the recipe is shown to matter", text)
     return Finding(
-        f"What matters most in the recipe: {_name(max(clear, key=lambda f: clear[f]))}", text
+        f"What matters most in the recipe: {w.name(max(clear, key=lambda f: clear[f]))}", text
     )
 
 
@@ -269,7 +231,3 @@ def _kept_level(levels: Mapping[str, Score], kept: object) -> str:
         except ValueError:
             continue
     return min(levels, key=lambda level: levels[level].mean_nll_nats)
-
-
-def _name(method: str) -> str:
-    return method.replace("_", " ")

@@ -1,0 +1,95 @@
+"""The records of a running or published study, read for findings and verdicts. No torch."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from depthprune_core import storage
+from depthprune_study import paths
+from depthprune_study.errors import StudyError
+
+OWN = ("gpt2", "tinyllama-1.1b")  # the source's models
+SHAPES = {"gpt2-shape": "gpt2", "tinyllama-1.1b-shape": "tinyllama-1.1b"}  # random weights
+STAND_INS = ("gpt2-mini", "llama-tiny", *SHAPES)
+SOURCE, REAL, STAND_IN = 0, 1, 2  # how much a model can decide about the source's claims
+
+
+def kind(model: str, *, speed: bool = False) -> int:
+    """SOURCE, REAL (weights of another model) or STAND_IN. Speed follows from the shape alone."""
+    if model in OWN or (speed and model in SHAPES):
+        return SOURCE
+    return STAND_IN if model in STAND_INS or model.endswith("-shape") else REAL
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A study's folder (runs/<study> or reports/<study>): records/, figures/, costs.json."""
+
+    study: str
+    folder: Path
+
+    def has(self, notebook: str, name: str) -> bool:
+        return self.path(notebook, name).is_file()
+
+    def path(self, notebook: str, name: str) -> Path:
+        return self.folder / "records" / notebook / f"{name}.json"
+
+    def record(self, notebook: str, name: str) -> Any:
+        """A record. Raises StudyError where it is missing or damaged."""
+        path = self.path(notebook, name)
+        if not path.is_file():
+            raise StudyError(f"{path} is not there: run notebook {notebook} of {self.study} first")
+        try:
+            return _read(path, path.stat().st_mtime_ns)
+        except ValueError as error:
+            raise StudyError(str(error)) from None
+
+    def get(self, notebook: str, name: str) -> Any:
+        """A record; an empty dict where this study has none."""
+        return self.record(notebook, name) if self.has(notebook, name) else {}
+
+    def parameters(self, notebook: str) -> dict[str, Any]:
+        """What a notebook ran with, as its first record's stamp says; empty where it has none."""
+        found = sorted((self.folder / "records" / notebook).glob("*.json"))
+        return storage.read_stamp(found[0]).parameters if found else {}
+
+    def model(self, notebook: str) -> str:
+        return str(self.parameters(notebook).get("model", ""))
+
+    @property
+    def notebooks(self) -> list[str]:
+        """Those that left records, in order."""
+        return sorted(path.name for path in (self.folder / "records").glob("*") if path.is_dir())
+
+    @property
+    def lead(self) -> str:
+        """The notebook whose cut is the headline: of 03 and 04 the one that can decide more."""
+        ran = [n for n in ("04_transfer", "03_recovery") if self.has(n, "test")]
+        return min(ran, key=lambda notebook: kind(self.model(notebook)), default="")
+
+    @property
+    def costs(self) -> dict[str, dict[str, Any]]:
+        """Notebook -> seconds, peak_bytes; empty where there are none."""
+        try:
+            return json.loads((self.folder / "costs.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def figure(self, notebook: str, name: str, suffix: str = ".png") -> Path | None:
+        """A figure that a notebook kept, where there is one."""
+        path = self.folder / "figures" / f"{notebook}-{name}{suffix}"
+        return path if path.is_file() else None
+
+
+def read_evidence(study: str, folder: Path | None = None) -> Evidence:
+    """The evidence of a study, from where it runs or from a report's folder."""
+    return Evidence(study, folder or paths.runs(study))
+
+
+@functools.lru_cache(maxsize=256)
+def _read(path: Path, changed: int) -> Any:
+    return storage.read(path)

@@ -1,0 +1,50 @@
+"""What the records say, in sentences that are true whatever came out.
+
+Notebooks and report call these. No number is typed here: each is formatted from a record.
+"""
+
+from depthprune_study.report.findings.choice import choice, regret, sizes, speed, winner
+from depthprune_study.report.findings.healing import (
+    control,
+    curves,
+    divergences,
+    elsewhere,
+    path,
+    probes,
+)
+from depthprune_study.report.findings.layers import criteria, pairs, profile, rules, stability
+from depthprune_study.report.findings.limits import budget, depth, recipe, rivals, rounding
+from depthprune_study.report.findings.repeats import adapters, seeds, staged, transfer, width
+from depthprune_study.report.rules import SOURCE_POINTS
+from depthprune_study.report.wording import Finding
+
+__all__ = [
+    "SOURCE_POINTS",
+    "Finding",
+    "adapters",
+    "budget",
+    "choice",
+    "control",
+    "criteria",
+    "curves",
+    "depth",
+    "divergences",
+    "elsewhere",
+    "pairs",
+    "path",
+    "probes",
+    "profile",
+    "recipe",
+    "regret",
+    "rivals",
+    "rounding",
+    "rules",
+    "seeds",
+    "sizes",
+    "speed",
+    "stability",
+    "staged",
+    "transfer",
+    "width",
+    "winner",
+]

@@ -1,0 +1,134 @@
+"""Five words for a claim, the rules behind them, and which model may decide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from depthprune_study.report import wording as w
+from depthprune_study.report.evidence import REAL, SOURCE, STAND_IN, Evidence, kind
+from depthprune_study.report.rules import claims
+from depthprune_study.results.statistics import Interval
+
+HOLDS, FAILS, OPEN = "holds", "fails", "open"
+NOT_TESTED, BY_ARITHMETIC = "not tested here", "by arithmetic"
+OF_SPEED = ("C3", "C6")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one model shows of a claim."""
+
+    model: str
+    word: str
+    figure: str  # the number that decides, short
+    notebook: str  # that made it
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A row of the claims table."""
+
+    id: str
+    word: str
+    figure: str
+    model: str  # on which it was decided
+    notebook: str
+    notes: tuple[str, ...]  # whose weights, the other cost, how it reads beside the source
+    others: tuple[Reading, ...]  # what other models show; they decide nothing
+
+
+Measure = Callable[[Evidence, dict], "Iterable[Reading]"]
+MEASURES: dict[str, tuple[str, Measure]] = {}
+
+
+def claim(name: str, notebook: str) -> Callable[[Measure], Measure]:
+    """Registers how a claim of params/claims.yaml is read, and the notebook that would test it."""
+
+    def register(measure: Measure) -> Measure:
+        MEASURES[name] = (notebook, measure)
+        return measure
+
+    return register
+
+
+def judge(evidence: Evidence) -> list[Verdict]:
+    """A verdict for every claim. A stand-in never decides a claim about real weights."""
+    return [judge_one(name, evidence) for name in claims()]
+
+
+def judge_one(name: str, evidence: Evidence) -> Verdict:
+    """The readings on the source's own models decide; without any, those on other real weights."""
+    notebook, measure = MEASURES[name]
+    readings = list(measure(evidence, claims()[name].numbers))
+    kinds = {id(r): kind(r.model, speed=name in OF_SPEED) for r in readings}
+    tested = [r for r in readings if r.word != NOT_TESTED]
+    best = min((kinds[id(r)] for r in tested), default=STAND_IN)
+    deciding = [r for r in tested if kinds[id(r)] == best < STAND_IN]
+    others = tuple(r for r in readings if r not in deciding)
+    if any(r.word == BY_ARITHMETIC for r in readings):
+        deciding, others, best = readings, (), SOURCE
+    if not deciding:
+        why = ("only stand-ins were measured",) if tested else ()
+        return Verdict(name, NOT_TESTED, "", "", notebook, why, others)
+    notes = [f"{r.model}: {r.detail}" if len(deciding) > 1 else r.detail for r in deciding]
+    models = list(dict.fromkeys(r.model for r in deciding))
+    if best == REAL:
+        notes.insert(0, f"{w.listed(models)}: real weights, not the source's model")
+    return Verdict(
+        name,
+        together([r.word for r in deciding]),
+        "; ".join(r.figure for r in deciding),
+        w.listed(models),
+        deciding[0].notebook,
+        tuple(filter(None, notes)),
+        others,
+    )
+
+
+def tally(verdicts: Sequence[Verdict]) -> str:
+    """How many claims hold, of those that an experiment decided; the rest apart."""
+    n = {word: sum(v.word == word for v in verdicts) for word in (HOLDS, FAILS, OPEN)}
+    untested, certain = (
+        sum(v.word == word for v in verdicts) for word in (NOT_TESTED, BY_ARITHMETIC)
+    )
+    decided = n[HOLDS] + n[FAILS]
+    told = f"Of {len(verdicts)} claims, experiments decided {decided}"
+    told += f": {n[HOLDS]} hold and {n[FAILS]} fail" if decided else ""
+    return f"{told}. {n[OPEN]} open, {untested} not tested here, {certain} by arithmetic."
+
+
+def together(words: Sequence[str]) -> str:
+    """One word where all say it, else open."""
+    return words[0] if len(set(words)) == 1 else OPEN
+
+
+def both(words: Sequence[str]) -> str:
+    """Of a claim in parts: one that fails is enough to fail, and all must hold."""
+    return FAILS if FAILS in words else HOLDS if set(words) == {HOLDS} else OPEN
+
+
+def at_most(value: Interval, threshold: float) -> str:
+    """Holds if the whole interval is at or below the threshold, fails if all of it is above."""
+    found = w.side(value, threshold)
+    if found == w.OPEN:
+        return (
+            HOLDS if value.high == threshold and w.side(value, threshold + 1) == w.BELOW else OPEN
+        )
+    return HOLDS if found == w.BELOW else FAILS
+
+
+def at_least(value: Interval, threshold: float) -> str:
+    """The mirror image of `at_most`."""
+    found = w.side(value, threshold)
+    if found == w.OPEN:
+        return HOLDS if value.low == threshold and w.side(value, threshold - 1) == w.ABOVE else OPEN
+    return HOLDS if found == w.ABOVE else FAILS
+
+
+def within(value: Interval, low: float, high: float) -> str:
+    """Holds if the interval lies inside; fails if it lies outside, on the better side too."""
+    outside = w.side(value, high) == w.ABOVE or w.side(value, low) == w.BELOW
+    inside = at_least(value, low) == HOLDS and at_most(value, high) == HOLDS
+    return FAILS if outside else HOLDS if inside else OPEN

@@ -62,8 +62,9 @@ class Bar:
 def where() -> tuple[Any, bool]:
     """The stream that a bar is drawn on, and whether anyone sees it.
 
-    A kernel of papermill or nbclient (it takes no input) writes past the notebook, to the terminal
-    that it was started from; a reader's own kernel writes to the cell.
+    A reader's own kernel draws in the cell. A kernel without input is papermill's or nbclient's:
+    under the runner, which knows it by DEPTHPRUNE_HOME, the runner hands stderr on and drops it;
+    else the bar goes past the notebook to the terminal that the kernel was started from.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     kernel = getattr(shell, "kernel", None)
@@ -71,8 +72,10 @@ def where() -> tuple[Any, bool]:
         return sys.stderr, sys.stderr.isatty()
     if getattr(kernel, "_allow_stdin", True):
         return sys.stdout, True
+    if "DEPTHPRUNE_HOME" in os.environ:
+        return sys.stderr, True
     terminal = getattr(sys.stderr, "_original_stdstream_copy", None)  # ipykernel's copy of fd 2
     if terminal is None:
-        return sys.stderr, True  # the runner hands it on
+        return sys.stderr, False
     stream = os.fdopen(os.dup(terminal), "w", encoding="utf-8", errors="replace")
     return stream, stream.isatty()

@@ -1,4 +1,4 @@
-"""A piece of work is done once: its record carries a stamp, and is read back where that still holds.
+"""A piece of work is done once: its record carries a stamp, and is read back while that holds.
 
 A stamp names code, parameters and inputs, each by content. What the lab's own functions measure is
 known by inputs and code alone: another notebook, or one with other parameters, reads the same.
@@ -165,7 +165,7 @@ def forget_hash(model: PreTrainedModel) -> None:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """Of what decides how it cuts a text; what the last call left behind (padding) is none of it."""
+    """Of what decides how it cuts a text, without what its last call left behind (padding)."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return short_hash([repr(tokenizer), tokenizer.get_vocab()])

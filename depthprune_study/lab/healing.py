@@ -27,7 +27,7 @@ LARGE = 500_000_000  # parameters; from here on a step takes one window at a tim
 
 
 class Run:
-    """One healing. `heal(path)` runs it, or goes on with it, and keeps record, curve and weights."""
+    """One healing. `heal(path)` runs it, or goes on with it; keeps record, curve and weights."""
 
     def __init__(
         self,
@@ -40,6 +40,7 @@ class Run:
         validation: Windows | None,
         keep: bool,
     ) -> None:
+        recipe = as_run(recipe, windows)
         self.lab, self.name, self.plan, self.recipe = lab, name, plan, recipe
         self.start, self.windows, self.validation, self.keep = start, windows, validation, keep
         teacher = lab.teacher if recipe.kl else "no teacher"
@@ -81,13 +82,13 @@ class Run:
 
     def _begin(self) -> PreTrainedModel:
         student = self.start.fresh()
-        if self.recipe.trained == "lora":  # adapters leave the weights as they are: one copy will do
+        if (
+            self.recipe.trained == "lora"
+        ):  # adapters leave the weights as they are: one copy will do
             pruning.share_equal(student, self.lab.teacher.model, self.plan)
         return student
 
-    def _distil(
-        self, student: PreTrainedModel, checkpoint: Path
-    ) -> tuple[PreTrainedModel, Curve]:
+    def _distil(self, student: PreTrainedModel, checkpoint: Path) -> tuple[PreTrainedModel, Curve]:
         lab, recipe = self.lab, self.recipe
         sparing = is_tight(student)
         at_once = lab.parameters.get("windows_at_once") or (1 if sparing else None)
@@ -115,13 +116,18 @@ class Run:
         return max(1, self.recipe.tokens // VALIDATIONS) if self.validation is not None else None
 
 
+def first(windows: Windows, n_tokens: int) -> Windows:
+    """The first `n_tokens` of training windows, at most; one window at least."""
+    return windows.take(slice(0, max(1, n_tokens // windows.seq_len)))
+
+
 def as_run(recipe: Recipe, windows: Windows) -> Recipe:
     """The recipe as it is run on these windows, which say how many tokens there are."""
     tokens = len(windows) * windows.seq_len
     batch = min(recipe.batch_tokens, tokens) if windows.seq_len == recipe.seq_len else 0
     if not batch:
         raise ValueError(
-            f"the recipe is for windows of {recipe.seq_len} tokens, but these have {windows.seq_len}"
+            f"the recipe is for windows of {recipe.seq_len} tokens, not of {windows.seq_len}"
         )
     return recipe.but(tokens=tokens, batch_tokens=batch)
 

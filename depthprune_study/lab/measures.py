@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from depthprune_core import models, pruning, selection, sensitivity, speed, subsets
-from depthprune_core.records import Facts, Plan, Profile, SetCosts
+from depthprune_core import models, pruning, selection, sensitivity, speed, storage, subsets
+from depthprune_core.records import Facts, Plan, Profile, Score, SetCosts
 from depthprune_core.text import Windows
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import cache
+from depthprune_study.lab import cache, scored, scoring
 
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
 
+COSTS = ("02_prune", "costs")
 AT_ONCE = 16  # windows: what is lost, at most, where the measuring of many sets is stopped
-PUBLISHED = {"gpt2-shape": (12, 10, 9), "tinyllama-1.1b-shape": (22, 20, 19)}  # layers
+DEFAULT_TOKENS = 256  # of each calibration document, where 02 has not said how many
 
 
 def profile(
@@ -45,37 +46,75 @@ def set_costs(lab: Workspace, windows: Windows, *, up_to: int, name: str) -> Set
 def plans(
     lab: Workspace,
     profile: Profile,
-    costs: SetCosts,
+    costs: SetCosts | None,
     drop_counts: Sequence[int],
     *,
     windows: Windows,
     rules: Sequence[str] | None = None,
     draws: int = 1,
+    name: str = "plans",
 ) -> dict[str, Plan]:
-    """Every rule's plan for each count, as "rule-count"; `draws` random ones, random_0-2 ...
+    """Every rule's plan for each count, as "rule-count"; `draws` random ones, "random_0-2" ...
 
     A set of layers that `costs` does not hold is measured on `windows` when a rule asks for it.
-    exhaustive is left out where `costs` does not hold all sets of that count.
+    Where no rules are named, exhaustive is left out for counts whose sets `costs` does not hold.
     """
-    seed = lab.parameters.get("seed", 0)
-    cost = _Cost(lab, windows, costs)
+    seed, cost = lab.parameters.get("seed", 0), _Cost(lab, windows, costs)
     chosen: dict[str, Plan] = {}
     for rule, k in itertools.product(rules or selection.RULES, drop_counts):
-        if rule == "exhaustive" and not costs.of_size(k) and rules is None:
+        if rule == "exhaustive" and rules is None and not (costs and costs.of_size(k)):
             continue
-        if not 1 <= k < profile.n_layers:
-            raise StudyError(f"drop_counts: {k} of {profile.n_layers} layers cannot be dropped")
         for draw in range(draws if rule == "random" else 1):
             known = selection.Evidence(profile.n_layers, profile, cost, seed + draw)
             label = f"random_{draw}" if rule == "random" else rule
-            chosen[f"{label}-{k}"] = selection.choose(rule, known, k)
-    return lab.save("plans", chosen)
+            chosen[f"{label}-{k}"] = _chosen(rule, known, k)
+    return lab.save(name, chosen)
+
+
+def cuts(lab: Workspace, drop_counts: Sequence[int]) -> dict[int, Plan]:
+    """One chain of cuts, each with more layers than the last: greedy, on the calibration articles.
+
+    On the windows and costs of notebook 02 where it has run.
+    """
+    costs, tokens = None, DEFAULT_TOKENS
+    if lab.has(COSTS[0], COSTS[1]):
+        costs = lab.read(*COSTS)
+        stamp = storage.read_stamp(lab.record_path(COSTS[1], COSTS[0]))
+        tokens = stamp.parameters.get("calibration_tokens", tokens)
+    cost = _Cost(lab, lab.windows("calibration", tokens=tokens), costs)
+    known = selection.Evidence(lab.n_layers, cost=cost)
+    return {k: _chosen("greedy", known, k) for k in drop_counts}
+
+
+def pairs_to_try(
+    profile: Profile, costs: SetCosts, *, cheap: int, spread: int
+) -> list[tuple[int, int]]:
+    """All pairs of the `cheap` least sensitive layers, cheapest first; then `spread` of the others,
+    at equal distances in the ranking of their costs.
+    """
+    order = sorted(range(profile.n_layers), key=lambda layer: profile.drop_one[layer])
+    ranked = sorted(costs.of_size(2), key=lambda pair: (costs(frozenset(pair)), pair))
+    tail = [pair for pair in ranked if set(pair) <= set(order[:cheap])]
+    others = [pair for pair in ranked if pair not in tail]
+    return tail + selection.spread(others, min(spread, len(others)), top=0)
+
+
+def tail_of(pairs: Sequence[tuple[int, int]], cheap: int) -> int:
+    """How many of `pairs_to_try` are pairs of the cheapest layers."""
+    return min(len(pairs), cheap * (cheap - 1) // 2)
+
+
+def best(scores: Mapping[str, Score], n: int) -> dict[str, Score]:
+    """The n students with the lowest mean NLL; neither the whole model nor one that diverged."""
+    sound = {k: s for k, s in scores.items() if k != "whole" and not s.diverged}
+    names = sorted(sound, key=lambda name: sound[name].mean_nll_nats)[:n]
+    return {name: sound[name] for name in names}
 
 
 def published(lab: Workspace) -> Facts:
-    """Parameters and bytes read a token of the source's models, by arithmetic: no weights needed."""
+    """Parameters and bytes read a token of the source's models, by arithmetic alone."""
     values = {}
-    for name, counts in PUBLISHED.items():
+    for name, counts in scoring.PUBLISHED.items():
         for n_layers in counts:
             model = models.shape(name, n_layers=n_layers)
             values[f"{name.removesuffix('-shape')}, {n_layers} layers"] = {
@@ -85,13 +124,21 @@ def published(lab: Workspace) -> Facts:
     return lab.save("published", Facts(values))
 
 
+def _chosen(rule: str, known: selection.Evidence, k: int) -> Plan:
+    try:
+        return selection.choose(rule, known, k)
+    except ValueError as error:
+        raise StudyError(f"drop_counts: {error}") from None
+
+
 class _Cost:
     """The cost of any set of layers: as kept, else measured, and kept."""
 
-    def __init__(self, lab: Workspace, windows: Windows, known: SetCosts) -> None:
+    def __init__(self, lab: Workspace, windows: Windows, known: SetCosts | None) -> None:
         self._lab, self._windows = lab, windows
         self._rises = {
-            frozenset(map(int, key.split(","))): rise for key, rise in known.rise_nll_nats.items()
+            frozenset(map(int, key.split(","))): rise
+            for key, rise in (known.rise_nll_nats if known else {}).items()
         }
 
     def __call__(self, dropped: frozenset[int]) -> float:
@@ -108,9 +155,7 @@ class _Cost:
             self._rises |= {frozenset(s): rise for s, rise in zip(new, rises, strict=True)}
 
 
-def _rises(
-    lab: Workspace, windows: Windows, sets: Sequence[tuple[int, ...]]
-) -> list[float]:
+def _rises(lab: Workspace, windows: Windows, sets: Sequence[tuple[int, ...]]) -> list[float]:
     """Rise in mean NLL (nats per token) with each set dropped; some windows at a time are kept."""
     totals = [0.0] * (len(sets) + 1)
     modules = ("depthprune_core.subsets",)
@@ -118,7 +163,7 @@ def _rises(
         some = windows.take(slice(begin, begin + AT_ONCE))
         on = [lab.teacher, some, [list(s) for s in sets]]
         stamp = cache.stamped(lab, "sets of layers", on, modules=modules, shared=True)
-        path = lab.folder / "measured" / f"{stamp.key}.json"
+        path = scored.measured_path(lab, stamp.key)
 
         def measure(some: Windows = some) -> Facts:
             wanted = [(), *sets]

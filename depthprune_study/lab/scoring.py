@@ -1,4 +1,4 @@
-"""Measurements of students: on validation and test articles, elsewhere, beside the teacher, in time.
+"""Measurements of students: scores, divergences, continuations, times, sizes.
 
 Each takes {name: student}; the value of "whole" is `lab.teacher`. Each keeps its result as one
 record of the notebook; what was measured on a student is known by content, under whatever name.
@@ -7,7 +7,6 @@ record of the notebook; what was measured on a student is known by content, unde
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
@@ -16,21 +15,24 @@ from depthprune_core import evaluation, models, pruning, speed
 from depthprune_core.models import Teacher
 from depthprune_core.records import Divergence, Facts, Score, Size, Timing
 from depthprune_core.text import Windows
+from depthprune_study import paths
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import cache
+from depthprune_study.lab import cache, held, scored
 from depthprune_study.lab.students import Student
 
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
 
 Models = Mapping[str, Teacher | Student]
-SCORE, SPEED = ("depthprune_core.evaluation",), ("depthprune_core.speed",)
+SPEED = ("depthprune_core.speed",)
+PUBLISHED = {"gpt2-shape": (12, 10, 9), "tinyllama-1.1b-shape": (22, 20, 19)}  # the source's layers
 PROMPT_WORDS = 16  # of a validation document, to be continued
+_SHORT = {"context": 128, "new_tokens": 32}  # tokens read at once, then written one by one
 
 
 def validation(lab: Workspace, students: Models, *, name: str = "validation") -> dict[str, Score]:
     """Each one's score on the validation articles: what choices are made by."""
-    return lab.save(name, scores(lab, students, lab.windows("validation", tokens=_tokens(lab))))
+    return lab.save(name, scores(lab, students, scored.validation_windows(lab)))
 
 
 def test(lab: Workspace, students: Models, *, name: str = "test") -> dict[str, Score]:
@@ -46,29 +48,23 @@ def elsewhere(
 
 
 def scores(lab: Workspace, students: Models, windows: Windows) -> dict[str, Score]:
-    """Each one's score on these windows; of a student that diverged it says so."""
-
-    def score(model: PreTrainedModel) -> Score:
-        return evaluation.score(model, windows, progress=lab.progress)
-
-    found = _each(lab, "scored", students, score, on=[windows], modules=SCORE)
-    return {
-        name: replace(found[name], diverged=getattr(student, "diverged", ""))
-        for name, student in students.items()
-    }
+    """Each one's score on these windows."""
+    return {name: scored.score(lab, name, s, windows) for name, s in students.items()}
 
 
 def divergences(
     lab: Workspace, students: Models, *, name: str = "divergences"
 ) -> dict[str, Divergence]:
     """KL(teacher || student) and top-1 agreement on the validation articles."""
-    windows, teacher = lab.windows("validation", tokens=_tokens(lab)), lab.teacher.model
+    windows, teacher = scored.validation_windows(lab), lab.teacher.model
 
     def divergence(model: PreTrainedModel) -> Divergence:
         return evaluation.divergence(model, teacher, windows, progress=lab.progress)
 
     on = [lab.teacher, windows]
-    return lab.save(name, _each(lab, "divergence", students, divergence, on=on, modules=SCORE))
+    return lab.save(
+        name, _each(lab, "divergence", students, divergence, on=on, modules=scored.MODULES)
+    )
 
 
 def continuations(lab: Workspace, students: Models, *, n_prompts: int, new_tokens: int) -> Facts:
@@ -78,11 +74,13 @@ def continuations(lab: Workspace, students: Models, *, n_prompts: int, new_token
     tokenizer = lab.teacher.tokenizer
 
     def continued(model: PreTrainedModel) -> Facts:
-        samples = evaluation.continuations(model, tokenizer, prompts, new_tokens=new_tokens)
+        samples = evaluation.continuations(
+            model, tokenizer, prompts, new_tokens=new_tokens, start=lab.teacher.start
+        )
         return Facts({"samples": samples})
 
-    on = [cache.tokenizer_hash(tokenizer), prompts, new_tokens]
-    found = _each(lab, "continued", students, continued, on=on, modules=SCORE)
+    on = [cache.tokenizer_hash(tokenizer), lab.teacher.start, prompts, new_tokens]
+    found = _each(lab, "continued", students, continued, on=on, modules=scored.MODULES)
     samples = {name: facts.values["samples"] for name, facts in found.items()}
     return lab.save("continuations", Facts({"prompts": prompts, "samples": samples}))
 
@@ -113,23 +111,24 @@ def timing(
     return lab.sources.note(cache.once(lab, path, measure, on=on, modules=SPEED), path)
 
 
-def shape_timing(
-    lab: Workspace, depths: Mapping[str, Sequence[int]], *, rounds: int
-) -> dict[str, Timing]:
-    """Times at published depths, random weights: {"gpt2-shape": [10, 9]} -> "gpt2-shape, 10 layers"."""
+def shape_timing(lab: Workspace, shapes: Sequence[str], *, rounds: int) -> dict[str, Timing]:
+    """Times at the source's depths, with random weights: "gpt2-shape, 10 layers" and so on."""
+    if unknown := [shape for shape in shapes if shape not in PUBLISHED]:
+        raise StudyError(f"shapes: {unknown[0]!r} is not one of {', '.join(PUBLISHED)}")
     path = lab.record_path("shape_timing")
 
     def measure() -> dict[str, Timing]:
         found = {}
-        for shape, counts in depths.items():
-            model = models.load(shape, cache=lab.folder, device=lab.device).model
+        for shape in shapes:
+            held.release()
+            model = models.load(shape, cache=paths.cache(), device=lab.device).model
             timed = speed.compare_depths(
-                model, list(counts), repetitions=rounds, progress=lab.progress
+                model, PUBLISHED[shape][1:], repetitions=rounds, **_SHORT, progress=lab.progress
             )
-            found |= {f"{shape}, {n} layers": timed[n] for n in counts}
+            found |= {f"{shape}, {depth} layers": timing for depth, timing in timed.items()}
         return found
 
-    on = [{shape: list(counts) for shape, counts in depths.items()}, rounds, lab.machine]
+    on = [list(shapes), rounds, lab.machine]
     return lab.sources.note(cache.once(lab, path, measure, on=on, modules=SPEED), path)
 
 
@@ -145,7 +144,7 @@ def _on_test(lab: Workspace, students: Models, name: str, *, text: str | None) -
             f"record {name}: the test articles were read already in this notebook; "
             "score every student in one call"
         )
-    windows = lab.scoring(lab.split("test", text), tokens=_tokens(lab))
+    windows = lab.scoring(lab.split("test", text), tokens=scored.tokens(lab))
     return lab.save(name, scores(lab, students, windows))
 
 
@@ -162,13 +161,8 @@ def _each(
     found = {}
     for name, student in students.items():
         stamp = cache.stamped(lab, step, [student, *on], modules=modules, shared=True)
-        path = lab.folder / "measured" / f"{stamp.key}.json"
+        path = scored.measured_path(lab, stamp.key)
         found[name] = cache.measured(
             lab, path, stamp, lambda s=student: measure(s.model), name=f"{step} {name}"
         )
     return found
-
-
-def _tokens(lab: Workspace) -> int:
-    """Tokens scored of each document; 0 is all."""
-    return lab.parameters.get("score_tokens", 0)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from depthprune_core import storage
 from depthprune_core.records import Plan, Recipe, Score
+from depthprune_study import paths
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import scoring, students
+from depthprune_study.lab import scored, students
 from depthprune_study.lab.workspace import whole_windows
 
 if TYPE_CHECKING:
@@ -20,17 +21,24 @@ NOT_IN_FILE = ("tokens", "seed", "precision")  # the notebook's, or the machine'
 
 
 def best_rate(
-    lab: Workspace, name: str, plan: Plan, recipe: Recipe, lrs: Sequence[float], *, tokens: int
+    lab: Workspace,
+    name: str,
+    plan: Plan | None,
+    recipe: Recipe,
+    lrs: Sequence[float],
+    *,
+    tokens: int,
+    start: students.Student | None = None,
 ) -> tuple[Recipe, dict[str, Score]]:
-    """The recipe with the best of these learning rates, and each trial's score by its rate.
+    """The recipe with the best of these learning rates, and each trial's score as "name, lr rate".
 
     A plan that drops nothing is the whole model, for a control with as many trials as its student.
     """
-    trials = {
-        f"{lr:g}": trial(lab, f"{name}, lr {lr:g}", plan, recipe.but(lr=lr), tokens=tokens)
-        for lr in lrs
-    }
-    rates = {f"{lr:g}": lr for lr in lrs}
+    trials = {}
+    for lr in lrs:
+        option = recipe.but(lr=lr, tokens=tokens)
+        trials[f"{name}, lr {lr:g}"] = trial(lab, f"{name}, lr {lr:g}", plan, option, start=start)
+    rates = {f"{name}, lr {lr:g}": lr for lr in lrs}
     return recipe.but(lr=rates[lowest(trials)]), trials
 
 
@@ -53,26 +61,25 @@ def one_factor_at_a_time(
         tried = {}
         for label, change in changes.items():
             name = f"{factor}: {label}"
-            tried[label] = found[name] = trial(lab, name, plan, _but(best, change), tokens=tokens)
+            option = _but(best, change).but(tokens=tokens)
+            tried[label] = found[name] = trial(lab, name, plan, option)
         best = _but(best, changes[lowest(tried)])
     return best, found
 
 
-def trial(lab: Workspace, name: str, plan: Plan, recipe: Recipe, *, tokens: int) -> Score:
-    """The validation score of a student healed on so many tokens, whose weights are not kept."""
+def trial(
+    lab: Workspace,
+    name: str,
+    plan: Plan | None,
+    recipe: Recipe,
+    *,
+    start: students.Student | None = None,
+) -> Score:
+    """The validation score of a student healed by the recipe, whose weights are not kept."""
     if lab.tests_read:
         raise StudyError(f"{name}: the test articles were read already; choices come before that")
-    recipe = recipe.but(tokens=max(tokens, recipe.batch_tokens))
-    student = students.recover(lab, name, plan, recipe, keep=False)
-    windows = lab.windows("validation", tokens=lab.parameters.get("score_tokens", 0))
-    return scoring.scores(lab, {name: student}, windows)[name]
-
-
-def trials(
-    lab: Workspace, plans: Mapping[str, Plan], recipe: Recipe, *, tokens: int
-) -> dict[str, Score]:
-    """Each plan's validation score, healed on so many tokens; one student in memory at a time."""
-    return {name: trial(lab, name, plan, recipe, tokens=tokens) for name, plan in plans.items()}
+    student = students.recover(lab, name, plan, recipe, start=start, keep_weights=False)
+    return scored.score(lab, name, student, scored.validation_windows(lab))
 
 
 def lowest(found: Mapping[str, Score]) -> str:
@@ -86,12 +93,13 @@ def lowest(found: Mapping[str, Score]) -> str:
     return min(sound, key=lambda name: found[name].mean_nll_nats)
 
 
-def write_recipe(recipe: Recipe, path: Path, *, because: str) -> None:
+def write_recipe(recipe: Recipe, path: Path | None = None, *, because: str) -> None:
     """Keep a recipe as the YAML file that every notebook reads. `because`: why this one."""
     lines = [f"# {line}" for line in because.splitlines()]
     for name, value in asdict(recipe).items():
         if name not in NOT_IN_FILE:
             lines.append(f"{name}: {_yaml(value)}")
+    path = path or paths.params() / "recipe.yaml"
     storage.write_atomically(path, "\n".join([*lines, "precision: auto  # by device"]) + "\n")
 
 

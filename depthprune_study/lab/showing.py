@@ -15,6 +15,7 @@ import torch
 from IPython.display import display, update_display
 
 from depthprune_core import speed, storage
+from depthprune_core.records import Facts
 from depthprune_study.errors import StudyError
 from depthprune_study.results import charts
 
@@ -39,7 +40,7 @@ class Sources:
         return record
 
     def of(self, records: Iterable[Any], figure: str) -> dict[str, str]:
-        """File below runs/<study>/ -> hash of its content. Raises StudyError for unsaved records."""
+        """File below runs/<study>/ -> hash of its content. Raises StudyError if unsaved."""
         files: set[Path] = set()
         for record in records:
             if id(record) in self._files:
@@ -77,7 +78,9 @@ class Box:
         minutes = (time.monotonic() - self.began) / 60
         device = speed.device_name(torch.device(lab.device))
         where = f"**{lab.model}** · {device} · {minutes:.1f} minutes so far"
-        return "\n>\n".join(f"> {line}" for line in [*(f"**Found.** {f.text}" for f in self.findings), where])
+        return "\n>\n".join(
+            f"> {line}" for line in [*(f"**Found.** {f.text}" for f in self.findings), where]
+        )
 
 
 def show_box(lab: Workspace) -> None:
@@ -105,13 +108,29 @@ def show(
     tell(lab, found, lead=lead)
 
 
-def tell(lab: Workspace, found: Any, *, lead: bool = False) -> None:
+def tell(lab: Workspace, found: Any, *, of: Iterable[Any] = (), lead: bool = False) -> None:
     """The finding (anything with `title` and `text`) as Markdown; `lead`: in the box as well."""
-    display(_markdown(f"**Found.** {found.text}"), raw=True)
+    sources = lab.sources.of(of, found.title)
+    about = {"metadata": {"depthprune": {"sources": sources}}} if sources else {}
+    display(_markdown(f"**Found.** {found.text}"), raw=True, **about)
     if lead:
         lab.box_state.add(lab, found)
     else:
         lab.box_state.draw(lab)  # the minutes
+
+
+def table(facts: Facts) -> None:
+    """Continuations as a Markdown table: a row a student, a block a prompt."""
+    rows = ["| | |", "|---|---|"]
+    for number, prompt in enumerate(facts.values["prompts"]):
+        rows.append(f"| **prompt** | **{_cell(prompt)}** |")
+        samples = facts.values["samples"].items()
+        rows += [f"| {_cell(name)} | {_cell(texts[number])} |" for name, texts in samples]
+    display(_markdown("\n".join(rows)), raw=True)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _markdown(text: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from depthprune_core.records import Curve, Facts, Plan, Recipe
 from depthprune_core.storage import Stamp
 from depthprune_core.text import Windows
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import cache, healing, held, weights
+from depthprune_study.lab import cache, healing, held, scored, weights
 from depthprune_study.lab.words import own_words as own_words
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ REFIT = ("depthprune_core.refitting", "depthprune_core.pruning")
 class Student:
     """A model made from the teacher, known by its content.
 
+    make: gives the model anew. model: it is in memory already. view: a model to be measured that
+    takes no memory of its own.
     curve: of its healing; None where it had none. diverged: why that was stopped, or that of the
     student it began from; empty where none was. Its weights are then those that it began with.
     """
@@ -83,21 +85,6 @@ def cut(lab: Workspace, plan: Plan) -> Student:
     )
 
 
-def made(
-    lab: Workspace,
-    name: str,
-    plan: Plan,
-    model: PreTrainedModel,
-    *,
-    again: Callable[[], PreTrainedModel] | None = None,
-) -> Student:
-    """A student of a model at hand. `again` makes it anew; without it the model stays in memory."""
-    content = cache.weights_hash(model)
-    if again is not None:
-        return Student(name, plan, content, again, model=model)
-    return Student(name, plan, content, lambda: copy.deepcopy(model), view=lambda: model)
-
-
 def refitted(
     lab: Workspace,
     plan: Plan,
@@ -108,15 +95,15 @@ def refitted(
 ) -> Student:
     """The cut (or `start`), untrained, its maps around each cut solved for the teacher's states.
 
-    On `recipe.refit_tokens` of text: the recipe's own, or the first of `windows`. A model whose maps
-    cannot be fitted stays as it is.
+    On `recipe.refit_tokens` of text: the recipe's own, or the first of `windows`. A model
+    whose maps cannot be fitted stays as it is.
     """
     begun = start or cut(lab, plan)
     teacher = lab.teacher.model
     if not refitting.fitted_layers(plan) or not refitting.is_possible(teacher):
         return begun
     text = lab.training(recipe, tokens=recipe.refit_tokens) if windows is None else windows
-    text = text.take(slice(0, max(1, recipe.refit_tokens // text.seq_len)))
+    text = healing.first(text, recipe.refit_tokens)
     on = [teacher, list(plan.dropped), text, begun]
     stamp = cache.stamped(lab, "refitted", on, modules=REFIT, shared=True)
 
@@ -136,36 +123,40 @@ def refitted(
 def recover(
     lab: Workspace,
     name: str,
-    plan: Plan,
+    plan: Plan | None,
     recipe: Recipe,
     *,
     start: Student | None = None,
     windows: Windows | None = None,
     validation: Windows | None = None,
-    keep: bool = True,
+    keep_weights: bool = True,
 ) -> Student:
-    """The plan's student, healed by the recipe on its own text (or on `windows`).
+    """The plan's student, healed on the recipe's own text (or on the first tokens of `windows`).
 
-    It begins as `start`; else as cut, and refitted where the recipe says so. With KL it learns from
-    `lab.teacher`; with CE alone from the text. A plan that drops nothing trains the whole model.
-    validation: scored four times on the way, for the curve. keep: its weights stay on disk; else
-    they are made again where something new is measured.
+    It begins as `start` (whose plan it has where `plan` is None); else as cut, and refitted where
+    the recipe says so. With KL it learns from `lab.teacher`; with CE alone from the text. A plan
+    that drops nothing trains the whole model.
+    validation: scored four times on the way, for the curve. keep_weights=False: a trial; its
+    validation score is kept, its weights are made again where something else is measured.
 
     Students are known by recipe and content, not by name or notebook: what one notebook has healed,
-    another reads. A run that was stopped goes on from its checkpoint. Of a run that diverged, the
-    student says so (`diverged`) and has the weights that it began with.
+    another reads. A run that was stopped goes on from its checkpoint. A student whose run diverged
+    says so (`diverged`) and has the weights that it began with.
     """
     if start is None:
+        if plan is None:
+            raise StudyError(f"{name}: without a plan, start= must name a student to begin with")
         refit = recipe.refit_tokens and plan.dropped
         start = refitted(lab, plan, recipe, windows=windows) if refit else cut(lab, plan)
-    text = lab.training(recipe) if windows is None else windows
-    run = healing.Run(lab, name, plan, healing.as_run(recipe, text), start, text, validation, keep)
-    if (validation is not None) and run.lacks_validation():
+    text = lab.training(recipe) if windows is None else healing.first(windows, recipe.tokens)
+    run = healing.Run(lab, name, plan or start.plan, recipe, start, text, validation, keep_weights)
+    if validation is not None and run.lacks_validation():
         run.path.unlink()
-    student = _kept(lab, name, plan, run.stamp, start, run.heal)
+    student = _kept(lab, name, run.plan, run.stamp, start, run.heal)
     student.curve = storage.read(healing.curve_of(run.path))
-    if student.curve.diverged:
-        student.diverged = student.curve.diverged
+    student.diverged = student.curve.diverged or student.diverged
+    if not keep_weights:
+        scored.score(lab, name, student, scored.validation_windows(lab))
     return student
 
 
@@ -178,22 +169,25 @@ def same_text(lab: Workspace, name: str, recipe: Recipe) -> Student:
 def staged(lab: Workspace, name: str, first: Plan, whole: Plan, recipe: Recipe) -> Student:
     """Half of the text heals `first`; the rest of `whole`'s layers go; the other half heals that.
 
-    Refitted before each half where the recipe says so. The text is that of a student healed at once.
+    Refitted before each half where the recipe says so. The text is that of one healed at once.
     """
     if not set(first.dropped) < set(whole.dropped):
         raise StudyError(
-            f"{name}: the first stage drops {list(first.dropped)}, "
+            f"{name}: the first stage drops layers {list(first.dropped)}, "
             f"which must be some of {list(whole.dropped)}"
         )
     text = lab.training(recipe)
-    steps = len(text) // recipe.batch_size
-    half = max(1, steps // 2) * recipe.batch_size
-    begun = recover(lab, f"{name}, first", first, recipe, windows=text.take(slice(0, half)))
-    rest = [first.kept.index(layer) for layer in whole.dropped if layer not in first.dropped]
+    half = len(text) // recipe.batch_size // 2 * recipe.batch_size
+    if not half:
+        raise StudyError(f"{name}: tokens={recipe.tokens} is no step of training in each stage")
+    fits = recipe.refit_tokens
+    begun = refitted(lab, first, recipe) if fits else cut(lab, first)
+    halves = text.take(slice(0, half)), text.take(slice(half, None))
+    begun = recover(lab, f"{name}, first", first, recipe, start=begun, windows=halves[0])
+    rest = (first.kept.index(layer) for layer in whole.dropped if layer not in first.dropped)
     student = begun.without(Plan(len(first.kept), tuple(rest), whole.rule))
-    if recipe.refit_tokens:
-        student = refitted(lab, whole, recipe, start=student)
-    return recover(lab, name, whole, recipe, start=student, windows=text.take(slice(half, None)))
+    student = refitted(lab, whole, recipe, start=student) if fits else student
+    return recover(lab, name, whole, recipe, start=student, windows=halves[1])
 
 
 def _kept(
@@ -221,8 +215,8 @@ def _kept(
         student = work(path)
         if (new := cache.weights_hash(student)) != content:
             raise StudyError(
-                f"the weights of student {name!r} were not on disk, and this machine makes slightly "
-                f"other ones ({new}, not {content}): run the notebook again to measure the new ones"
+                f"the weights of student {name!r} were not on disk, and this machine makes other "
+                f"ones ({new}, not {content}): run the notebook again to measure the new ones"
             )
         return student
 

@@ -32,7 +32,7 @@ def save(model: PreTrainedModel, path: Path, *, unlike: PreTrainedModel | None =
 
 
 def load(model: PreTrainedModel, path: Path, content: str) -> bool:
-    """Put the file's weights into the model; False for a missing, damaged or other student's file."""
+    """Put the file's weights into the model; False for a missing, damaged or other file."""
     try:
         model.load_state_dict(load_file(path), strict=False)
     except (OSError, SafetensorError, RuntimeError):

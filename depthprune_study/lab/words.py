@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from depthprune_core import evaluation
+from depthprune_core.records import Recipe
 from depthprune_core.text import Windows
 from depthprune_study.lab import cache
 
@@ -22,24 +23,24 @@ MODULES = ("depthprune_core.evaluation",)
 PARTS = ("inputs", "targets", "mask")
 
 
-def own_words(lab: Workspace, *, n_tokens: int, seq_len: int, seed: int) -> Windows:
-    """As many whole windows as `n_tokens` hold, one document each, sampled by the whole model.
+def own_words(lab: Workspace, *, recipe: Recipe) -> Windows:
+    """The recipe's number of tokens in documents of one window each, sampled by the whole model.
 
     A smaller number of tokens is the beginning of a larger one.
     """
-    seq_len = min(seq_len, lab.context)
-    n_windows = max(1, n_tokens // seq_len)
-    on = [lab.teacher, lab.teacher.start, seq_len, seed]
+    n_windows = max(1, recipe.tokens // recipe.seq_len)
+    on = [lab.teacher, lab.teacher.start, recipe.seq_len, recipe.seed]
     folder = lab.folder / "text" / cache.stamped(lab, "words", on, modules=MODULES, shared=True).key
+    n_files = -(-n_windows // AT_ONCE)
+    files = [folder / f"{number:04}.safetensors" for number in range(n_files)]
     pieces = []
-    with lab.progress.of("own words"):
-        for number in range(-(-n_windows // AT_ONCE)):
-            pieces.append(_piece(lab, folder / f"{number:04}.safetensors", seq_len, (seed, number)))
-            lab.progress(min(n_windows, AT_ONCE * (number + 1)), n_windows, "windows")
+    for number, path in enumerate(files):
+        with lab.progress.of(f"own words, {number + 1} of {n_files}"):
+            pieces.append(_piece(lab, path, recipe, number))
     return _joined(pieces).take(slice(0, n_windows))
 
 
-def _piece(lab: Workspace, path: Path, seq_len: int, seeds: tuple[int, int]) -> dict[str, torch.Tensor]:
+def _piece(lab: Workspace, path: Path, recipe: Recipe, number: int) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError):  # not there yet, or damaged: it is written again
@@ -48,8 +49,9 @@ def _piece(lab: Workspace, path: Path, seq_len: int, seeds: tuple[int, int]) -> 
         lab.teacher.model,
         start=lab.teacher.start,
         n_windows=AT_ONCE,
-        seq_len=seq_len,
-        seed=int(cache.short_hash(seeds), 16) % 2**32,
+        seq_len=recipe.seq_len,
+        seed=int(cache.short_hash([recipe.seed, number]), 16) % 2**32,
+        progress=lab.progress,
     )
     parts = {name: getattr(written, name).contiguous() for name in PARTS}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ import torch
 
 from depthprune_core import decoder, models, speed, splits, storage, text
 from depthprune_core.products import has_bfloat16
-from depthprune_core.records import Recipe
+from depthprune_core.records import Facts, Recipe
 from depthprune_core.teachers import TeacherStates
 from depthprune_core.text import Document, Windows
 from depthprune_study import parameters, paths, provenance
@@ -28,8 +28,9 @@ from depthprune_study.lab.bars import Bar
 
 
 def open_workspace(notebook: str, cell: MutableMapping[str, Any]) -> Workspace:
-    """The workspace of a notebook. `cell`: its `globals()`, whose parameters are checked; in a study
-    that is not the default, those left at their defaults are set to the study's. Raises StudyError.
+    """The workspace of a notebook. `cell`: its `globals()`, whose parameters are checked.
+
+    In a study that is not the default, those left at their defaults are set to the study's.
     """
     _keep_freed_memory()
     held.release()  # students are held for one notebook
@@ -55,7 +56,8 @@ class Workspace:
         self.box_state = showing.Box()
         self.tests_read: dict[str, list[str]] = {}  # record -> contents of the students it scored
         self._texts: dict[str, dict[str, list[Document]]] = {}
-        self._pools: dict[tuple[str, int], Windows] = {}
+        self._pools: dict[int, Windows] = {}  # seq_len -> all recovery windows
+        self._windows: dict[tuple[str, int], Windows] = {}
 
     @cached_property
     def teacher(self) -> models.Teacher:
@@ -66,15 +68,14 @@ class Workspace:
     @cached_property
     def states(self) -> TeacherStates:
         """The teacher's hidden states, shared by all students that are healed, and kept on disk."""
-        folder = self.folder / "teacher" / cache.content(self.teacher)
-        return TeacherStates(self.teacher.model, folder=folder)
+        return TeacherStates(self.teacher.model, folder=self.folder / "teacher")
 
     def other(self, model: str) -> Workspace:
         """The same notebook, study and records, with another model."""
         if model == self.model:
             return self
         other = copy.copy(self)
-        other.model, other._pools = model, {}
+        other.model, other._pools, other._windows = model, {}, {}
         for name in ("teacher", "states"):
             other.__dict__.pop(name, None)
         return other
@@ -116,7 +117,9 @@ class Workspace:
 
     def windows(self, split: str, *, tokens: int = 0) -> Windows:
         """Scoring windows of a split: the first `tokens` of each document (0: all of it)."""
-        return self.scoring(self.documents(split), tokens=tokens)
+        if (split, tokens) not in self._windows:
+            self._windows[split, tokens] = self.scoring(self.documents(split), tokens=tokens)
+        return self._windows[split, tokens]
 
     def scoring(self, documents: Sequence[Document], *, tokens: int = 0) -> Windows:
         """Scoring windows of `seq_len` tokens, or of what the model can read at most."""
@@ -130,16 +133,15 @@ class Workspace:
 
     def training(self, recipe: Recipe, *, tokens: int | None = None) -> Windows:
         """The recipe's text (or more or less of it): each seed draws its own recovery documents."""
-        key = (self.parameters["text"], recipe.seq_len)
-        if key not in self._pools:
-            self._pools[key] = text.training_windows(
+        if recipe.seq_len not in self._pools:
+            self._pools[recipe.seq_len] = text.training_windows(
                 self.documents("recovery"),
                 self.teacher.tokenizer,
                 start=self.teacher.start,
                 seq_len=recipe.seq_len,
             )
         n_tokens = recipe.tokens if tokens is None else tokens
-        return text.draw(self._pools[key], n_tokens=n_tokens, seed=recipe.seed)
+        return text.draw(self._pools[recipe.seq_len], n_tokens=n_tokens, seed=recipe.seed)
 
     def recipe(self, **changes: Any) -> Recipe:
         """params/recipe.yaml with these changes; tokens and seed are the notebook's.
@@ -147,8 +149,8 @@ class Workspace:
         Windows are no longer than the model can read; a step takes whole windows.
         """
         values = parameters.recipe_values()
-        own = {n: self.parameters[n] for n in _OWN if self.parameters.get(n, "recipe") != "recipe"}
-        values |= own | changes
+        own = {name: self.parameters[name] for name in _OWN if name in self.parameters} | changes
+        values |= {name: value for name, value in own.items() if value != "recipe"}
         values["seq_len"] = min(values.get("seq_len", Recipe.seq_len), self.context)
         batch = values.get("batch_tokens", Recipe.batch_tokens)
         values["batch_tokens"] = whole_windows(batch, values["seq_len"])
@@ -202,9 +204,13 @@ class Workspace:
         """Display a figure, drawn from the records `of`, and its finding; `lead`: box it too."""
         showing.show(self, name, figure, found, of=of, lead=lead)
 
-    def found(self, found: Any, *, lead: bool = False) -> None:
+    def found(self, found: Any, *, of: Iterable[Any] = (), lead: bool = False) -> None:
         """A finding without a figure."""
-        showing.tell(self, found, lead=lead)
+        showing.tell(self, found, of=of, lead=lead)
+
+    def table(self, facts: Facts) -> None:
+        """Continuations, side by side."""
+        showing.table(facts)
 
 
 _OWN = ("tokens", "seed", "trained", "precision")  # a notebook's parameters that go into its recipe

@@ -76,7 +76,7 @@ def scoring_windows(
     seq_len: int,
     tokens_per_document: int | None = None,
 ) -> Windows:
-    """Windows of `seq_len` tokens, half a window apart, in which every token is scored exactly once.
+    """Windows of `seq_len` tokens, half a window apart: every token is scored exactly once.
 
     A document is `start` and its tokens (the first `tokens_per_document` of them; None: all). A
     window scores what the window before has not: the first all that it predicts, the others their

@@ -1,0 +1,221 @@
+"""Scores against plain transformers, and what must hold whatever the model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, VOCABULARY, by_document, plain_logits, skipping, state_of, tiny
+from tiny import tiny_tokenizer as tokenizer_of
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from depthprune_core import text
+from depthprune_core.evaluation import continuations, divergence, score, write_text
+from depthprune_core.text import Document, Windows
+
+START = 0
+
+
+def documents_of(*lengths: int) -> list[Document]:
+    generator = torch.Generator().manual_seed(1)
+    drawn = [torch.randint(1, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
+    contents = [" ".join(f"w{i}" for i in ids) for ids in drawn]
+    return [Document(f"document {i}", content) for i, content in enumerate(contents)]
+
+
+def windows_of(*lengths: int, seq_len: int = 16) -> Windows:
+    return text.scoring_windows(
+        documents_of(*lengths), tokenizer_of(), start=START, seq_len=seq_len
+    )
+
+
+def published_recipe(
+    model: PreTrainedModel, ids: torch.Tensor, max_length: int, stride: int
+) -> tuple[float, int]:
+    """Sum of NLL and number of tokens, as huggingface.co/docs/transformers/perplexity has it."""
+    nll_sum, n_tokens, prev_end_loc = 0.0, 0, 0
+    seq_len = ids.size(1)
+    for begin_loc in range(0, seq_len, stride):
+        end_loc = min(begin_loc + max_length, seq_len)
+        trg_len = end_loc - prev_end_loc  # may be different from stride on last loop
+        input_ids = ids[:, begin_loc:end_loc]
+        target_ids = input_ids.clone()
+        target_ids[:, :-trg_len] = -100
+        with torch.no_grad():
+            neg_log_likelihood = model(input_ids, labels=target_ids, use_cache=False).loss
+        # the labels are shifted inside the model, so the first of them is not scored
+        num_loss_tokens = int((target_ids[:, 1:] != -100).sum())
+        nll_sum += float(neg_log_likelihood) * num_loss_tokens
+        n_tokens += num_loss_tokens
+        prev_end_loc = end_loc
+        if end_loc == seq_len:
+            break
+    return nll_sum, n_tokens
+
+
+@pytest.mark.parametrize("seq_len", [2, 7, 16, 60])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_score_equals_the_published_strided_recipe(name, seq_len):
+    model, lengths = tiny(name), (57, 16, 15, 1)
+    result = score(model, windows_of(*lengths, seq_len=seq_len))
+    assert result.n_tokens == lengths
+    for document, nll in zip(documents_of(*lengths), result.nll_nats, strict=True):
+        ids = tokenizer_of()(document.text, add_special_tokens=False).input_ids
+        ids = torch.tensor([[START, *ids]])
+        expected, n_tokens = published_recipe(model, ids, seq_len, seq_len // 2)
+        assert n_tokens == ids.shape[1] - 1
+        assert nll / n_tokens == pytest.approx(expected / n_tokens, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_document_of_one_window_scores_as_transformers_own_loss(name):
+    model, windows = tiny(name), windows_of(15)
+    ids = torch.cat([windows.inputs[0, :1], windows.targets[0][windows.mask[0]]])[None]
+    with torch.no_grad():
+        expected = model(input_ids=ids, labels=ids, use_cache=False).loss.item()
+    assert score(model, windows).mean_nll_nats == pytest.approx(expected, rel=1e-5)
+
+
+def test_uniform_model_has_perplexity_equal_to_vocab_size(model):
+    model.get_output_embeddings().weight.data.zero_()
+    result = score(model, replace(windows_of(40, 9), n_bytes=(160, 36)))
+    assert result.ppl == pytest.approx(VOCABULARY, rel=1e-6)
+    assert result.bits_per_byte == pytest.approx(7 / 4, rel=1e-6)  # 7 bits a token, 4 bytes a token
+
+
+def test_batch_size_changes_no_score_and_no_divergence(model):
+    other, windows = tiny(model.config.model_type, seed=1), windows_of(57, 12, 30)
+    expected, far = score(model, windows, batch_size=3), divergence(model, other, windows)
+    for batch_size in (1, 2, 50):
+        result = score(model, windows, batch_size=batch_size)
+        assert result.nll_nats == pytest.approx(expected.nll_nats, abs=5e-4)
+        pair = divergence(model, other, windows, batch_size=batch_size)
+        assert pair.kl_nats == pytest.approx(far.kl_nats, abs=5e-4)
+        assert pair.top1_agreements == far.top1_agreements
+
+
+def test_what_is_not_scored_changes_no_score(model):
+    """Targets that do not count, padding, and more of it."""
+    windows = windows_of(29, 12, 5)
+    expected = score(model, windows)
+    targets = windows.targets.masked_fill(~windows.mask, 77)
+    wide = replace(
+        windows,
+        inputs=functional.pad(windows.inputs, (0, 7), value=3),
+        targets=functional.pad(targets, (0, 7), value=3),
+        mask=functional.pad(windows.mask, (0, 7)),
+    )
+    assert score(model, wide).nll_nats == pytest.approx(expected.nll_nats, rel=1e-6)
+
+
+def test_documents_do_not_see_each_other(model):
+    both, alone = score(model, windows_of(40, 15)), score(model, windows_of(40))
+    assert both.nll_nats[0] == pytest.approx(alone.nll_nats[0], rel=1e-6)
+
+
+def test_divergence_of_a_model_from_itself_is_zero_and_they_agree(model):
+    result = divergence(model, model, windows_of(40, 15))
+    assert result.mean_kl_nats == pytest.approx(0, abs=1e-5) and result.agreement == 1
+
+
+def test_divergence_equals_kl_of_full_logits_at_the_scored_positions(model):
+    windows = windows_of(29, 12, 5)
+    student = tiny(model.config.model_type, seed=1)
+    result = divergence(student, model, windows)
+    logits = plain_logits(student, windows.inputs)[windows.mask].log_softmax(-1)
+    teacher_logits = plain_logits(model, windows.inputs)[windows.mask].log_softmax(-1)
+    kl = functional.kl_div(logits, teacher_logits, log_target=True, reduction="none").sum(-1)
+    assert result.kl_nats == pytest.approx(by_document(kl, windows), rel=1e-4)
+    same = by_document(logits.argmax(-1) == teacher_logits.argmax(-1), windows)
+    assert list(result.top1_agreements) == same
+    assert result.n_tokens == (29, 12, 5)
+    back = divergence(model, student, windows)
+    assert abs(result.mean_kl_nats - back.mean_kl_nats) > 1e-3  # it has a direction
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_scoring_draws_no_dropout_and_leaves_the_models_as_they_were(model, training):
+    windows, other = windows_of(29, 12), tiny(model.config.model_type, seed=1)
+    expected, far = score(model, windows), divergence(model, other, windows)
+    model.train(training), other.train(training)
+    unchanged = state_of(model)
+    assert score(model, windows) == expected and divergence(model, other, windows) == far
+    assert unchanged() and other.training == training
+
+
+def test_a_score_too_large_for_exp_is_infinite(model):
+    model.get_output_embeddings().weight.data.mul_(1e5)
+    result = score(model, windows_of(20))
+    assert result.mean_nll_nats > 700 and result.ppl == math.inf
+
+
+def test_progress_ends_with_all_of_it(model):
+    seen: list[tuple[int, int, str]] = []
+    windows = windows_of(40, 15)
+    score(model, windows, batch_size=3, progress=lambda *done: seen.append(done))
+    assert seen[-1] == (len(windows), len(windows), "windows scored")
+
+
+# ---------------------------------------------------------------- what a model writes
+
+
+def test_continuations_are_greedy_and_may_begin_with_the_start_token(model):
+    for start, ids in ((None, [3, 5, 7]), (9, [9, 3, 5, 7])):
+        ids = torch.tensor([ids])
+        n_prompt = ids.shape[1]
+        for _ in range(6):
+            ids = torch.cat([ids, plain_logits(model, ids)[:, -1:].argmax(-1)], dim=1)
+        written = continuations(
+            model, tokenizer_of(), ["w3 w5 w7", "w9"], new_tokens=6, start=start
+        )
+        assert written[0] == tokenizer_of().decode(ids[0, n_prompt:])
+
+
+def test_written_text_is_what_the_full_distribution_gives_without_a_cache(model):
+    """The reference recomputes every prefix, and inverts the same random numbers."""
+    windows = write_text(model, start=2, n_windows=5, seq_len=9, seed=3, batch_size=2)
+    assert windows.inputs[:, 0].tolist() == [2] * 5
+    assert torch.equal(windows.inputs[:, 1:], windows.targets[:, :-1])
+    assert windows.mask.all() and windows.document.tolist() == list(range(5))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        chances = torch.rand(5, 9, dtype=torch.float64)
+    logits = plain_logits(model, windows.inputs).double()
+    logits[..., 2] = -torch.inf
+    cumulated = logits.softmax(-1).cumsum(-1)
+    at = windows.targets[..., None]
+    above = cumulated.gather(-1, at).squeeze(-1)
+    below = torch.where(windows.targets > 0, cumulated.gather(-1, (at - 1).clamp_min(0))[..., 0], 0)
+    assert (below - 1e-5 <= chances).all() and (chances <= above + 1e-5).all()
+
+
+def test_written_tokens_follow_the_models_probabilities(model):
+    windows = write_text(model, start=2, n_windows=4_000, seq_len=1, seed=0, batch_size=1_000)
+    logits = plain_logits(model, torch.tensor([[2]]))[0, 0].double()
+    logits[2] = -torch.inf
+    expected = 4_000 * logits.softmax(-1)
+    counts = torch.bincount(windows.targets.flatten(), minlength=VOCABULARY)
+    common = expected > 5
+    chi2 = ((counts - expected)[common] ** 2 / expected[common]).sum()
+    assert counts[2] == 0 and chi2 < 2 * common.sum() + 10
+
+
+def test_writing_is_seeded_and_leaves_the_global_random_state_alone(model):
+    before = torch.random.get_rng_state()
+    options = {"start": 0, "n_windows": 3, "seq_len": 12}
+    first, again, other = (write_text(model, seed=seed, **options) for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert first.token_hash == again.token_hash != other.token_hash
+    one = write_text(model, seed=1, batch_size=1, **options)
+    assert one.token_hash == first.token_hash
+
+
+def test_a_model_finds_its_own_text_likely(model):
+    """Its NLL on what it wrote is its entropy: below that of a model with a layer passed over."""
+    windows = write_text(model, start=2, n_windows=64, seq_len=20, seed=0)
+    with skipping(model, (2,)) as cut:
+        worse = cut(input_ids=windows.inputs, labels=windows.inputs).loss.item()
+    assert score(model, windows).mean_nll_nats < worse

@@ -1,0 +1,214 @@
+"""Windows: every token once, the start token at a document's beginning alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import tiny_tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from depthprune_core import text
+from depthprune_core.models import BUNDLED
+from depthprune_core.text import Document, Windows
+
+START = 5  # any token: it is not asked of the tokenizer
+MIXED = [
+    Document("plain", "The cat sat on the mat, and then the dog sat on the cat. " * 3),
+    Document("accents", "Żółta łódź płynęła; 東京都 の 天気 は 晴れ 😀😀 — naïve café. " * 2),
+    Document("short", "Yes."),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level, so a character can be cut in two."""
+    return AutoTokenizer.from_pretrained(BUNDLED / "gpt2-mini")
+
+
+def counting(*lengths: int) -> list[Document]:
+    """Documents whose tokens of `tiny_tokenizer` are all different, as far as it has tokens."""
+    words = [" ".join(f"w{1 + i % 127}" for i in range(length)) for length in lengths]
+    return [Document(f"document {i}", content) for i, content in enumerate(words)]
+
+
+def scored_of(windows: Windows, document: int) -> list[int]:
+    """The targets that count in a document, in order."""
+    rows = windows.document == document
+    return windows.targets[rows][windows.mask[rows]].tolist()
+
+
+# ---------------------------------------------------------------- to score
+
+
+@pytest.mark.parametrize("seq_len", [2, 3, 8, 13, 400])
+def test_every_token_of_a_document_is_scored_exactly_once(tokenizer, seq_len):
+    windows = text.scoring_windows(MIXED, tokenizer, start=START, seq_len=seq_len)
+    for index, document in enumerate(MIXED):
+        expected = tokenizer(document.text, add_special_tokens=False).input_ids
+        assert scored_of(windows, index) == expected
+
+
+@settings(max_examples=150, deadline=None)
+@given(lengths=st.lists(st.integers(0, 70), min_size=1, max_size=4), seq_len=st.integers(2, 40))
+def test_windows_hold_for_every_length(lengths, seq_len):
+    documents, tokenizer = counting(*lengths), tiny_tokenizer()
+    if not any(lengths):
+        with pytest.raises(ValueError, match="nothing to score"):
+            text.scoring_windows(documents, tokenizer, start=START, seq_len=seq_len)
+        return
+    windows = text.scoring_windows(documents, tokenizer, start=START, seq_len=seq_len)
+    assert windows.seq_len <= seq_len
+    for index, length in enumerate(lengths):
+        ids = [1 + i % 127 for i in range(length)]
+        assert scored_of(windows, index) == ids
+        rows = (windows.document == index).nonzero().flatten().tolist()
+        for number, row in enumerate(rows):
+            mask = windows.mask[row]
+            first = int(mask.nonzero()[0])
+            assert (
+                windows.inputs[row, 1:][mask[:-1]].tolist() == windows.targets[row][mask].tolist()
+            )
+            if number == 0:
+                assert windows.inputs[row, 0] == START and first == 0
+            else:  # at least half a window of context, all of it from this document
+                assert first + 1 >= seq_len / 2
+                begin = number * (seq_len // 2) - 1
+                assert windows.inputs[row, : first + 1].tolist() == ids[begin : begin + first + 1]
+
+
+def test_the_start_token_stands_only_at_a_documents_beginning():
+    documents, tokenizer = counting(50, 20, 3), tiny_tokenizer()
+    windows = text.scoring_windows(documents, tokenizer, start=0, seq_len=8)
+    real = windows.mask.clone()
+    real[:, 1:] |= windows.mask[:, :-1]  # inputs that are no padding, behind the first
+    starts = [(w, t) for w, t in (windows.inputs == 0).nonzero().tolist() if t == 0 or real[w, t]]
+    firsts = [windows.document.tolist().index(document) for document in range(3)]
+    assert starts == [(row, 0) for row in firsts]
+    pool = text.training_windows(documents, tokenizer, start=0, seq_len=8)
+    assert (pool.inputs == 0).nonzero().tolist() == [[0, 0], [6, 0]]
+    assert not (pool.targets == 0).any() and not (windows.targets[windows.mask] == 0).any()
+
+
+def test_a_window_of_one_token_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="seq_len must be 2 or more, not 1"):
+        text.scoring_windows(MIXED, tokenizer, start=START, seq_len=1)
+
+
+def test_only_the_first_tokens_of_a_document_are_scored(tokenizer):
+    def windows(limit):
+        options = {"start": START, "seq_len": 8, "tokens_per_document": limit}
+        return text.scoring_windows(MIXED, tokenizer, **options)
+
+    first, whole = windows(11), windows(None)
+    for index in range(len(MIXED)):
+        assert scored_of(first, index) == scored_of(whole, index)[:11]
+    assert whole.n_bytes == tuple(len(d.text.encode()) for d in MIXED)
+    for limit in (1, 5, 17):
+        ids = scored_of(windows(limit), 0)
+        assert windows(limit).n_bytes[0] == len(tokenizer.decode(ids).encode())
+
+
+def test_no_window_is_wider_than_the_longest_text(tokenizer):
+    options = {"start": START, "tokens_per_document": 11}
+    narrow = text.scoring_windows(MIXED, tokenizer, seq_len=12, **options)
+    wide = text.scoring_windows(MIXED, tokenizer, seq_len=64, **options)
+    assert wide.inputs.shape == narrow.inputs.shape == (len(MIXED), 12)
+    assert wide.token_hash == narrow.token_hash
+
+
+# ---------------------------------------------------------------- to train on
+
+
+def test_windows_to_train_on_are_full_and_follow_each_other(tokenizer):
+    windows = text.training_windows(MIXED, tokenizer, start=START, seq_len=8)
+    assert windows.mask.all() and windows.inputs.shape[1] == 8
+    for index, document in enumerate(MIXED):
+        ids = tokenizer(document.text, add_special_tokens=False).input_ids
+        n = len(ids) // 8 * 8
+        rows = windows.document == index
+        assert windows.targets[rows].flatten().tolist() == ids[:n]
+        assert windows.inputs[rows].flatten().tolist() == [START, *ids][:n]
+
+
+def test_a_text_shorter_than_one_window_is_refused(tokenizer):
+    for documents in (MIXED[2:], [Document("empty", "")], []):
+        with pytest.raises(ValueError, match=r"too short: \d+ characters .* seq_len=64 tokens"):
+            text.training_windows(documents, tokenizer, start=START, seq_len=64)
+
+
+def test_batches_go_through_every_window_in_order(windows):
+    batches = list(windows.batches(2))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    assert torch.equal(torch.cat([batch.targets for batch in batches]), windows.targets)
+
+
+# ---------------------------------------------------------------- draws
+
+
+@pytest.fixture(scope="module")
+def pool() -> Windows:
+    """Eight documents of 1 to 8 windows, 36 in all; a window's first target tells which it is."""
+    rows = torch.arange(36)
+    document = torch.repeat_interleave(torch.arange(8), torch.arange(1, 9))
+    ids = rows[:, None].expand(36, 16).contiguous()
+    mask = torch.ones(36, 16, dtype=torch.bool)
+    return Windows(ids, ids, mask, document, tuple("abcdefgh"), (64,) * 8)
+
+
+def rows_of(sample: Windows) -> list[int]:
+    return sample.targets[:, 0].tolist()
+
+
+def test_the_same_seed_draws_the_same_tokens(pool):
+    first, second = (text.draw(pool, n_tokens=160, seed=3) for _ in range(2))
+    assert first.token_hash == second.token_hash
+
+
+def test_each_seed_draws_its_own_documents(pool):
+    samples = [text.draw(pool, n_tokens=10 * 16, seed=seed) for seed in range(6)]
+    assert len({frozenset(sample.document.tolist()) for sample in samples}) >= 4
+    for sample in samples:
+        windows_of = [(pool.document == d).sum() for d in sample.document.unique()]
+        complete = [int((sample.document == d).sum()) for d in sample.document.unique()]
+        cut = [n for n, whole in zip(complete, windows_of, strict=True) if n < whole]
+        assert len(sample) == 10 and len(cut) <= 1  # the last document alone is not used up
+
+
+def test_windows_of_different_documents_are_mixed(pool):
+    documents = text.draw(pool, n_tokens=36 * 16, seed=0).document
+    assert int((documents.diff() != 0).sum()) > 20  # 7 if the documents came one after the other
+
+
+def test_the_whole_pool_comes_before_any_window_comes_again(pool):
+    rows = rows_of(text.draw(pool, n_tokens=(2 * 36 + 3) * 16, seed=0))
+    first, second, third = rows[:36], rows[36:72], rows[72:]
+    assert sorted(first) == sorted(second) == list(range(36))
+    assert first != second and len(third) == 3
+
+
+def test_a_draw_is_as_long_as_it_was_asked_for_and_draws_no_global_random_number(pool):
+    before = torch.random.get_rng_state()
+    assert text.draw(pool, n_tokens=100, seed=0).n_tokens == 96  # six windows of 16
+    assert torch.equal(torch.random.get_rng_state(), before)
+    with pytest.raises(ValueError, match="n_tokens=15 is less than one window of 16 tokens"):
+        text.draw(pool, n_tokens=15, seed=0)
+
+
+def test_a_draw_from_documents_without_a_window_passes_them_over(tokenizer):
+    pool = text.training_windows(MIXED, tokenizer, start=START, seq_len=16)  # `short` has none
+    assert len(text.draw(pool, n_tokens=16 * len(pool), seed=1)) == len(pool)
+
+
+def test_the_token_hash_knows_order_document_and_mask(pool):
+    hashes = {
+        pool.token_hash,
+        pool.take(torch.tensor([0, 1])).token_hash,
+        pool.take(torch.tensor([1, 0])).token_hash,
+        replace(pool, mask=~pool.mask).token_hash,
+        replace(pool, names=tuple("abcdefgx")).token_hash,
+    }
+    assert len(hashes) == 5

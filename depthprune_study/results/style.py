@@ -11,8 +11,9 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import matplotlib
-from matplotlib.axes import Axes
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from PIL import Image
@@ -56,6 +57,7 @@ IDEAS = {
     "rival": ("#3C9172", "^"),
     "text": ("#D77BB0", "P"),
     "refitted": ("#E8A320", "v"),
+    "other": ("#5A5A5A", "h"),
 }
 
 
@@ -71,13 +73,33 @@ def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @styled
-def new_figure(title: str, height: float, **subplots: Any) -> tuple[Figure, Axes]:
-    """A figure of `height` inches below its bold, wrapped title, and its axes."""
+def blank(title: str, height: float) -> Figure:
+    """A figure of `height` inches below its title: bold, at the left, wrapped to the width."""
     lines = wrapped(title, WIDTH - 0.2)
     figure = Figure(figsize=(WIDTH, height + 0.2 * len(lines)), layout="constrained")
     heading = {"x": 0.012, "ha": "left", "fontsize": LARGE, "fontweight": "bold"}
     figure.suptitle("\n".join(lines), **heading)
+    return figure
+
+
+@styled
+def new_figure(title: str, height: float, **subplots: Any) -> tuple[Figure, Any]:
+    """`blank` with its axes."""
+    figure = blank(title, height)
     return figure, figure.subplots(**subplots)
+
+
+def readable(colour: str) -> str:
+    """The colour, dark enough for words on white (contrast of 4.5 to 1, as WCAG asks)."""
+    rgb = np.array(to_rgb(colour))
+
+    def contrast(values: np.ndarray) -> float:
+        linear = np.where(values <= 0.03928, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+        return 1.05 / (float(linear @ (0.2126, 0.7152, 0.0722)) + 0.05)
+
+    while contrast(rgb) < 4.5:
+        rgb = rgb * 0.96
+    return to_hex(rgb)
 
 
 def wrapped(text: str, inches: float, *, size: float = LARGE, weight: str = "bold") -> list[str]:
@@ -121,10 +143,10 @@ def sources_in(data: bytes) -> dict[str, Any]:
 
 @styled
 def svg(figure: Figure) -> str:
-    """The figure as SVG: text stays text, no date, the alt text as its label; equal figures, equal bytes."""
+    """The figure as SVG: text stays text, its label is the alt text; equal figures, equal bytes."""
     _settle(figure)
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(out, format="svg", dpi=DPI, metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'<g id="[^"]*">', "<g>", text)  # several figures share a page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,16 +11,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from depthprune_core.records import Curve
-from depthprune_study.results.charts import parts
+from depthprune_study.results.charts import parts, wording
 from depthprune_study.results.statistics import Interval
-from depthprune_study.results.style import FAINT, IDEAS, INK, LARGE, SMALL, SOFT, new_figure, styled
+from depthprune_study.results.style import (
+    FAINT,
+    INK,
+    LARGE,
+    SMALL,
+    SOFT,
+    new_figure,
+    readable,
+    styled,
+)
 
 Ratios = Mapping[str, Interval]
 
 _STEPS = {  # what was done to reach a stage
-    "whole": "as published",
-    "cut": "layers removed",
-    "refitted": "maps re-solved",
+    "whole": "as it came",
+    "cut": "layers\nremoved",
+    "refitted": "maps\nre-solved",
     "healed": "distilled",
 }
 _CONTROL = {"ce": "student", "whole, same text": "whole model"}
@@ -39,24 +49,25 @@ def path(stages: Ratios, control: Ratios, *, title: str) -> Figure:
     places = {name: float(at) for at, name in enumerate(stages)}
     beside = {name: gap + 0.35 + at for at, name in enumerate(control)}
     low, high = parts.zoom([*stages.values(), *control.values()], 1.0)
-    room = 0.14 * (high - low)  # for the numbers above and below the points
-    ax.set_ylim(low - room, high + room)
+    ax.set_ylim(low - 0.16 * (high - low), high + 0.2 * (high - low))  # room for the numbers
     right = max([*beside.values(), *places.values()]) + 0.55
     ax.set_xlim(-0.5, right)
     parts.baseline(ax, 1.0, upright=True)
     _steps(ax, stages, places)
+    before = 1.0
     for name, ratio in stages.items():
-        down = name == "whole" or ratio.point < 1
-        _point(ax, places[name], ratio, IDEAS[parts.idea(name)], down=down, exact=name == "whole")
+        side = "center" if name == "whole" or ratio.point >= before else "left"
+        _point(ax, places[name], ratio, parts.look(name), side=side, down=name == "whole")
+        before = ratio.point
     _beside(ax, control, beside, gap)
-    labels = [f"{parts.words(n)}\n{_STEPS.get(n, '')}" for n in stages]
-    labels += [f"{_CONTROL.get(n, parts.words(n))}\n" for n in control]
+    labels = [f"{wording.words(n)}\n{_STEPS.get(n, '')}" for n in stages]
+    labels += [f"{_CONTROL.get(n, wording.words(n))}\n" for n in control]
     ax.set_xticks([*places.values(), *beside.values()], labels, color=INK)
     parts.quiet(ax, "x")
-    parts.measure(ax, parts.RATIO)
-    parts.remark(ax, parts.units([*stages.values(), *control.values()]))
-    told = {parts.words(name): ratio for name, ratio in {**stages, **control}.items()}
-    figure.set_label(parts.in_words(title, parts.RATIO, told))
+    parts.measure(ax, wording.RATIO)
+    parts.remark(ax, wording.units([*stages.values(), *control.values()]))
+    told = {wording.words(name): ratio for name, ratio in {**stages, **control}.items()}
+    figure.set_label(wording.alt(title, wording.RATIO, told))
     return figure
 
 
@@ -74,38 +85,33 @@ def curves(named: Mapping[str, Curve], whole_nll_nats: float, *, title: str) -> 
     points = [Interval(p, p, p, 0, 0.0) for name in shown for p in lines[name].tolist()]
     ax.set_ylim(parts.zoom(points, 1.0))
     look = parts.looks(shown)
-    ends: dict[str, tuple[float, str]] = {parts.BASELINE: (1.0, INK)}
+    ends: dict[str, tuple[float, str]] = {wording.BASELINE: (1.0, INK)}
     longest = max([1, *(curve.validation_tokens[-1] for curve in shown.values())])
-    unit, name_of_unit = (1e6, "million ") if longest >= 2e6 else (1e3, "thousand ")
+    unit, unit_name = (1e6, "million ") if longest >= 2e6 else (1e3, "thousand ")
+    starts = {}
     for name, curve in shown.items():
         colour, marker = look[name]
         tokens = np.array(curve.validation_tokens) / unit
         ax.plot(tokens, lines[name], color=colour, marker=marker, markersize=4.5)
-        note = ", diverged" if curve.diverged else ""
-        ends[f"{parts.words(name)}{note}, {parts.number(lines[name][-1])}"] = (
-            lines[name][-1],
-            colour,
-        )
+        starts[name] = {float(tokens[0]): float(lines[name][0])}
+        last = float(lines[name][-1])
+        text = f"{parts.arrow(last, *ax.get_ylim())}{wording.words(name)}, {wording.number(last)}"
+        ends[text + (", diverged" if curve.diverged else "")] = last, colour
     ax.set_xlim(0, longest / unit)
-    parts.off_scale(
-        ax,
-        {
-            n: dict(zip((np.array(c.validation_tokens) / unit).tolist(), lines[n], strict=True))
-            for n, c in shown.items()
-        },
-        look,
-    )
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    parts.off_scale(ax, starts, look)
     parts.baseline(ax, 1.0, upright=True)
     parts.end_labels(ax, ends, height - 0.8)
     ax.grid(axis="y", color=FAINT, linewidth=0.6)
-    ax.set_xlabel(f"{name_of_unit}tokens of training")
-    parts.measure(ax, f"validation {parts.RATIO}")
+    ax.set_xlabel(f"{unit_name}tokens of training")
+    parts.measure(ax, f"validation {wording.RATIO}")
     left_out = len(drawn) - len(shown)
     parts.remark(ax, f"And {left_out} more, not drawn." if left_out else "")
     told = {
-        f"{parts.words(n)}, from {parts.number(r[0])} to": float(r[-1]) for n, r in lines.items()
+        f"{wording.words(n)}, from {wording.number(r[0])} to": float(r[-1])
+        for n, r in lines.items()
     }
-    figure.set_label(parts.in_words(title, f"validation {parts.RATIO} during training", told))
+    figure.set_label(wording.alt(title, f"validation {wording.RATIO} during training", told))
     return figure
 
 
@@ -126,25 +132,33 @@ def _steps(ax: Axes, stages: Ratios, places: Mapping[str, float]) -> None:
 
 
 def _point(
-    ax: Axes, at: float, ratio: Interval, look: tuple[str, str], *, down: bool, exact: bool = False
+    ax: Axes,
+    at: float,
+    ratio: Interval,
+    look: tuple[str, str],
+    *,
+    side: str = "center",
+    down: bool = False,
 ) -> None:
-    """A point of the path with its number, and its interval in small type."""
-    inside = parts.dot(ax, at, ratio, look, upright=True, size=10)
-    low, high = ax.get_ylim()
-    end = min(max(ratio.low if down else ratio.high, low), high) if inside else high
-    if end != end or not inside:
-        end = ratio.point if inside else high
-    text = "1" if exact and ratio.point == 1 else parts.number(ratio.point)
-    sign = -1 if down or not inside else 1
-    style = {"ha": "center", "va": "top" if sign < 0 else "bottom", "color": look[0]}
-    between = parts.span(ratio)
-    near, far = (9, 23) if sign < 0 else ((9 if not between else 20), 9)
-    place = {"textcoords": "offset points", "zorder": 5}
-    ax.annotate(
-        text, (at, end), (0, sign * near), fontsize=LARGE, fontweight="bold", **place, **style
-    )
+    """A point of the path with its number, and its interval in small type, above it or below it."""
+    (low, high), point = ax.get_ylim(), ratio.point
+    between = wording.span(ratio)
+    if parts.dot(ax, at, ratio, look, upright=True, size=8.5):
+        far = ratio.low if down else ratio.high
+        end = min(max(far, low), high) if math.isfinite(far) else point
+    else:
+        down, end = point > low or point != point, low if point < low else high
+    above = [(20 if between else 8), 8]
+    first, second = (-8, -22) if down else above
+    style = {"textcoords": "offset points", "zorder": 5, "color": readable(look[0]), "ha": side}
+    style |= {"va": "top" if down else "bottom", "bbox": parts.GROUND}
+    shift = -6 if side == "left" else 0
+    text = "1" if point == 1 and not between else wording.number(point)
+    text = parts.arrow(point, low, high) + text
+    large = {"fontsize": LARGE, "fontweight": "bold"}
+    ax.annotate(text, (at, end), (shift, first), **large, **style)
     if between:
-        ax.annotate(between, (at, end), (0, sign * far), fontsize=SMALL, **place, **style)
+        ax.annotate(between, (at, end), (shift, second), fontsize=SMALL, **style)
 
 
 def _beside(ax: Axes, control: Ratios, places: Mapping[str, float], left: float) -> None:
@@ -152,13 +166,13 @@ def _beside(ax: Axes, control: Ratios, places: Mapping[str, float], left: float)
     if not control:
         return
     right = ax.get_xlim()[1]
-    ax.axvspan(left - 0.2, right, color="#F3F1F6", linewidth=0, zorder=0)
+    ax.axvspan(left - 0.2, right, color="#F1F1F1", linewidth=0, zorder=0)
     text = "control: trained on the same text"
     if {"ce", "whole, same text"} <= set(control):
         quotient = control["ce"].point / control["whole, same text"].point
-        text += f"\nstudent ÷ whole model = {parts.number(quotient)}"
+        text += f"\nstudent ÷ whole model = {wording.number(quotient)}"
     place = {"xycoords": ("data", "axes fraction"), "xytext": (0, 4), "textcoords": "offset points"}
     style = {"fontsize": SMALL, "color": SOFT, "ha": "right", "va": "bottom"}
     ax.annotate(text, (right, 1.0), **place, **style)
     for name, ratio in control.items():
-        _point(ax, places[name], ratio, IDEAS[parts.idea(name)], down=ratio.point < 1)
+        _point(ax, places[name], ratio, parts.look(name), down=ratio.point < 1)

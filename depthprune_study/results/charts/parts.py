@@ -1,131 +1,53 @@
-"""What the charts are put together from: names in words, numbers, points with intervals, zoom, labels."""
+"""What charts are put together from: points with intervals, zoom, labels, remarks."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from scipy.optimize import isotonic_regression
 
+from depthprune_study.results.charts.wording import idea, number, words
 from depthprune_study.results.statistics import Interval
-from depthprune_study.results.style import FAINT, IDEAS, INK, SMALL, SOFT
+from depthprune_study.results.style import FAINT, IDEAS, INK, SMALL, SOFT, WIDTH, readable, wrapped
 
 MAX_ROWS = 7
-RATIO = "perplexity ÷ the whole model's"
-BASELINE = "whole model"
-MARKERS = "o^DsvPX*"
-
-_NAMES = {
-    "whole": "whole model",
-    "whole, same text": "whole model, same text",
-    "ce": "student, trained on the text",
-    "narrower, cut": "narrower, not healed",
-    "adapters": "adapters, healed",
-    "adapters, ce": "adapters, trained on the text",
-    "Q8_0": "8-bit weights (Q8_0)",
-    "Q4_0": "4-bit weights (Q4_0)",
-    "prune_and_comp": "Prune&Comp",
-    "linear_patch": "LinearPatch",
-    "replaceme": "ReplaceMe",
-    "ghosted_layers": "Ghosted Layers",
-}
-_RIVALS = ("narrower", "adapters", "Q8_0", "Q4_0", *list(_NAMES)[-4:])
+MARKERS = "^osDvPXh"
+GROUND = {
+    "facecolor": "white",
+    "edgecolor": "none",
+    "pad": 0.8,
+    "alpha": 0.85,
+}  # of words over lines
 
 
-def words(name: str) -> str:
-    """A record's name as a reader reads it: `random_0-2` is "random 0, 2 fewer"."""
-    if name in _NAMES:
-        return _NAMES[name]
-    first, comma, rest = name.partition(", ")
-    if comma and (first in _NAMES or rest == "ce"):
-        return f"{_NAMES.get(first, first)}, {_NAMES.get(rest, rest) if rest == 'ce' else rest}"
-    name = re.sub(r"-(\d+)$", r", \1 fewer", name)
-    return name.replace("_", " ")
+def look(name: str, known: Mapping[str, str] | None = None) -> tuple[str, str]:
+    """The colour and the marker of the idea that a name stands for; `known` names some ideas."""
+    return IDEAS[(known or {}).get(name, idea(name))]
 
 
-def idea(name: str) -> str:
-    """Which idea of the study a name stands for (a key of style.IDEAS)."""
-    if "same text" in name:
-        return "control"
-    if name.startswith(_RIVALS):
-        return "rival"
-    for key, sign in (
-        ("text", r"\bce\b|the text"),
-        ("healed", "healed"),
-        ("refitted", "refit"),
-        ("whole", "^whole"),
-    ):
-        if re.search(sign, name):
-            return key
-    return "cut"
-
-
-def looks(names: Iterable[str], *, ideas: Mapping[str, str] | None = None) -> dict[str, tuple]:
-    """Name -> colour and marker: the colour is the idea's, the marker no other name has."""
-    chosen, taken = {}, set()
+def looks(names: Iterable[str], known: Mapping[str, str] | None = None) -> dict[str, tuple]:
+    """Name -> the colour of its idea, and a marker that no other name has."""
+    chosen: dict[str, tuple[str, str]] = {}
     for name in names:
-        colour, marker = IDEAS[(ideas or {}).get(name, idea(name))]
-        free = [marker, *(other for other in MARKERS if other not in taken), marker]
-        marker = next((m for m in free if m not in taken), marker)
-        taken.add(marker)
-        chosen[name] = colour, marker
+        colour, marker = look(name, known)
+        taken = {shape for _, shape in chosen.values()}
+        free = [shape for shape in (marker, *MARKERS) if shape not in taken]
+        chosen[name] = colour, (free or [marker])[0]
     return chosen
 
 
-def number(value: float) -> str:
-    if not math.isfinite(value):
-        return (
-            "not a number" if math.isnan(value) else "infinite" if value > 0 else "minus infinite"
-        )
-    if abs(value) >= 1e6:
-        return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{1 if abs(value) >= 10 else 3}f}"
-
-
-def span(interval: Interval) -> str:
-    """Its 95 % interval; empty where it has none."""
-    low, high = interval.low, interval.high
-    if low == high == interval.point or math.isnan(low) or math.isnan(high):
-        return ""
-    if math.isinf(low) or math.isinf(high):
-        return "no interval"
-    return f"{number(low)}{' to ' if low < 0 else '–'}{number(high)}"
-
-
-def whole_number(interval: Interval) -> str:
-    """The point with its interval and its note, for a row or for alt text."""
-    inside = span(interval)
-    text = number(interval.point) + (f" ({inside})" if inside else "")
-    return f"{text}, {interval.note}" if interval.note else text
-
-
-def in_words(title: str, what: str, values: Mapping[str, Interval | float], more: str = "") -> str:
-    """Alt text: the finding, what is drawn, and every value."""
-    told = (
-        f"{name} {number(value) if isinstance(value, int | float) else whole_number(value)}"
-        for name, value in values.items()
-    )
-    return f"{title.rstrip('.')}. Chart of {what}: {'; '.join(told)}.{' ' + more if more else ''}"
-
-
-def units(intervals: Iterable[Interval], unit: str = "articles") -> str:
-    """The line below a chart: what the intervals are."""
-    counts = sorted({i.n for i in intervals if span(i) not in ("", "no interval")})
-    if not counts:
-        return ""
-    n = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-    return f"Lines: 95 % intervals over {n} {unit}."
-
-
-def zoom(intervals: Iterable[Interval], baseline: float | None = None) -> tuple[float, float]:
+def zoom(
+    intervals: Iterable[Interval], baseline: float | None = None, *, reach: float = 0.0
+) -> tuple[float, float]:
     """Limits of an axis that holds the contenders; what lies several times further out stays outside.
 
-    A value is outside where its distance from the baseline is over four times that of the value
-    before it, and at least half of the values are nearer.
+    A value is outside where its distance from the baseline is over `reach` times the median one;
+    without `reach`, where it is over four times that of the value before it, while at least half of
+    the values are nearer.
     """
     inside = [i for i in intervals if math.isfinite(i.point)]
     points = np.array([i.point for i in inside])
@@ -134,14 +56,7 @@ def zoom(intervals: Iterable[Interval], baseline: float | None = None) -> tuple[
         return base - 0.5, base + 0.5
     base = float(np.median(points)) if baseline is None else baseline
     distances = np.abs(points - base)
-    ranked = np.sort(distances)
-    limit = ranked[-1]
-    for before, after in itertools.pairwise(ranked):
-        nearer = (ranked <= before).sum()
-        jumps = after > 4 * max(before, 1e-9) and 2 * nearer >= len(ranked)
-        if jumps and (nearer > 1 or before > 0):
-            limit = before
-            break
+    limit = _limit(np.sort(distances), reach)
     kept = [i for i, distance in zip(inside, distances, strict=True) if distance <= limit]
     width = max(abs(i.point - base) for i in kept) or 0.1
     ends = [base] if baseline is not None else []
@@ -151,6 +66,19 @@ def zoom(intervals: Iterable[Interval], baseline: float | None = None) -> tuple[
     low, high = float(min(ends)), float(max(ends))
     pad = 0.07 * ((high - low) or abs(high) or 1.0)
     return low - pad, high + pad
+
+
+def _limit(ranked: np.ndarray, reach: float) -> float:
+    """How far from the baseline a contender lies at most."""
+    middle = float(np.median(ranked))
+    if reach and middle > 0:
+        return reach * middle
+    for before, after in itertools.pairwise(ranked):
+        nearer = (ranked <= before).sum()
+        jumps = after > 4 * max(before, 1e-9) and 2 * nearer >= len(ranked)
+        if jumps and (nearer > 1 or before > 0):
+            return float(before)
+    return float(ranked[-1])
 
 
 def dot(
@@ -163,7 +91,7 @@ def dot(
     filled: bool = True,
     size: float = 7.5,
 ) -> bool:
-    """A point with its interval, at the place `at`; False (and an arrow at the edge) where it is off the scale.
+    """A point with its interval at the place `at`; where it is off the scale, an arrow, and False.
 
     The limits of the axis must be set before.
     """
@@ -205,7 +133,7 @@ def apart(places: Sequence[float], gap: float, low: float, high: float) -> np.nd
 
 
 def end_labels(ax: Axes, ends: Mapping[str, tuple[float, str]], inches: float) -> None:
-    """Names at the right edge, each at its line's end (value, colour), moved apart where they would overlap."""
+    """Names at the right edge, each where its line ends (value, colour), moved apart."""
     low, high = ax.get_ylim()
     scale = ax.transScale.transform
     bottom, top = (scale((1, v))[1] for v in (low, high))
@@ -224,7 +152,7 @@ def end_labels(ax: Axes, ends: Mapping[str, tuple[float, str]], inches: float) -
             (1.035, place),
             xycoords="axes fraction",
             textcoords="axes fraction",
-            color=colour,
+            color=readable(colour),
             fontsize=SMALL,
             va="center",
             arrowprops={**line, "relpos": (0, 0.5)},
@@ -239,7 +167,7 @@ def off_scale(
     *,
     names: bool = False,
 ) -> None:
-    """Writes the values above the axes at their upper edge, one below the other where they share a place."""
+    """Writes values off the scale at the upper edge, each at its place, one below the other."""
     (low, top), (left, right) = ax.get_ylim(), ax.get_xlim()
     used: dict[bool, int] = {}
     for name, points in lines.items():
@@ -249,11 +177,16 @@ def off_scale(
             late = at > (left + right) / 2
             used[late] = used.get(late, 0) + 1
             text = f"{words(name)}, {number(value)}" if names else number(value)
-            arrow = "" if math.isnan(value) else "↓ " if value < low else "↑ "
-            style = {"fontsize": SMALL, "color": look[name][0], "ha": "right" if late else "left"}
-            offset = (-6 if late else 6, -2 - 12 * (used[late] - 1))
+            style = {"color": readable(look[name][0]), "ha": "right" if late else "left"}
+            offset = (-6 if late else 6, -2 - 13 * (used[late] - 1))
             place = {"xytext": offset, "textcoords": "offset points", "va": "top"}
-            ax.annotate(arrow + text, (at, top), **place, **style)
+            at_edge = ax.annotate(arrow(value, low, top) + text, (at, top), **place, **style)
+            at_edge.set(fontsize=SMALL, bbox=GROUND)
+
+
+def arrow(value: float, low: float, high: float) -> str:
+    """The way to a value that lies off the scale."""
+    return "↑ " if value > high else "↓ " if value < low else ""
 
 
 def measure(ax: Axes, text: str) -> None:
@@ -262,8 +195,9 @@ def measure(ax: Axes, text: str) -> None:
 
 
 def remark(ax: Axes, text: str) -> None:
-    """One line in small type at the figure's foot."""
+    """Small type at the figure's foot."""
     if text:
+        text = "\n".join(wrapped(text, WIDTH - 0.2, size=SMALL, weight="normal"))
         ax.figure.supxlabel(text, x=0.012, ha="left", fontsize=SMALL, color=SOFT)
 
 

@@ -1,0 +1,125 @@
+"""Records in words: names, numbers, units, alt text."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from depthprune_study.results.statistics import Interval
+
+RATIO = "perplexity ÷ the whole model's"
+BASELINE = "whole model"
+
+_NAMES = {
+    "whole": "whole model",
+    "whole, same text": "whole model, same text",
+    "ce": "trained on the text",
+    "narrower, cut": "narrower, not healed",
+    "adapters": "adapters, healed",
+    "adapters, ce": "adapters, trained on the text",
+    "Q8_0": "8-bit weights (Q8_0)",
+    "Q4_0": "4-bit weights (Q4_0)",
+    "prune_and_comp": "Prune&Comp",
+    "linear_patch": "LinearPatch",
+    "replaceme": "ReplaceMe",
+    "ghosted_layers": "GhostedLayers",
+}
+_FACTORS = {
+    "lr": "learning rate",
+    "kl": "weight of the teacher",
+    "ce": "weight of the text",
+    "warmup": "warm-up",
+    "batch_tokens": "tokens a step",
+    "seq_len": "tokens a window",
+    "refit_tokens": "tokens of the refit",
+    "lora_rank": "rank of adapters",
+    "trained": "parts trained",
+}
+_RIVALS = ("narrower", "adapters", "Q8_0", "Q4_0", *list(_NAMES)[-4:])
+
+
+def words(name: str) -> str:
+    """A record's name as a reader reads it: `random_0-2` is "random 0, 2 fewer"."""
+    if name in _NAMES:
+        return _NAMES[name]
+    first, comma, rest = name.partition(", ")
+    if comma:
+        return f"{words(first)}, {words(rest)}"
+    return re.sub(r"-(\d+)$", r", \1 fewer", name).replace("_", " ")
+
+
+def without_common_end(labels: Sequence[str]) -> tuple[list[str], str]:
+    """Labels without the ", 2 fewer" that all of them have, and that end."""
+    ends = {re.sub(r"^.*?(, \d+ fewer)?$", r"\1", label) for label in labels}
+    if len(labels) < 2 or len(ends) != 1 or ends == {""}:
+        return list(labels), ""
+    end = ends.pop()
+    return [label.removesuffix(end) for label in labels], end.replace("fewer", "layers fewer")
+
+
+def factor(name: str) -> str:
+    """A field of the recipe in words."""
+    return _FACTORS.get(name, name.replace("_", " "))
+
+
+def idea(name: str) -> str:
+    """Which idea of the study a name stands for (a key of style.IDEAS)."""
+    if "same text" in name:
+        return "control"
+    if name.startswith(_RIVALS):
+        return "rival"
+    for key, sign in (
+        ("text", r"\bce\b|the text"),
+        ("healed", "healed"),
+        ("refitted", "refit"),
+        ("whole", "^whole"),
+    ):
+        if re.search(sign, name):
+            return key
+    return "cut"
+
+
+def number(value: float) -> str:
+    if not math.isfinite(value):
+        return (
+            "not a number" if math.isnan(value) else "infinite" if value > 0 else "minus infinite"
+        )
+    if abs(value) >= 1e6:
+        return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{1 if abs(value) >= 10 else 3}f}"
+
+
+def span(interval: Interval) -> str:
+    """Its 95 % interval; empty where it has none."""
+    low, high = interval.low, interval.high
+    if low == high == interval.point or math.isnan(low) or math.isnan(high):
+        return ""
+    if math.isinf(low) or math.isinf(high):
+        return "no interval"
+    return f"{number(low)}{' to ' if low < 0 else '–'}{number(high)}"
+
+
+def with_interval(interval: Interval) -> str:
+    """The point with its interval and its note, for a row or for alt text."""
+    inside = span(interval)
+    text = number(interval.point) + (f" ({inside})" if inside else "")
+    return f"{text}, {interval.note}" if interval.note else text
+
+
+def alt(title: str, what: str, values: Mapping[str, Interval | float], more: str = "") -> str:
+    """Alt text: the finding, what is drawn, and every value."""
+    told = (
+        f"{name} {number(value) if isinstance(value, int | float) else with_interval(value)}"
+        for name, value in values.items()
+    )
+    return f"{title.rstrip('.')}. Chart of {what}: {'; '.join(told)}.{' ' + more if more else ''}"
+
+
+def units(intervals: Iterable[Interval], unit: str = "articles") -> str:
+    """The line below a chart: what the intervals are."""
+    counts = sorted({i.n for i in intervals if span(i) not in ("", "no interval")})
+    if not counts:
+        return ""
+    n = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    return f"Lines: 95 % intervals over {n} {unit}."

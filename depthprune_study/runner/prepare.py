@@ -42,14 +42,16 @@ def fetch(steps: Parameters, say: Callable[[str], None]) -> None:
     Raises StudyError.
     """
     _check_packages(steps)
+    wanted = {name for values in steps.values() for name in _named(values, *MODELS)}
+    texts = {name for values in steps.values() for name in _named(values, *TEXTS)}
+    if not wanted | texts:
+        return
     from transformers.utils import logging  # late: torch
 
     from depthprune_core import models, splits
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    wanted = {name for values in steps.values() for name in _named(values, *MODELS)}
-    texts = {name for values in steps.values() for name in _named(values, *TEXTS)}
     try:
         for name in sorted(texts):
             say(f"text {name}: fetching, or checking what is cached")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import hashlib
 import importlib.util
@@ -180,7 +181,7 @@ def main(study: str, given: str) -> None:
     """One cell, in this process."""
     try:
         with open(os.devnull, "w", encoding="utf-8") as nowhere:
-            chain.run(study, given=json.loads(given), say=lambda line: None, terminal=nowhere)
+            chain.run(study, given=ast.literal_eval(given), say=lambda line: None, terminal=nowhere)
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"{STOPPED}{error}")
 

@@ -17,7 +17,7 @@ from depthprune_core.records import TRAINED_PARTS, Plan, Recipe
 from depthprune_study import parameters, paths
 from depthprune_study.errors import StudyError
 from depthprune_study.lab import base, export
-from depthprune_study.lab.workspace import device_of, fast_precision, whole_windows
+from depthprune_study.lab.devices import device_of, fast_precision, whole_windows
 
 MOST_TOKENS = 10**9  # of healing: they lie in memory
 LR, LORA_TIMES = 1e-4, 10  # without params/recipe.yaml; adapters take a higher rate
@@ -82,7 +82,7 @@ def prepare(
     layers: tuple[int, ...] = (),
     rule: str = "least_sensitive",
     recover_tokens: int = 0,
-    lr: float = 0.0,
+    lr: float | None = None,
     trained: str = "all",
     checkpoint_activations: bool = False,
     micro_batch: int = 0,
@@ -103,6 +103,7 @@ def prepare(
         raise StudyError("drop is missing: a number of layers, 8% of the parameters, or 120M")
     if not layers:
         _goal(drop)
+    lr = lr or 0.0
     _check_numbers(recover_tokens, lr, micro_batch, seq_len, seed)
     for name, value, known in (
         ("rule", rule, tuple(selection.RULES)),

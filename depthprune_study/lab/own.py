@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import shutil
 import tempfile
@@ -17,10 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
-from depthprune_core import distillation, evaluation, models, pruning, refitting, selection
-from depthprune_core import sensitivity, subsets
+from depthprune_core import (
+    distillation,
+    evaluation,
+    models,
+    pruning,
+    refitting,
+    selection,
+    sensitivity,
+    subsets,
+)
 from depthprune_core.decoder import anatomy
 from depthprune_core.records import Curve, Plan, Profile, Score
 from depthprune_study.errors import StudyError
@@ -34,6 +42,7 @@ __all__ = ["Pruned", "prepare", "prune"]
 
 CALIBRATION_TOKENS, TEST_TOKENS = 512, 1_024  # of each passage
 N_PROMPTS, PROMPT_CHARS, NEW_TOKENS = 3, 120, 24
+LOCK = ".lock"  # in the work folder
 NAMED_TEXTS = ("wikipedia-excerpt", "news-excerpt", "wikitext-2")
 
 
@@ -46,6 +55,11 @@ class Pruned:
     ratios: dict[str, Interval]  # PPL ratios to the whole model
     out: Path
     address: str = ""  # on the hub, where it was pushed
+
+    def __str__(self) -> str:
+        gone = ", ".join(map(str, self.plan.dropped))
+        where = f"{self.out} and {self.address}" if self.address else f"{self.out}"
+        return f"{where}: layers {gone} are gone, perplexity ratio {self.ratios[SAVED]}"
 
 
 def prune(model: str, *, say: Callable[[str], None] = print, **options: Any) -> Pruned:
@@ -83,7 +97,6 @@ def prune(model: str, *, say: Callable[[str], None] = print, **options: Any) -> 
             refit(job, student, plan)
             heal(job, student, plan)
         made = save(job, student, plan, scores)
-        say(f"perplexity ratio to the whole model, as saved: {made.ratios[SAVED]}")
         whole, after = (
             continuations(job, {name: model})
             for name, model in (("whole", job.teacher.model), ("saved", student))
@@ -239,22 +252,17 @@ def save(job: Job, student: PreTrainedModel, plan: Plan, scores: Mapping[str, Sc
 def alone(job: Job) -> Iterator[None]:
     """One process at a time writes `out`. Raises StudyError for a second one."""
     job.work.mkdir(parents=True, exist_ok=True)
-    with open(job.work / ".lock", "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StudyError(
-                f"{job.out} is being written by another process: wait for it"
-            ) from None
-        except OSError as error:  # NFS without its lock daemon, some drives
-            job.say(
-                f"{job.work} cannot be locked ({error.strerror}): start no second run beside this"
-            )
-        try:
-            yield
-        finally:
-            if job.work.exists() and {path.name for path in job.work.iterdir()} <= {".lock"}:
-                shutil.rmtree(job.work, ignore_errors=True)
+    lock = FileLock(job.work / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise StudyError(f"{job.out} is being written by another process: wait for it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        if job.work.exists() and {path.name for path in job.work.iterdir()} <= {LOCK}:
+            shutil.rmtree(job.work, ignore_errors=True)
 
 
 def _ratios(scores: Mapping[str, Score]) -> dict[str, Interval]:

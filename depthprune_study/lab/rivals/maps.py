@@ -27,8 +27,8 @@ from depthprune_core.refitting import is_possible
 from depthprune_core.running import hidden_states, recording
 from depthprune_core.text import Windows
 from depthprune_study.errors import StudyError
-from depthprune_study.lab.rivals.known import rival
 from depthprune_study.lab.rivals.hadamard import hadamard
+from depthprune_study.lab.rivals.known import rival
 from depthprune_study.lab.students import Student
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,21 @@ class Evidence:
         """A figure that a notebook kept, where there is one."""
         path = self.folder / "figures" / f"{notebook}-{name}{suffix}"
         return path if path.is_file() else None
+
+
+def remembered(make: Callable[[Evidence], Any]) -> Callable[[Evidence], Any]:
+    """The result is kept until a file of the study's records changes."""
+
+    @functools.lru_cache(maxsize=8)
+    def of(evidence: Evidence, files: tuple) -> Any:
+        return make(evidence)
+
+    @functools.wraps(make)
+    def made(evidence: Evidence) -> Any:
+        records = sorted((evidence.folder / "records").glob("*/*.json"))
+        return of(evidence, tuple((path, path.stat().st_mtime_ns) for path in records))
+
+    return made
 
 
 def read_evidence(study: str, folder: Path | None = None) -> Evidence:

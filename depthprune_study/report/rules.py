@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -24,7 +25,7 @@ class Claim:
 
     @property
     def in_words(self) -> str:
-        return self.rule.format(**self.numbers)
+        return re.sub(r"(\d)%", r"\1 %", self.rule.format(**self.numbers))
 
 
 @cache

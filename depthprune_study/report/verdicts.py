@@ -6,13 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from depthprune_study.report import wording as w
-from depthprune_study.report.evidence import REAL, SOURCE, STAND_IN, Evidence, kind
-from depthprune_study.report.rules import claims
+from depthprune_study.report.evidence import Evidence
 from depthprune_study.results.statistics import Interval
 
 HOLDS, FAILS, OPEN = "holds", "fails", "open"
 NOT_TESTED, BY_ARITHMETIC = "not tested here", "by arithmetic"
-OF_SPEED = ("C3", "C6")
 
 
 @dataclass(frozen=True)
@@ -51,40 +49,6 @@ def claim(name: str, notebook: str) -> Callable[[Measure], Measure]:
         return measure
 
     return register
-
-
-def judge(evidence: Evidence) -> list[Verdict]:
-    """A verdict for every claim. A stand-in never decides a claim about real weights."""
-    return [judge_one(name, evidence) for name in claims()]
-
-
-def judge_one(name: str, evidence: Evidence) -> Verdict:
-    """The readings on the source's own models decide; without any, those on other real weights."""
-    notebook, measure = MEASURES[name]
-    readings = list(measure(evidence, claims()[name].numbers))
-    kinds = {id(r): kind(r.model, speed=name in OF_SPEED) for r in readings}
-    tested = [r for r in readings if r.word != NOT_TESTED]
-    best = min((kinds[id(r)] for r in tested), default=STAND_IN)
-    deciding = [r for r in tested if kinds[id(r)] == best < STAND_IN]
-    others = tuple(r for r in readings if r not in deciding)
-    if any(r.word == BY_ARITHMETIC for r in readings):
-        deciding, others, best = readings, (), SOURCE
-    if not deciding:
-        why = ("only stand-ins were measured",) if tested else ()
-        return Verdict(name, NOT_TESTED, "", "", notebook, why, others)
-    notes = [f"{r.model}: {r.detail}" if len(deciding) > 1 else r.detail for r in deciding]
-    models = list(dict.fromkeys(r.model for r in deciding))
-    if best == REAL:
-        notes.insert(0, f"{w.listed(models)}: real weights, not the source's model")
-    return Verdict(
-        name,
-        together([r.word for r in deciding]),
-        "; ".join(r.figure for r in deciding),
-        w.listed(models),
-        deciding[0].notebook,
-        tuple(filter(None, notes)),
-        others,
-    )
 
 
 def tally(verdicts: Sequence[Verdict]) -> str:

@@ -14,6 +14,7 @@ from depthprune_study.results.statistics import Interval
 
 LONGEST_TITLE = 75
 ABOVE, BELOW, OPEN = "above", "below", "open"
+STAGES = ("whole", "cut", "refitted", "healed", "ce", "whole, same text")
 NAMES = {
     "ce": "trained on the text",
     "whole, same text": "the whole model trained on the same text",
@@ -32,10 +33,11 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found: a title for the figure, and one or two sentences with numbers, intervals and n."""
+    """What was found: a title for the figure, and sentences with numbers, intervals and n."""
 
     title: str  # at most 75 characters
     text: str
+    against: bool = False  # it speaks against the recipe, or for something plainer
 
     def __post_init__(self) -> None:
         if len(self.title) > LONGEST_TITLE:
@@ -116,10 +118,9 @@ def plain(facts: Facts | Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def best(scores: Mapping[str, Score]) -> str:
-    """The name of the lowest mean NLL, `whole` apart."""
-    return min(
-        (name for name in scores if name != "whole"), key=lambda name: scores[name].mean_nll_nats
-    )
+    """The name of the lowest mean NLL, `whole` apart; of equal ones the first by name."""
+    names = (name for name in natural(scores) if name != "whole")
+    return min(names, key=lambda name: scores[name].mean_nll_nats)
 
 
 def name(key: str) -> str:
@@ -141,6 +142,21 @@ def paired(value: Interval, unit: str = "test articles") -> str:
     return f"{interval(value)} (n = {value.n} {unit})"
 
 
-def pick(found: str, *, below: str, above: str, open: str) -> str:
-    """The sentence for the side that was found."""
-    return {BELOW: below, ABOVE: above, OPEN: open}[found]
+def outcome(
+    found: str, text: str, *, below: str, above: str, open: str, against: str = ABOVE
+) -> Finding:
+    """The finding of the side that was found; `against`: the side that is against the recipe."""
+    title = {BELOW: below, ABOVE: above, OPEN: open}[found]
+    return Finding(title, text, found == against)
+
+
+def natural(names: Iterable[str]) -> list[str]:
+    """In the order in which a reader counts: 9 before 10; whole, cut, refitted, healed first."""
+
+    def key(name: str) -> tuple:
+        place = STAGES.index(name) if name in STAGES else len(STAGES)
+        return place, [
+            (0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", name)
+        ]
+
+    return sorted(names, key=key)

@@ -43,9 +43,9 @@ def speed(timings: Mapping[str, Timing]) -> Finding:
     """How much faster decoding is, beside what layer count and weight bytes allow."""
     gains = {name: statistics.decode_gain(timing) for name, timing in timings.items()}
     told = []
-    for name, timing in timings.items():
-        gain, most = gains[name], max(timing.by_layer_count, timing.by_weight_bytes)
-        doubt = " (suspect: more than the layers allow)" if gain.low > most else ""
+    for name in w.natural(timings):
+        timing, gain = timings[name], gains[name]
+        doubt = " (suspect: more than layers allow)" if gain.low > timing.by_layer_count else ""
         shown = {w.ABOVE: "", w.OPEN: ", so no gain is shown", w.BELOW: ", which is slower"}[
             w.side(gain, 1)
         ]
@@ -56,23 +56,20 @@ def speed(timings: Mapping[str, Timing]) -> Finding:
         )
     faster = [name for name, gain in gains.items() if w.side(gain, 1) == w.ABOVE]
     slower = [name for name, gain in gains.items() if w.side(gain, 1) == w.BELOW]
+    text = ". ".join(told) + "."
     if faster:
-        title = "Decoding is faster: " + ", ".join(
-            f"{w.short(gains[n])} times ({n})" for n in faster
-        )
-    else:
-        title = (
-            f"Decoding is slower: {w.listed(slower)}"
-            if slower
-            else "No gain in decoding speed is shown"
-        )
-    return Finding(title, ". ".join(told) + ".")
+        most = max(gains[name].point for name in faster)
+        some = "" if len(faster) == len(gains) else f" in {len(faster)} of {len(gains)} cases"
+        return Finding(f"Decoding is faster{some}: up to {most:.2f} times", text)
+    if slower:
+        return Finding(f"Decoding is slower in {len(slower)} of {len(gains)} cases", text, True)
+    return Finding("No gain in decoding speed is shown", text, True)
 
 
 def choice(
     before: Mapping[str, Score], after: Mapping[str, Score], *, tail: int | None = None
 ) -> Finding:
-    """Whether the ranking of sets before healing is the ranking after it: over all, and in the cheap tail."""
+    """Whether the ranking of sets survives healing: over all of them, and in the cheap tail."""
     names = sorted(
         (n for n in before if n != "whole" and n in after), key=lambda n: before[n].mean_nll_nats
     )
@@ -103,7 +100,7 @@ def choice(
 def winner(
     before: Mapping[str, Score], after: Mapping[str, Score], healed: Mapping[str, Score]
 ) -> Finding:
-    """Whether the set that is best after healing beats the one that was best before, healed in full on test articles."""
+    """Whether the set best after healing beats the one best before it, both healed in full."""
     both = {name: before[name] for name in before if name in after}
     old, new = w.best(both), w.best({name: after[name] for name in both})
     if old == new:
@@ -123,12 +120,13 @@ def winner(
         f". Healed in full, {new} stands at {w.interval(gap)} times the perplexity of {old} (n ="
         f" {gap.n} test articles)."
     )
-    titles = {
-        w.BELOW: f"The best set changes in healing: {new} beats {old}",
-        w.ABOVE: f"The set that was best before healing stays better: {old}",
-        w.OPEN: f"Healed in full, {new} and {old} cannot be told apart",
-    }
-    return Finding(titles[w.side(gap, 1)], text)
+    return w.outcome(
+        w.side(gap, 1),
+        text,
+        below=f"The best set changes in healing: {new} beats {old}",
+        above=f"The set that was best before healing stays better: {old}",
+        open=f"Healed in full, {new} and {old} cannot be told apart",
+    )
 
 
 def regret(after: Mapping[str, Score], rules: Mapping[str, str]) -> Finding:

@@ -1,4 +1,4 @@
-"""Findings about healing: how much comes back, at which of the two costs, and what it does elsewhere."""
+"""Findings about healing: how much comes back, at which of the two costs, and elsewhere."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FIFTH = 5
 
 
 def won_back(scores: Mapping[str, Score], healed: str = "healed", cut: str = "cut") -> float | None:
-    """The share of the cut's rise in NLL that healing takes away; None where the cut is not shown to cost anything."""
+    """The share of the cut's rise in NLL that healing takes away; None where none is shown."""
     lost = statistics.nll_rise(scores[cut], scores["whole"])
     left = statistics.nll_rise(scores[healed], scores["whole"])
     return 1 - left.point / lost.point if w.side(lost, 0) == w.ABOVE else None
 
 
 def path(scores: Mapping[str, Score]) -> Finding:
-    """Whole, cut, refitted, healed: the repair cost at each stage, against the frozen whole model."""
+    """Whole, cut, refitted, healed: the repair cost at each stage."""
     stages = [name for name in ("cut", "refitted", "healed") if name in scores]
     ratios = {name: w.ratio(scores, name) for name in stages}
     last, gain = stages[-1], w.side(w.ratio(scores, stages[-1], "cut"), 1)
@@ -41,8 +41,8 @@ def path(scores: Mapping[str, Score]) -> Finding:
     if gain == w.BELOW:
         return Finding(f"Healing brings the cut from {cut} to {end} times the perplexity", text)
     if gain == w.ABOVE:
-        return Finding(f"Healing makes it worse: from {cut} to {end} times the perplexity", text)
-    return Finding(f"Healing is not shown to help: {cut} before, {end} after", text)
+        return Finding(f"Healing makes it worse: {cut} before, {end} after", text, True)
+    return Finding(f"Healing is not shown to help: {cut} before, {end} after", text, True)
 
 
 def control(scores: Mapping[str, Score]) -> Finding:
@@ -60,12 +60,13 @@ def control(scores: Mapping[str, Score]) -> Finding:
             f" {w.interval(trained)}, and the whole model trained on the same text at"
             f" {w.interval(text_gain)}: {ADAPTATION}."
         )
-    titles = {
-        w.ABOVE: f"Trained alike, the cut still costs: {w.short(matched)} times the perplexity",
-        w.BELOW: f"Trained alike, the cut model is the better one: {w.short(matched)} times",
-        w.OPEN: "Trained alike, the cut and the whole model cannot be told apart",
-    }
-    return Finding(titles[w.side(matched, 1)], text)
+    return w.outcome(
+        w.side(matched, 1),
+        text,
+        above=f"Trained alike, the cut still costs: {w.short(matched)} times the perplexity",
+        below=f"Trained alike, the cut model is the better one: {w.short(matched)} times",
+        open="Trained alike, the cut and the whole model cannot be told apart",
+    )
 
 
 def elsewhere(scores: Mapping[str, Score], text: str) -> Finding:
@@ -85,23 +86,24 @@ def elsewhere(scores: Mapping[str, Score], text: str) -> Finding:
     if "ce" in scores and CONTROL in scores:
         matched = w.ratio(scores, "ce", CONTROL)
         told += f" Matched cost there: {w.interval(matched)}."
-    titles = {
-        w.BELOW: f"Healing helps on other text too: {w.short(repair)} on {text}",
-        w.ABOVE: f"On other text healing does harm: {w.short(repair)} on {text}",
-        w.OPEN: f"On other text healing is not shown to help: {w.short(repair)} on {text}",
-    }
-    return Finding(titles[w.side(gain, 1)], told)
+    return w.outcome(
+        w.side(gain, 1),
+        told,
+        below=f"Healing helps on other text too: {w.short(repair)} times",
+        above=f"On other text healing does harm: {w.short(repair)} times",
+        open=f"On other text healing is not shown to help: {w.short(repair)} times",
+    )
 
 
 def divergences(divergences: Mapping[str, Divergence]) -> Finding:
-    """How far each student's predictions are from the whole model's; which way of training stays closer."""
+    """How far each student's predictions are from the whole model's; which training stays closer."""
     means = {
         name: statistics.mean_per_token(d.kl_nats, d.n_tokens) for name, d in divergences.items()
     }
     told = ", ".join(
         f"{w.name(name)} {w.interval(value)} (same first choice"
         f" {w.percent(divergences[name].agreement)})"
-        for name, value in means.items()
+        for name, value in ((n, means[n]) for n in w.natural(means))
         if name != "whole"
     )
     n = next(iter(means.values())).n
@@ -110,13 +112,12 @@ def divergences(divergences: Mapping[str, Divergence]) -> Finding:
         return Finding("How far each student's predictions are from the whole model's", text)
     ours, theirs = divergences["healed"], divergences["ce"]
     gap = statistics.mean_per_token(np.subtract(ours.kl_nats, theirs.kl_nats), ours.n_tokens)
-    titles = {
-        w.BELOW: "The healed student predicts more like the whole model than one trained on text",
-        w.ABOVE: "A student trained on the text predicts more like the whole model",
-        w.OPEN: "Neither way of training is shown to predict more like the whole model",
-    }
-    return Finding(
-        titles[w.side(gap, 0)], f"{text} Healed less trained on the text: {w.interval(gap)}."
+    return w.outcome(
+        w.side(gap, 0),
+        f"{text} Healed less trained on the text: {w.interval(gap)}.",
+        below="Healing keeps closer to the whole model than training on the text",
+        above="Training on the text keeps closer to the whole model than healing",
+        open="Neither healing nor the text is shown to keep closer to the whole model",
     )
 
 
@@ -126,7 +127,7 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
     for name, items in answers.items():
         student, _, family = name.rpartition(": ")
         by_student.setdefault(student, {})[family] = items
-    whole, n = by_student.pop("whole"), 0
+    whole = by_student.pop("whole")
     n = sum(len(items.right) for items in whole.values())
     if not by_student:
         return Finding("Probes of the whole model alone", f"{n:,} items, {len(whole)} families.")
@@ -137,7 +138,7 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
         {f: statistics.accuracy_difference(by_student[student][f], whole[f]) for f in whole}
         for student in (first, last)
     )
-    order = sorted(whole, key=lambda f: lost[f].point)
+    order = sorted(whole, key=lambda f: (lost[f].point, f))
     gone = [f for f in order if w.side(lost[f], 0) == w.BELOW]
     back = [f for f in gone if w.side(left[f], 0) != w.BELOW]
     told = ", ".join(
@@ -155,13 +156,13 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
         return Finding(f"{worst}; after healing no loss is shown", text)
     if back:
         return Finding(f"{worst}; after healing no loss is shown in {w.listed(back)}", text)
-    return Finding(f"{worst}; every loss is still there after healing", text)
+    return Finding(f"{worst}; every loss is still there after healing", text, True)
 
 
 def curves(curves: Mapping[str, Curve]) -> Finding:
     """How the losses fell, and whether they are still falling at the end."""
     told, falling = [], []
-    for name, curve in curves.items():
+    for name, curve in ((n, curves[n]) for n in w.natural(curves)):
         loss, values = max(curve.losses.items(), key=lambda item: len(item[1]))
         part = max(1, len(values) // FIFTH)
         start, before, end = (

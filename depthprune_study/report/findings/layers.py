@@ -1,4 +1,4 @@
-"""Findings about layers: what each is worth, which go, what that saves, whether the choice survives."""
+"""Findings about layers: what each is worth, and which rule chooses best."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def profile(profile: Profile) -> Finding:
 
 
 def criteria(profile: Profile) -> Finding:
-    """Which cheap criteria rank the layers as dropping them does, and which miss the dear middle layers."""
+    """Which cheap criteria rank the layers well, and which miss the dear middle layers."""
     truth = profile.drop_one
     others = {name: values for name, values in profile.criteria.items() if name != "drop_nll_nats"}
     rho = {name: statistics.rank_correlation(values, truth) for name, values in others.items()}
@@ -153,7 +153,7 @@ def rules(scores: Mapping[str, Score], k: int) -> Finding:
     whole, first = scores["whole"], w.best(named)
     tied = [
         n
-        for n in named
+        for n in w.natural(named)
         if n != first and w.side(statistics.ppl_ratio(named[n], named[first]), 1) == w.OPEN
     ]
     value = statistics.ppl_ratio(named[first], whole)
@@ -177,7 +177,9 @@ def rules(scores: Mapping[str, Score], k: int) -> Finding:
         random
         and w.side(statistics.ppl_ratio(named[first], statistics.mean_score(random)), 1) != w.BELOW
     ):
-        return Finding(f"{w.plural(k, 'layer')} fewer: no rule is shown to beat random draws", text)
+        return Finding(
+            f"{w.plural(k, 'layer')} fewer: no rule is shown to beat random draws", text, True
+        )
     if tied:
         return Finding(
             f"{w.plural(k, 'layer')} fewer: {len(tied) + 1} rules cannot be told apart as the best",

@@ -1,4 +1,4 @@
-"""Findings about rivals, limits and the recipe: other repairs, fewer bits, deeper cuts, more tokens."""
+"""Findings about other repairs, fewer bits, deeper cuts, more tokens, and the recipe."""
 
 from __future__ import annotations
 
@@ -43,12 +43,13 @@ def rivals(scores: Mapping[str, Score]) -> Finding:
     if len(won) == len(sides):
         return Finding(f"Our refit beats every training-free rival at {w.listed(won)} fewer", text)
     if lost:
-        return Finding(f"A training-free rival beats our refit at {w.listed(lost)} fewer", text)
+        title = f"A training-free rival beats our refit at {w.listed(lost)} fewer"
+        return Finding(title, text, True)
     if won:
         return Finding(
             f"Our refit beats every rival at {w.listed(won)} fewer; the rest is open", text
         )
-    return Finding("Our refit and the best training-free rival cannot be told apart", text)
+    return Finding("Our refit and the best training-free rival cannot be told apart", text, True)
 
 
 def rounding(scores: Mapping[str, Score], n_bytes: Facts | Mapping[str, int]) -> Finding:
@@ -56,7 +57,7 @@ def rounding(scores: Mapping[str, Score], n_bytes: Facts | Mapping[str, int]) ->
     n = w.plain(n_bytes)
     formats = [
         name
-        for name in n
+        for name in w.natural(n)
         if name in scores and name not in ("whole", "healed", "cut") and re.match(r"[A-Z]+\d", name)
     ]
     if not formats or "healed" not in n:
@@ -79,10 +80,8 @@ def rounding(scores: Mapping[str, Score], n_bytes: Facts | Mapping[str, int]) ->
         f" {w.paired(healed)}. Rounding and dropping layers can be done together."
     )
     if better:
-        return Finding(
-            f"Rounding to {w.listed(better)} takes fewer bytes and costs less than dropping layers",
-            text,
-        )
+        title = f"Rounding to {w.listed(better)} costs less, in fewer bytes, than fewer layers"
+        return Finding(title, text, True)
     if len(worse) == len(formats):
         return Finding("Rounding costs more perplexity than dropping layers and healing", text)
     return Finding("Rounding is not shown to cost less than dropping layers", text)
@@ -137,7 +136,7 @@ def depth(scores: Mapping[str, Score], sizes: Mapping[str, Size]) -> Finding:
 
 
 def budget(scores: Mapping[str, Score]) -> Finding:
-    """What more tokens bring, and whether healing needs real text or the whole model's own words will do."""
+    """What more tokens bring, and whether the whole model's own words do as well as articles."""
     runs: dict[str, dict[int, str]] = {}
     for name in scores:
         if match := re.fullmatch(r"(.+), ([\d,]+) tokens", name):
@@ -147,7 +146,7 @@ def budget(scores: Mapping[str, Score]) -> Finding:
     told = "; ".join(
         f"{source}: "
         + ", ".join(f"{w.interval(w.ratio(scores, of[n]))} with {n:,} tokens" for n in sorted(of))
-        for source, of in runs.items()
+        for source, of in sorted(runs.items())
     )
     start = (
         f"refit alone {w.interval(w.ratio(scores, 'refitted'))}; " if "refitted" in scores else ""
@@ -164,24 +163,23 @@ def budget(scores: Mapping[str, Score]) -> Finding:
     if common:
         gap = w.ratio(scores, runs["own words"][common[-1]], runs["articles"][common[-1]])
         text += f" With {common[-1]:,} tokens, own words over articles: {w.interval(gap)}."
-        titles = {
-            w.ABOVE: (
-                f"Healing wants real text: own words end at {w.short(gap)} times the articles'"
-                " perplexity"
-            ),
-            w.BELOW: "The whole model's own words heal better than articles",
-            w.OPEN: "The whole model's own words heal as well as articles, as far as can be told",
-        }
-        return Finding(titles[w.side(gap, 1)], text)
+        return w.outcome(
+            w.side(gap, 1),
+            text,
+            below="The whole model's own words heal better than articles",
+            above=f"Healing wants real text: own words end {w.short(gap)} times as high",
+            against=w.BELOW,
+            open="Own words and articles cannot be told apart as text to heal on",
+        )
     of = max(runs.values(), key=len)
     few, many = (of[n] for n in (min(of), max(of)))
-    gap = w.side(w.ratio(scores, many, few), 1)
-    titles = {
-        w.BELOW: "More tokens heal better",
-        w.ABOVE: "More tokens heal worse",
-        w.OPEN: "More tokens are not shown to help",
-    }
-    return Finding(titles[gap], text)
+    return w.outcome(
+        w.side(w.ratio(scores, many, few), 1),
+        text,
+        below="More tokens heal better",
+        above="More tokens heal worse",
+        open="More tokens are not shown to help",
+    )
 
 
 def recipe(trials: Mapping[str, Score], kept: Recipe) -> Finding:
@@ -191,7 +189,7 @@ def recipe(trials: Mapping[str, Score], kept: Recipe) -> Finding:
         factor, _, level = name.partition(": ")
         factors.setdefault(factor, {})[level] = score
     told, clear = [], {}
-    for factor, levels in factors.items():
+    for factor, levels in sorted(factors.items()):
         chosen = _kept_level(levels, getattr(kept, factor, None))
         gaps = {
             level: statistics.ppl_ratio(score, levels[chosen])
@@ -204,7 +202,9 @@ def recipe(trials: Mapping[str, Score], kept: Recipe) -> Finding:
             clear[factor] = worse[level].point
             told.append(f"{factor} {chosen} (kept) against {level}: {w.interval(worse[level])}")
     n = len(next(iter(trials.values())).documents) if trials else 0
-    open_ = [factor for factor in factors if factor not in clear and len(factors[factor]) > 1]
+    open_ = [
+        factor for factor in sorted(factors) if factor not in clear and len(factors[factor]) > 1
+    ]
     text = (
         f"Times the kept level's perplexity: {'; '.join(told)}"
         if told

@@ -27,17 +27,20 @@ def transfer(scores: Mapping[str, Score], first: Mapping[str, Score]) -> Finding
         f" articles). On the second family the healed student stands at {w.interval(gain)} of the"
         " cut one."
     )
-    titles = {
-        w.BELOW: "The recipe carries over: it heals the second family too",
-        w.ABOVE: "The recipe does not carry over: it harms the second family",
-        w.OPEN: "Whether the recipe carries over is open",
-    }
-    return Finding(titles[w.side(gain, 1)], text)
+    return w.outcome(
+        w.side(gain, 1),
+        text,
+        below="The recipe carries over: it heals the second family too",
+        above="The recipe does not carry over: it harms the second family",
+        open="Whether the recipe carries over is open",
+    )
 
 
 def staged(scores: Mapping[str, Score]) -> Finding:
-    """Dropping and healing in stages against all at once: the same layers, the same tokens, both ways round."""
-    orders = [name for name in scores if name.startswith("staged") and name.endswith("healed")]
+    """In stages against all at once: the same layers, the same tokens, both ways round."""
+    orders = [
+        name for name in sorted(scores) if name.startswith("staged") and name.endswith("healed")
+    ]
     gaps = {name: w.ratio(scores, name, "at once, healed") for name in orders}
     at_once = w.ratio(scores, "at once, healed")
     told = "; ".join(
@@ -53,7 +56,7 @@ def staged(scores: Mapping[str, Score]) -> Finding:
     if found == {w.BELOW}:
         return Finding("In stages is better than at once, on the same layers", text)
     if found == {w.ABOVE}:
-        return Finding("At once is better than in stages, on the same layers", text)
+        return Finding("At once is better than in stages, on the same layers", text, True)
     if found == {w.OPEN}:
         return Finding("In stages and at once cannot be told apart, on the same layers", text)
     return Finding("In stages or at once: it depends on which layers go first", text)
@@ -72,9 +75,11 @@ def seeds(
     The whole model's score is `whole[model]`, or stands among the model's own as `whole`.
     """
     limits, told, spreads, bad = rule("C7"), [], {}, False
-    for model, of in scores.items():
+    for model, of in sorted(scores.items()):
         reference = whole[model] if whole else of["whole"]
-        runs = [statistics.ppl_ratio(s, reference) for label, s in of.items() if "seed" in label]
+        runs = [
+            statistics.ppl_ratio(s, reference) for label, s in sorted(of.items()) if "seed" in label
+        ]
         points = [value.point for value in runs]
         bad = bad or len(runs) < 2 or any(statistics.DIVERGED in value.note for value in runs)
         spreads[model] = spread(points) if points else 0.0
@@ -89,7 +94,7 @@ def seeds(
     if widest <= limits["holds"]:
         return Finding(f"Seeds hardly differ: by {w.fine(widest)} at most", text)
     if widest > limits["fails"]:
-        return Finding(f"Seeds differ: by up to {w.fine(widest)}", text)
+        return Finding(f"Seeds differ: by up to {w.fine(widest)}", text, True)
     return Finding(f"Seeds differ by {w.fine(widest)}: neither hardly nor clearly", text)
 
 
@@ -103,12 +108,13 @@ def width(scores: Mapping[str, Score]) -> Finding:
     )
     if "cut" in scores and "narrower, cut" in scores:
         text += f" Before healing: {w.interval(w.ratio(scores, 'cut', 'narrower, cut'))}."
-    titles = {
-        w.BELOW: "Fewer layers beat narrower MLPs at the same size",
-        w.ABOVE: "Narrower MLPs beat fewer layers at the same size",
-        w.OPEN: "Fewer layers and narrower MLPs cannot be told apart at the same size",
-    }
-    return Finding(titles[w.side(gap, 1)], text)
+    return w.outcome(
+        w.side(gap, 1),
+        text,
+        below="Fewer layers beat narrower MLPs at the same size",
+        above="Narrower MLPs beat fewer layers at the same size",
+        open="Fewer layers and narrower MLPs cannot be told apart at the same size",
+    )
 
 
 def adapters(scores: Mapping[str, Score]) -> Finding:
@@ -123,9 +129,11 @@ def adapters(scores: Mapping[str, Score]) -> Finding:
         text += f" Adapters trained on the text: {w.interval(trained)}" + (
             f"; {ADAPTATION}." if w.side(trained, 1) == w.BELOW else "."
         )
-    titles = {
-        w.BELOW: "Healing adapters alone beats healing all weights",
-        w.ABOVE: "Healing adapters alone falls short of healing all weights",
-        w.OPEN: "Adapters alone and all weights cannot be told apart",
-    }
-    return Finding(titles[w.side(gap, 1)], text)
+    return w.outcome(
+        w.side(gap, 1),
+        text,
+        below="Healing adapters alone beats healing all weights",
+        above="Healing adapters alone falls short of healing all weights",
+        against=w.BELOW,
+        open="Adapters alone and all weights cannot be told apart",
+    )

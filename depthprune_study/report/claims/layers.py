@@ -1,0 +1,145 @@
+"""Luck, layers, choice, depth against width: C7, C8, C9, C11, C12, C13."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from depthprune_study.report import wording as w
+from depthprune_study.report.evidence import Evidence
+from depthprune_study.report.findings import repeats
+from depthprune_study.report.verdicts import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    Reading,
+    at_least,
+    at_most,
+    both,
+    claim,
+)
+from depthprune_study.results import statistics
+
+Rule = dict[str, Any]
+
+
+@claim("C7", "05_seed_stability")
+def seeds_agree(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
+    """The spread of the healed ratios; each seed draws its own articles."""
+    second = str(evidence.parameters("05_seed_stability").get("other_model", "")) or "another model"
+    for name, model in (("test", evidence.model("05_seed_stability")), ("other", second)):
+        scores = evidence.get("05_seed_stability", name)
+        runs = [w.ratio(scores, run) for run in scores if run.startswith("healed")]
+        if len(runs) < 2:
+            continue
+        spread = repeats.spread([run.point for run in runs])
+        word = HOLDS if spread <= rule["holds"] else FAILS if spread > rule["fails"] else OPEN
+        if not math.isfinite(spread) or any(statistics.DIVERGED in run.note for run in runs):
+            word = OPEN
+        points = w.listed(w.number(run.point) for run in runs)
+        detail = f"ratios {points} (n = {len(runs)} seeds, {runs[0].n} test articles)"
+        yield Reading(
+            model, word, f"spread {spread:.2%}".replace("%", " %"), "05_seed_stability", detail
+        )
+
+
+@claim("C8", "01_sensitivity")
+def ends_are_critical(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
+    """In resampled articles: both ends among the dearest, the cheapest in the first two thirds."""
+    for notebook in ("01_sensitivity", "04_transfer"):
+        profile = evidence.get(notebook, "profile")
+        if not profile:
+            continue
+        ranks, n = statistics.rank_draws(profile), profile.n_layers
+        ends = (ranks[:, [0, -1]] >= n - math.ceil(rule["critical"] * n)).all(axis=1)
+        cheapest = np.argmin(ranks, axis=1)
+        share = float((ends & (cheapest > 0) & (cheapest < 2 * n / 3)).mean())
+        word = HOLDS if share >= rule["holds"] else FAILS if share <= rule["fails"] else OPEN
+        first, last = (n - int(np.median(ranks[:, layer])) for layer in (0, -1))
+        detail = f"layer 0 ranks {first} and the last {last} of {n}, 1 = dearest"
+        detail += f" (n = {len(profile.teacher.documents)} calibration articles)"
+        figure = f"true in {share:.0%} of the resampled sets".replace("%", " %")
+        yield Reading(evidence.model(notebook), word, figure, notebook, detail)
+
+
+@claim("C9", "07_choice")
+def winner_changes(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
+    """The set best after healing against the one best before it, both healed in full."""
+    before, after, full = (evidence.get("07_choice", n) for n in ("before", "after", "healed"))
+    sets = {name: before[name] for name in before if name in after and name != "whole"}
+    if not sets:
+        return
+    model, n = evidence.model("07_choice"), len(sets)
+    old, new = w.best(sets), w.best({name: after[name] for name in sets})
+    if old == new:
+        word = FAILS if n >= rule["pairs"] else OPEN
+        yield Reading(model, word, f"{old} is best before and after", "07_choice", f"of {n} sets")
+        return
+    first, second = w.average(full, old), w.average(full, new)
+    if first is None or second is None:
+        yield Reading(model, OPEN, f"{old}, then {new}; not healed in full", "07_choice")
+        return
+    lost = statistics.nll_rise(before[new], before[old])
+    gap = statistics.nll_rise(second, first)
+    n_seeds = sum(name.startswith(f"{new}, seed") for name in full)
+    word = FAILS if w.side(gap, 0) == w.ABOVE else OPEN
+    word = HOLDS if w.side(gap, 0) == w.BELOW and lost.low > gap.high else word
+    word = word if n >= rule["pairs"] and n_seeds >= rule["seeds"] else OPEN
+    detail = f"{new} less {old} in nats per token: {w.interval(lost)} before healing (validation), "
+    detail += (
+        f"{w.interval(gap)} healed in full (n = {gap.n} test articles); {n} sets, {n_seeds} seeds"
+    )
+    yield Reading(model, word, f"{old} before, {new} after; {w.interval(gap)}", "07_choice", detail)
+
+
+@claim("C11", "06_controls")
+def beats_width(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
+    """Fewer layers over narrower MLPs, as many parameters, both healed."""
+    scores = evidence.get("06_controls", "test")
+    if "narrower, healed" in scores:
+        gap = w.ratio(scores, "healed", "narrower, healed")
+        detail = f"fewer layers over narrower MLPs, both healed (n = {gap.n} test articles)"
+        word = at_most(gap, rule["threshold"])
+        yield Reading(evidence.model("06_controls"), word, w.interval(gap), "06_controls", detail)
+
+
+@claim("C12", "02_prune")
+def which_end(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
+    """The most sensitive layers dropped, over the least sensitive ones; at each depth."""
+    scores = evidence.get("02_prune", "test")
+    for name in sorted(name for name in scores if name.startswith("least_sensitive-")):
+        k = name.rpartition("-")[2]
+        if f"most_sensitive-{k}" in scores:
+            gap = w.ratio(scores, f"most_sensitive-{k}", name)
+            detail = f"most over least sensitive, nothing healed (n = {gap.n} test articles)"
+            figure, word = f"{w.interval(gap)} at {k} fewer", at_least(gap, rule["threshold"])
+            yield Reading(evidence.model("02_prune"), word, figure, "02_prune", detail)
+
+
+@claim("C13", "06_controls")
+def depth_is_redundant(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
+    """Both halves, on one model: depth against width, and the middle against the rest."""
+    scores, profile = evidence.get("06_controls", "test"), evidence.get("01_sensitivity", "profile")
+    model = evidence.model("06_controls")
+    if "narrower, cut" not in scores or not profile or evidence.model("01_sensitivity") != model:
+        return
+    gap = w.ratio(scores, "cut", "narrower, cut")
+    rises, quarter = np.asarray(profile.by_document["drop_nll_nats"]), max(1, profile.n_layers // 4)
+    inner = np.arange(quarter, profile.n_layers - quarter)
+    outer = np.setdiff1d(np.arange(1, profile.n_layers - 1), inner)
+    words, middle = [at_most(gap, rule["threshold"])], "no outer layers but the two ends"
+    if len(outer) and len(inner):
+        more = rises[inner].mean(axis=0) - rises[outer].mean(axis=0)
+        value = statistics.mean_per_token(more, profile.teacher.n_tokens)
+        words.append(at_most(value, 0.0))
+        middle = f"middle less outer {w.interval(value)} nats"
+    detail = (
+        f"before healing, fewer layers over narrower MLPs (n = {gap.n} test articles); the middle"
+        f" half less the outer layers, nats per token (n = {len(profile.teacher.documents)}"
+        " articles)"
+    )
+    figure = f"{w.interval(gap)}; {middle}"
+    yield Reading(model, both(words), figure, "06_controls", detail)

@@ -1,0 +1,88 @@
+"""What failed or did not pay, from verdicts, targets and findings: at most seven lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from depthprune_core.records import Score
+from depthprune_study.report import verdicts
+from depthprune_study.report import wording as w
+from depthprune_study.report.claims import judge
+from depthprune_study.report.evidence import Evidence
+from depthprune_study.report.rules import targets
+from depthprune_study.report.wording import Finding
+from depthprune_study.results import statistics
+
+MOST = 7
+
+
+def lines(evidence: Evidence, found: Sequence[Finding]) -> list[str]:
+    """Missed targets, claims that fail or are open, what speaks against the recipe, limits."""
+    judged = judge(evidence)
+    told = [f"This study's own target: {line}" for line in missed(evidence)][:2]
+    for word, start in (
+        (verdicts.FAILS, "Claims that fail"),
+        (verdicts.OPEN, "Claims that are open"),
+    ):
+        which = [f"{v.id} ({v.figure}, on {v.model})" for v in judged if v.word == word]
+        told += [f"{start}: {'; '.join(which)}."] if which else []
+    against = [finding for finding in found if finding.against]
+    told += [f"{finding.title}. {finding.text}" for finding in against[:1]]
+    told += [f"Also: {'; '.join(finding.title for finding in against[1:])}."] if against[1:] else []
+    stopped = diverged(evidence)
+    told += [f"Stopped because they diverged: {w.listed(stopped)}."] if stopped else []
+    return [*told[: MOST - 1], limits(evidence)] if evidence.lead else []
+
+
+def missed(evidence: Evidence) -> list[str]:
+    """Targets of params/claims.yaml that this study could reach and did not."""
+    told = []
+    for target in targets():
+        score = _healed(evidence, target["fewer"])
+        if score is None or evidence.model("08_limits") != target["model"]:
+            continue
+        value = statistics.ppl_ratio(score, evidence.record("08_limits", "depth")["whole"])
+        found = w.side(value, target["threshold"])
+        if found != w.BELOW:
+            how = "is missed" if found == w.ABOVE else "is not shown to be reached"
+            told.append(
+                f"at most {target['threshold']} with {target['fewer']} layers fewer {how}:"
+                f" {w.paired(value)}."
+            )
+    return told
+
+
+def _healed(evidence: Evidence, fewer: int) -> Score | None:
+    """The best healed student of so many layers fewer: by depth, or with the longest budget."""
+    found = [w.average(evidence.get("08_limits", "depth"), f"{fewer} fewer, healed")]
+    counts = evidence.parameters("08_limits").get("drop_counts", [])
+    if fewer in counts[:2][-1:]:  # the depth at which the budgets are tried
+        budget = evidence.get("08_limits", "budget")
+        found += [score for name, score in budget.items() if name.endswith("tokens")]
+    scored = [score for score in found if score]
+    return min(scored, key=lambda score: score.mean_nll_nats) if scored else None
+
+
+def diverged(evidence: Evidence) -> list[str]:
+    """Students whose training was stopped, by notebook."""
+    names = ("test", "depth", "budget", "after", "healed", "trials", "other")
+    return [
+        f"{student} (notebook {notebook.split('_')[0]})"
+        for notebook in evidence.notebooks
+        for name in names
+        for student, score in evidence.get(notebook, name).items()
+        if isinstance(score, Score) and score.diverged
+    ]
+
+
+def limits(evidence: Evidence) -> str:
+    """How small the evidence is."""
+    notebook = evidence.lead
+    n = len(evidence.record(notebook, "test")["whole"].documents)
+    recipe, text = evidence.get(notebook, "recipe"), evidence.parameters(notebook).get("text", "")
+    tokens = f", healed on {recipe.tokens:,} tokens" if recipe else ""
+    return (
+        f"Limits: {evidence.model(notebook)}{tokens} of {text}, judged on"
+        f" {w.plural(n, 'test article')}; perplexity and small probes are not all that a model"
+        " can do."
+    )

@@ -1,0 +1,219 @@
+"""The report's pieces as Markdown, from records alone. `root`: from there to the report."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+
+from depthprune_core import storage
+from depthprune_study.report import failing, verdicts
+from depthprune_study.report import findings as of
+from depthprune_study.report import wording as w
+from depthprune_study.report.claims import judge
+from depthprune_study.report.evidence import REAL, STAND_IN, Evidence, kind
+from depthprune_study.report.found import found
+from depthprune_study.report.rules import claims as claims_of
+
+NOT_RUN = "Not run in this study.\n"
+QUESTIONS = {
+    "01_sensitivity": "What is each layer worth?",
+    "02_prune": "Which layers go, and what is saved?",
+    "03_recovery": "How much comes back?",
+    "04_transfer": "Does the recipe carry over?",
+    "05_seed_stability": "Is it luck?",
+    "06_controls": "Is it the depth?",
+    "07_choice": "Does the choice survive healing?",
+    "08_limits": "How far can it go?",
+    "09_recipe": "Why this recipe?",
+    "10_report": "What holds?",
+}
+
+
+# ---------------------------------------------------------------- pieces
+
+
+def answer(evidence: Evidence, *, root: str = "") -> str:
+    """The study's answer: the path of the headline cut, the matched control, speed, the tally."""
+    lead = evidence.lead
+    if not lead:
+        return NOT_RUN
+    lines = [f"{line}\n" for line in answer_lines(evidence)]
+    title = of.path(evidence.record(lead, "test")).title
+    return "\n".join([*lines, _image(evidence, lead, "path", title, root)])
+
+
+def answer_lines(evidence: Evidence) -> list[str]:
+    """The same without the figure, a paragraph each."""
+    lead, model = evidence.lead, evidence.model(evidence.lead)
+    scores, told = evidence.record(lead, "test"), []
+    if kind(model) == STAND_IN:
+        told.append(
+            f"**{safe(model)} is a stand-in: this shows that the chain runs, and no more.**"
+        )
+    plans = evidence.get(lead, "plans") or {"main": evidence.get(lead, "plan")}
+    if plan := plans.get("main"):
+        layers = f"layers {w.listed(plan.dropped)} of {plan.n_layers}"
+        told.append(f"**{safe(model)} without {layers}.** {safe(of.path(scores).text)}")
+    if {"ce", "whole, same text"} <= set(scores):
+        told.append(safe(of.control(scores).text))
+    for notebook in (lead, "02_prune"):
+        timing = evidence.get(notebook, "timing")
+        if timing and evidence.model(notebook) == model:
+            told.append(safe(of.speed({next(iter(timing)): next(iter(timing.values()))}).text))
+            break
+    return [*told, f"**{verdicts.tally(judge(evidence))}**"]
+
+
+def claims(evidence: Evidence, *, root: str = "") -> str:
+    """The claims as a matrix; folded below it, each rule and what stands beside the number."""
+    judged, ran = judge(evidence), set(evidence.notebooks)
+    rows = []
+    for v in judged:
+        entry = claims_of()[v.id]
+        changed = " *(rule changed)*" if entry.changed else ""
+        ours = (
+            f"{v.figure} · {v.model}" if v.figure and v.word != verdicts.BY_ARITHMETIC else v.figure
+        )
+        made = _notebook(v.notebook, root) if v.notebook in ran else "–"
+        claim = f"{safe(entry.claim)}{changed}"
+        rows.append([v.id, claim, safe(entry.source), safe(ours) or "–", f"**{v.word}**", made])
+    matrix = table(["", "claim", "the source", "ours", "verdict", "made in"], rows)
+    models = dict.fromkeys(v.model for v in judged if kind(v.model) == REAL and v.model)
+    whose = f" {w.listed(models)}: real weights, but not the source's models." if models else ""
+    folded = "\n".join(f"- **{v.id}** {_told(v)}" for v in judged)
+    rules = _folded("Each rule, what was changed in it, and what stands beside the number", folded)
+    return f"{verdicts.tally(judged)} {safe(whose)}\n\n{matrix}\n{rules}"
+
+
+def _told(v: verdicts.Verdict) -> str:
+    entry = claims_of()[v.id]
+    changed = [f"Changed: {entry.changed.rstrip('.')}"] if entry.changed else []
+    notes = [f"Beside it: {'; '.join(v.notes)}"] if v.notes else []
+    others = [f"{r.model} {r.figure}, {r.word}" for r in v.others]
+    deciding = [f"Deciding nothing: {'; '.join(others)}"] if others else []
+    return safe(". ".join([f"Rule: {entry.in_words}", *changed, *notes, *deciding]) + ".")
+
+
+def findings(evidence: Evidence, *, root: str = "") -> str:
+    """One figure a finding, grouped by the notebook's question."""
+    entries, parts = found(evidence), []
+    for notebook, question in QUESTIONS.items():
+        own = [entry for entry in entries if entry[0] == notebook]
+        if not own or notebook == "10_report":
+            continue
+        model = safe(evidence.model(notebook))
+        parts.append(f"**{question}** {model} · {_notebook(notebook, root)}\n")
+        for _, figure, finding in own:
+            image = _image(evidence, notebook, figure, finding.title, root)
+            parts.append(f"### {safe(finding.title)}\n\n{image}{safe(finding.text)}\n")
+    missing = [n for n in QUESTIONS if n not in evidence.notebooks and n != "10_report"]
+    if missing:
+        parts.append(f"Not run in this study: {w.listed(n.split('_')[0] for n in missing)}.\n")
+    return "\n".join(parts)
+
+
+def failures(evidence: Evidence, *, root: str = "") -> str:
+    """What failed, in at most seven bullets."""
+    lines = failing.lines(evidence, [finding for _, _, finding in found(evidence)])
+    return "".join(f"- {safe(line)}\n" for line in lines) or NOT_RUN
+
+
+def costs(evidence: Evidence, *, root: str = "") -> str:
+    """Minutes and memory of every notebook; folded, where the records come from."""
+    known = {name: cost for name, cost in evidence.costs.items() if name in QUESTIONS}
+    if not known:
+        return NOT_RUN
+    rows = [
+        [
+            _notebook(n, root),
+            minutes(c["seconds"], bool(c.get("resumed"))),
+            _gib(c.get("peak_bytes", 0)),
+        ]
+        for n, c in sorted(known.items())
+    ]
+    total = minutes(sum(c["seconds"] for c in known.values()))
+    rows.append(["**all**", f"**{total}**", ""])
+    spent = table(["notebook", "minutes", "memory, GiB"], rows)
+    return f"{spent}\n{_folded('Where the records come from', _origins(evidence))}"
+
+
+def minutes(seconds: float, resumed: bool = False) -> str:
+    return f"{'more than ' if resumed else ''}{seconds / 60:,.1f}"
+
+
+def _gib(n_bytes: float) -> str:
+    return f"{n_bytes / 2**30:.1f}" if n_bytes else "–"
+
+
+def _origins(evidence: Evidence) -> str:
+    rows = []
+    for notebook in evidence.notebooks:
+        path = next(iter(sorted((evidence.folder / "records" / notebook).glob("*.json"))), None)
+        if path:
+            stamp = storage.read_stamp(path)
+            versions = ", ".join(f"{name} {version}" for name, version in stamp.versions.items())
+            told = (
+                notebook,
+                stamp.commit,
+                stamp.code_hash,
+                stamp.device,
+                str(stamp.seed),
+                versions,
+            )
+            rows.append([safe(str(item)) for item in told])
+    return table(["notebook", "commit", "code", "device", "seed", "versions"], rows)
+
+
+# ---------------------------------------------------------------- the whole page
+
+
+def page(evidence: Evidence, *, unfinished: Sequence[str] = ()) -> str:
+    """The report of a study as one Markdown page, for reports/<study>/README.md."""
+    parts = {
+        "Answer": answer(evidence),
+        "Claims": claims(evidence),
+        "Findings": findings(evidence),
+        "What failed": failures(evidence),
+        "What it took": costs(evidence),
+    }
+    links = " · ".join(f"[{name}](#{anchor(name)})" for name in parts)
+    warning = f"**Unfinished: {w.listed(unfinished)} not run yet.**\n\n" if unfinished else ""
+    how = (
+        "A ratio is the perplexity over that of the whole model on the same articles: above 1 is"
+        " worse. Brackets are 95 % intervals, from resampling whole articles. *Repair* is the"
+        " healed model against the frozen whole model; *matched* is the cut model trained on the"
+        " text against the whole model trained on the same text.\n"
+    )
+    body = "\n".join(f"## {name}\n\n{text}" for name, text in parts.items())
+    return f"# depthprune, study {safe(evidence.study)}\n\n{links}\n\n{warning}{how}\n{body}"
+
+
+def anchor(heading: str) -> str:
+    """As GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def safe(text: str) -> str:
+    """Text of records as Markdown that shows it as it is."""
+    text = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text).replace("$", "&#36;")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _folded(title: str, text: str) -> str:
+    return f"<details><summary>{html.escape(title)}</summary>\n\n{text}\n\n</details>\n"
+
+
+def _notebook(notebook: str, root: str) -> str:
+    return f"[{notebook.split('_')[0]}]({root}notebooks/{notebook}.ipynb)"
+
+
+def _image(evidence: Evidence, notebook: str, figure: str, alt: str, root: str) -> str:
+    """A figure of the study, where it was kept."""
+    path = evidence.figure(notebook, figure)
+    return f"![{safe(alt)}]({root}figures/{path.name})\n\n" if path else ""

@@ -1,0 +1,131 @@
+"""A run -> reports/<study>/: pages, executed notebooks, records, figures; swapped in one step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from depthprune_study import paths
+from depthprune_study.errors import StudyError
+from depthprune_study.report import pages
+from depthprune_study.report.evidence import Evidence
+from depthprune_study.report.html_page import html_page
+
+ABOUT = {  # in this order; those after FULL are a line each
+    "overnight": "SmolLM2 135M, every notebook at full length: the answer",
+    "quick": "the main job on any machine: a stand-in, then SmolLM2 135M",
+    "full": "the source's own models: GPT-2 124M, then TinyLlama 1.1B",
+    "full-t4": "the same on a GPU of 15 GiB",
+    "rehearsal": "the shapes of `full` with random weights: that it runs, and how fast",
+    "ci": "a few documents: that the chain runs; its numbers mean nothing",
+}
+A_LINE = ("rehearsal", "ci")
+MADE_FROM = "made-from.json"
+
+
+def publish(
+    study: str, *, keys: dict[str, str], costs: dict[str, Any], unfinished: bool = False
+) -> Path:
+    """Build the report beside the old one and swap them; returns its folder.
+
+    `keys`: notebook -> the key of its finished step. `unfinished`: some notebooks are not run yet.
+    """
+    runs, target = paths.runs(study), paths.reports(study)
+    missing = [n for n in keys if not (runs / "notebooks" / f"{n}.ipynb").is_file()]
+    if missing or not keys:
+        raise StudyError(f"study {study} has no finished notebook {', '.join(missing) or 'at all'}")
+    building, old = (target.with_name(f".{target.name}.{end}") for end in ("new", "old"))
+    if old.exists() and not target.exists():
+        os.replace(old, target)  # an earlier swap was interrupted
+    shutil.rmtree(building, ignore_errors=True)
+    for notebook in keys:
+        _copy(runs, building, f"notebooks/{notebook}.ipynb")
+        for pattern in (f"records/{notebook}/**/[!.]*.json", f"figures/{notebook}-*"):
+            for path in sorted(runs.glob(pattern)):
+                _copy(runs, building, path.relative_to(runs).as_posix())
+    _write(building / "costs.json", json.dumps({n: costs[n] for n in keys if n in costs}, indent=1))
+    notebooks = [n for n in pages.QUESTIONS if n not in keys] if unfinished else []
+    for name, text in made(study, building, notebooks).items():
+        _write(building / name, text)
+    about = {"keys": keys, "unfinished": notebooks, "files": hashes(building)}
+    _write(building / MADE_FROM, json.dumps(about, indent=1) + "\n")
+    _swap(building, target, old)
+    _write(target.parent / "README.md", index(target.parent))
+    return target
+
+
+def made(study: str, folder: Path, unfinished: list[str]) -> dict[str, str]:
+    """The pages of a report, from what lies in its folder."""
+    markdown = pages.page(Evidence(study, folder), unfinished=unfinished)
+    html = html_page(markdown, folder / "figures", title=f"depthprune, study {study}")
+    return {"README.md": markdown, "report.html": html}
+
+
+def is_current(study: str, keys: dict[str, str]) -> dict[str, bool]:
+    """Notebook -> whether the published report was made by code and parameters as they are now."""
+    made_from = read_made_from(paths.reports(study)).get("keys", {})
+    return {notebook: made_from.get(notebook) == key for notebook, key in keys.items()}
+
+
+def read_made_from(folder: Path) -> dict[str, Any]:
+    """What a report was made from; empty where that is missing or damaged."""
+    try:
+        found = json.loads((folder / MADE_FROM).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """File of a report -> SHA-256 of its content, MADE_FROM apart."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MADE_FROM]
+    return {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
+    }
+
+
+def index(reports: Path) -> str:
+    """reports/README.md: every published study, `overnight` first with its answer."""
+    found = {path.parent.name: path.parent for path in reports.glob("[!.]*/" + MADE_FROM)}
+    lines = ["# Reports\n"]
+    for study in [*(name for name in ABOUT if name in found), *sorted(set(found) - set(ABOUT))]:
+        links = f"[report]({study}/README.md) · [one offline file]({study}/report.html)"
+        about = ABOUT.get(study, "a study of your own")
+        if study in A_LINE:
+            lines.append(f"- **{study}**: {about}. {links}\n")
+            continue
+        evidence = Evidence(study, found[study])
+        lines.append(f"## {study}\n\n{about[:1].upper()}{about[1:]}. {links}\n")
+        said = pages.answer_lines(evidence) if evidence.lead else [pages.NOT_RUN]
+        lines.append("\n\n".join(said if study == "overnight" else said[-1:]) + "\n")
+    return "\n".join(lines)
+
+
+def _copy(source: Path, target: Path, name: str) -> None:
+    (target / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source / name, target / name)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _swap(building: Path, target: Path, old: Path) -> None:
+    """The new folder in the old one's place; on an error the old one stays."""
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    try:
+        os.replace(building, target)
+    except OSError:
+        if old.exists():
+            os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

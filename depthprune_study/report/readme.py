@@ -1,0 +1,94 @@
+"""Fills the marked blocks of the top README from reports/overnight: python -m ...report.readme"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from depthprune_study import paths
+from depthprune_study.report import pages
+from depthprune_study.report.claims import judge
+from depthprune_study.report.evidence import Evidence
+from depthprune_study.report.found import found
+from depthprune_study.report.rules import claims
+
+STUDY = "overnight"
+NOT_EXECUTED = f"The study `{STUDY}` is not executed yet: no numbers here.\n"
+BLOCKS = ("answer", "claims", "notebooks", "minutes")
+
+
+def filled(text: str, root: Path) -> str:
+    """The README with its blocks made anew; `root` holds README.md and reports/."""
+    evidence = Evidence(STUDY, root / "reports" / STUDY)
+    for block in BLOCKS:
+        made = globals()[f"_{block}"](evidence, root)
+        pattern = rf"(<!-- {block} -->\n).*?(<!-- /{block} -->)"
+        text = re.sub(pattern, lambda m, made=made: f"{m[1]}{made}{m[2]}", text, flags=re.DOTALL)
+    return text
+
+
+def _answer(evidence: Evidence, root: Path) -> str:
+    if not evidence.lead:
+        return NOT_EXECUTED
+    where = f"reports/{STUDY}/"
+    more = f"[The whole report]({where}README.md): every claim, every figure, what failed.\n"
+    return f"{pages.answer(evidence, root=where)}\n{more}"
+
+
+def _claims(evidence: Evidence, root: Path) -> str:
+    if not evidence.lead:
+        return NOT_EXECUTED
+    safe = pages.safe
+    rows = [
+        [
+            v.id,
+            safe(claims()[v.id].claim),
+            safe(claims()[v.id].source),
+            safe(v.figure) or "–",
+            v.word,
+        ]
+        for v in judge(evidence)
+    ]
+    return pages.table(["", "the source says", "its figure", "ours", "verdict"], rows)
+
+
+def _notebooks(evidence: Evidence, root: Path) -> str:
+    """A row a notebook: its question, its finding in one line, and where to read it."""
+    first = {}
+    for notebook, _, finding in found(evidence):
+        first.setdefault(notebook, finding.title)
+    rows = []
+    for notebook, question in pages.QUESTIONS.items():
+        executed = f"reports/{STUDY}/notebooks/{notebook}.ipynb"
+        path = executed if (root / executed).is_file() else f"notebooks/{notebook}.ipynb"
+        viewer = f"https://nbviewer.org/github/{paths.REPOSITORY}/blob/{paths.BRANCH}/{path}"
+        links = f"[GitHub]({path}) · [nbviewer]({viewer}) {paths.badge(notebook)}"
+        title = pages.safe(
+            first.get(notebook, "every claim, judged" if notebook[:2] == "10" else "–")
+        )
+        rows.append([notebook[:2], question, title, links])
+    return pages.table(["", "question", "what was found", "read"], rows)
+
+
+def _minutes(evidence: Evidence, root: Path) -> str:
+    """Measured minutes and memory of the studies that are published."""
+    rows = []
+    for study in ("quick", STUDY):
+        costs = Evidence(study, root / "reports" / study).costs.values()
+        if costs:
+            total = pages.minutes(sum(cost["seconds"] for cost in costs))
+            most = max(cost.get("peak_bytes", 0) for cost in costs) / 2**30
+            rows.append([f"`{study}`", total, f"{most:.1f}"])
+    return (
+        pages.table(["study", "minutes, measured", "memory, GiB"], rows) if rows else NOT_EXECUTED
+    )
+
+
+def main() -> None:
+    """Write README.md anew."""
+    path = paths.home() / "README.md"
+    path.write_text(filled(path.read_text(encoding="utf-8"), paths.home()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

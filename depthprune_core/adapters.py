@@ -24,13 +24,15 @@ SCALING = 2.0  # of the update: alpha = 2 x rank, as most recipes have it
 def low_rank(
     model: PreTrainedModel, *, rank: int, seed: int, keep: Collection[nn.Parameter] = frozenset()
 ) -> Iterator[None]:
-    """Within the block only adapters of this rank can be trained (LoRA: Hu et al. 2021, 2106.09685).
+    """Within the block only adapters can be trained (LoRA: Hu et al. 2021, 2106.09685).
 
     There is one on every linear map of every layer (on subclasses too; a mixture's experts that
     share one tensor have none), drawn by `seed`, at first without effect. At the block's end they
     are added to the weights and gone; where it ends by an error they are gone without a trace.
-    Parameters in `keep` (another model's too) stay as they are: the model gets its own copy of those
-    that change. Raises ValueError for a model whose layers hold no linear map.
+    Parameters in `keep` (another model's too) stay as they are: the model gets its own copy of
+    those that change.
+
+    Raises ValueError for a model whose layers hold no linear map.
     """
     from peft.tuners.lora import LoraModel
 

@@ -158,7 +158,7 @@ class _LogSumExp:
 
 
 class _Head:
-    """The head for training: logits of a chunk of tokens in one buffer, and gradients from them."""
+    """The head for training: logits of a chunk of tokens in one buffer, and their gradients."""
 
     def __init__(self, parts: Decoder, device: torch.device) -> None:
         self.head, self.softcap, self.scale = parts.head, parts.softcap, parts.scale

@@ -1,4 +1,4 @@
-"""Matrix products in float32 on a CPU, by whichever of torch's two libraries uses the processor fully; which devices have bfloat16."""
+"""Matrix products in float32 on a CPU, by whichever of torch's two libraries is the faster there."""
 
 from __future__ import annotations
 
@@ -17,25 +17,30 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x @ weight.T + bias, with gradients, as `torch.nn.functional.linear`.  (..., k), (n, k), (n,) -> (..., n)
+    """x @ weight.T + bias, as `torch.nn.functional.linear`.  (..., k), (n, k), (n,) -> (..., n)
 
-    Where MKL, torch's default, is the slower library, float32 products go through oneDNN, which torch ships too: the same
-    sums in another order.
+    With gradients. Where MKL, torch's default, is the slower library, float32 products go through
+    oneDNN, which torch ships too: the same sums in another order.
     """
-    plain = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
-    if not (plain and onednn_is_better()) or torch.is_autocast_enabled("cpu"):
+    plain = x.dtype == weight.dtype == torch.float32
+    on_cpu = x.device.type == weight.device.type == "cpu"
+    if not (plain and on_cpu and onednn_is_better()) or torch.is_autocast_enabled("cpu"):
         return nn.functional.linear(x, weight, bias)
     if torch.is_grad_enabled():
-        return _Linear.apply(x, weight, bias)
+        # As a matrix: else the result is a view made inside the function, which a model may not
+        # change in place (OLMo's clip_qkv does).
+        rows = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+        return rows.view(*x.shape[:-1], -1)
     return _onednn(x, weight, bias)
 
 
 @contextmanager
 def fast_products(model: nn.Module) -> Iterator[None]:
-    """Within the block, the linear maps of a model compute by `linear`; modules and weights stay where they are."""
+    """Within the block, the linear maps of a model compute by `linear`; its weights stay as they are."""
     modules = []
     if onednn_is_better():
-        modules = [m for m in model.modules() if type(m) in (nn.Linear, Conv1D) and "forward" not in vars(m)]
+        modules = [m for m in model.modules() if type(m) in (nn.Linear, Conv1D)]
+        modules = [m for m in modules if "forward" not in vars(m)]
     for module in modules:
         module.forward = partial(_forward, module)
     try:
@@ -47,15 +52,19 @@ def fast_products(model: nn.Module) -> Iterator[None]:
 
 @cache
 def onednn_is_better() -> bool:
-    """On AMD processors with AVX-512 (`make bench` times both). By name, not by a stopwatch: a result must not depend on it."""
+    """On AMD processors with AVX-512 (`make bench` times both).
+
+    By name, not by a stopwatch: a result must not depend on it.
+    """
     has_op = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
     return has_op and wide and CPUINFO.exists() and "AuthenticAMD" in CPUINFO.read_text()
 
 
 def has_bfloat16(device: torch.device | str) -> bool:
-    """Whether the device is a GPU that multiplies in bfloat16 itself; older ones imitate it, many times slower than float32."""
-    return torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    """Whether the device is a GPU that multiplies in bfloat16 itself; older ones imitate it slowly."""
+    cuda = torch.device(device).type == "cuda"
+    return cuda and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -63,15 +72,19 @@ def _forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return linear(x, weight, module.bias)
 
 
-def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def _onednn(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 class _Linear(torch.autograd.Function):
-    """The gradients of a linear map by the same library."""
+    """Rows through a linear map, with gradients by the same library.  (m, k) -> (m, n)"""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         return _onednn(x, weight, bias)
 
@@ -79,7 +92,6 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        rows = gradient.reshape(-1, gradient.shape[-1])  # (m, n)
-        of_x = _onednn(rows, weight.t()).view(x.shape) if ctx.needs_input_grad[0] else None
-        of_weight = _onednn(rows.t(), x.reshape(-1, x.shape[-1]).t()) if ctx.needs_input_grad[1] else None
-        return of_x, of_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
+        of_x = _onednn(gradient, weight.t()) if ctx.needs_input_grad[0] else None
+        of_weight = _onednn(gradient.t(), x.t()) if ctx.needs_input_grad[1] else None
+        return of_x, of_weight, gradient.sum(0) if ctx.needs_input_grad[2] else None

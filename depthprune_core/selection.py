@@ -47,9 +47,8 @@ def choose(name: str, known: Evidence, k: int) -> Plan:
     if not 1 <= k < known.n_layers:
         if known.n_layers == 1:
             raise ValueError(f"k={k} layers to drop: a model of one layer can lose none")
-        raise ValueError(
-            f"k={k} layers to drop: a model of {known.n_layers} layers can lose 1..{known.n_layers - 1}"
-        )
+        n = known.n_layers
+        raise ValueError(f"k={k} layers to drop: a model of {n} layers can lose 1..{n - 1}")
     try:
         return RULES[name](known, k)
     except KeyError as error:  # a cost that was not measured
@@ -58,10 +57,9 @@ def choose(name: str, known: Evidence, k: int) -> Plan:
 
 def spread(ranked: Sequence[Any], n: int, *, top: int) -> list[Any]:
     """n items of a ranking: the first `top`, the others at equal distances to the last."""
-    others = n - top
-    if not 0 <= top <= n <= len(ranked) or others == 0 < len(ranked) - n:
+    if not 0 <= top <= n <= len(ranked):
         raise ValueError(f"n={n} items to pick, top={top}: a ranking of {len(ranked)} has too few")
-    rest = ranked[top:]
+    rest, others = ranked[top:], n - top
     return [*ranked[:top], *(rest[(i + 1) * len(rest) // others - 1] for i in range(others))]
 
 
@@ -83,7 +81,9 @@ def most_sensitive(known: Evidence, k: int) -> Plan:
 @rule
 def block_influence(known: Evidence, k: int) -> Plan:
     """The k layers that turn the hidden state least (ShortGPT: Men et al. 2024, 2403.03853)."""
-    return _lowest("block_influence", _profile(known, "block_influence").criteria["block_influence"], k)
+    return _lowest(
+        "block_influence", _profile(known, "block_influence").criteria["block_influence"], k
+    )
 
 
 @rule
@@ -204,7 +204,9 @@ def _cheapest(name: str, known: Evidence, sets: Iterable[tuple[int, ...]]) -> Pl
     _ahead(cost, map(frozenset, sets))
     costs = {layers: _ordered(cost(frozenset(layers))) for layers in sets}
     best = min(costs, key=lambda layers: (costs[layers], layers))
-    return Plan(known.n_layers, best, name, {"rise_nll_nats": costs[best], "candidates": len(costs)})
+    return Plan(
+        known.n_layers, best, name, {"rise_nll_nats": costs[best], "candidates": len(costs)}
+    )
 
 
 def _least_sum(
@@ -218,7 +220,7 @@ def _least_sum(
     best: tuple[float, tuple[int, ...]] = (math.inf, ())
 
     def visit(chosen: tuple[int, ...], total: float, adds: dict[int, float]) -> None:
-        """`adds`: layers that may still be chosen -> own cost plus interactions with those chosen."""
+        """`adds`: what each layer that may still be chosen adds, interactions included."""
         nonlocal best
         missing = k - len(chosen)
         if not missing:
@@ -257,5 +259,7 @@ def _finite(cost: Cost, layers: set[int]) -> float:
     value = cost(frozenset(layers))
     if not math.isfinite(value):
         named = " and ".join(map(str, sorted(layers)))
-        raise ValueError(f"dropping layer {named} costs {value}, of which no difference can be taken")
+        raise ValueError(
+            f"dropping layer {named} costs {value}, of which no difference can be taken"
+        )
     return value

@@ -74,7 +74,8 @@ def profile(
         by_document={name: tuple(map(tuple, table.tolist())) for name, table in sums.items()},
         by_layer=by_layer,
         angular_distance={
-            str(length): tuple((total / windows.n_tokens).tolist()) for length, total in spans.items()
+            str(length): tuple((total / windows.n_tokens).tolist())
+            for length, total in spans.items()
         },
     )
 
@@ -98,7 +99,8 @@ def _add_distances(
 
 def _magnitude(parts: Decoder) -> tuple[float, ...]:
     return tuple(
-        math.fsum(float(p.abs().double().sum()) for p in layer.parameters()) for layer in parts.layers
+        math.fsum(float(p.abs().double().sum()) for p in layer.parameters())
+        for layer in parts.layers
     )
 
 

@@ -31,7 +31,7 @@ def compare_all(
     batch_size: int = 1,
     progress: Progress = silent,
 ) -> dict[str, Timing]:
-    """Times taken in turn (teacher, each student, teacher, ...), after one unmeasured round of each.
+    """Times taken in turn (teacher, each student, teacher, ...), after one unmeasured round.
 
     Prefill is one forward over `context` tokens that fills the KV cache; decode is `new_tokens`
     single-token steps behind it, greedy, never stopped early. Random token ids: the time does not
@@ -45,7 +45,9 @@ def compare_all(
     times: dict[str, list[Pair]] = {name: [] for name in students}
     for repetition in range(repetitions + 1):
         of_teacher = _prefill_and_decode_ms(teacher, prompt, new_tokens)
-        of_students = {n: _prefill_and_decode_ms(s, prompt, new_tokens) for n, s in students.items()}
+        of_students = {
+            n: _prefill_and_decode_ms(s, prompt, new_tokens) for n, s in students.items()
+        }
         if repetition:  # the first round warms up caches, allocator and clocks
             teacher_times.append(of_teacher)
             for name, pair in of_students.items():
@@ -89,7 +91,7 @@ def weight_bytes_per_token(model: PreTrainedModel) -> int:
 
 @torch.no_grad()
 def kv_bytes_per_token(model: PreTrainedModel) -> int:
-    """Bytes that one more token of context adds to the KV cache, read off a cache of four tokens."""
+    """Bytes that one more token adds to the KV cache, read off a cache of four tokens."""
     ids = torch.tensor([[1, 2, 3, 4]], device=model.device)
     cache = model(input_ids=ids, use_cache=True).past_key_values
     tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]

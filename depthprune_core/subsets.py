@@ -44,7 +44,9 @@ def nll_by_window(
     batches = list(windows.batches(batch_size))
     done = itertools.count(1)
 
-    def visit(node: Layers, batch: Windows, columns: slice, inputs: dict[int, torch.Tensor]) -> None:
+    def visit(
+        node: Layers, batch: Windows, columns: slice, inputs: dict[int, torch.Tensor]
+    ) -> None:
         ids, mask = batch.inputs.to(model.device), batch.mask.to(model.device)
         branches = children[node]
         unneeded = range(max(branches), len(parts.layers)) if node not in row else ()

@@ -1,0 +1,140 @@
+"""Products by oneDNN: torch's own values and gradients, only where they are meant to be used."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import FAMILIES, plain_logits, tiny
+from torch import nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from depthprune_core import products
+from depthprune_core.decoder import anatomy
+from depthprune_core.products import fast_products, has_bfloat16, linear
+from depthprune_core.running import hidden_states
+
+HAS_OP = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@pytest.fixture(params=[True, False], ids=["onednn", "default"])
+def library(request, monkeypatch) -> bool:
+    if request.param and not HAS_OP:
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(products, "onednn_is_better", lambda: request.param)
+    return request.param
+
+
+def drawn(*shape: int, strided: bool = False) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return (
+        torch.randn(*shape[::-1], generator=generator).permute(*range(len(shape))[::-1])
+        if strided
+        else torch.randn(*shape, generator=generator)
+    )
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(7, 12), (2, 5, 12), (1, 12)], ids=str)
+def test_values_and_gradients_are_those_of_torch(library, shape, bias, strided):
+    leaves = [
+        drawn(*shape, strided=strided),
+        drawn(9, 12, strided=strided),
+        drawn(9) if bias else None,
+    ]
+    both = []
+    for compute in (linear, functional.linear):
+        x, weight, offset = (
+            leaf.clone().requires_grad_() if leaf is not None else None for leaf in leaves
+        )
+        out = compute(x, weight, offset)
+        (out * drawn(*out.shape)).sum().backward()
+        both.append([out.detach(), x.grad, weight.grad, *([offset.grad] if bias else [])])
+    for ours, theirs in zip(*both, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_frozen_gets_no_gradient(library):
+    x, weight = drawn(4, 6).requires_grad_(), drawn(3, 6)
+    linear(x, weight).sum().backward()
+    assert weight.grad is None and x.grad is not None
+    with torch.no_grad():
+        assert not linear(x, weight).requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_and_autocast_go_the_default_way(monkeypatch, dtype):
+    monkeypatch.setattr(products, "onednn_is_better", lambda: True)
+    monkeypatch.setattr(products, "_onednn", lambda *args: pytest.fail("oneDNN was called"))
+    assert linear(drawn(4, 6).to(dtype), drawn(3, 6).to(dtype)).dtype == dtype
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(drawn(4, 6), drawn(3, 6)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_model_computes_the_same_and_is_left_as_it_was(library, name, windows):
+    model = tiny(name)
+    modules = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D)]
+    with fast_products(model):
+        assert all(("forward" in vars(m)) == library for m in modules)
+        with fast_products(model):
+            pass
+        assert all(
+            ("forward" in vars(m)) == library for m in modules
+        )  # the inner block takes nothing from the outer one
+        within = plain_logits(model, windows.inputs)
+    assert not any("forward" in vars(m) for m in modules)
+    torch.testing.assert_close(within, plain_logits(model, windows.inputs), rtol=1e-4, atol=1e-4)
+    logits = anatomy(model).logits(hidden_states(model, windows.inputs))
+    torch.testing.assert_close(logits, within, rtol=1e-4, atol=1e-4)
+
+
+def test_a_linear_map_that_someone_else_has_changed_is_left_alone(monkeypatch):
+    monkeypatch.setattr(products, "onednn_is_better", lambda: True)
+    module = nn.Linear(3, 3)
+    module.forward = lambda x: x
+    with fast_products(module):
+        assert torch.equal(module(torch.ones(3)), torch.ones(3))
+    assert "forward" in vars(module)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "capability", "expected"),
+    [
+        ("AuthenticAMD", "AVX512", HAS_OP),
+        ("AuthenticAMD", "AVX2", False),
+        ("GenuineIntel", "AVX512", False),
+    ],
+)
+def test_the_library_is_chosen_by_the_processors_name(
+    monkeypatch, tmp_path, vendor, capability, expected
+):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"vendor_id\t: {vendor}\n")
+    monkeypatch.setattr(products, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert products.onednn_is_better.__wrapped__() is expected
+    monkeypatch.setattr(products, "CPUINFO", tmp_path / "missing")
+    assert products.onednn_is_better.__wrapped__() is False
+
+
+def test_bfloat16_counts_where_a_gpu_has_it_in_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not has_bfloat16("cpu")
+    for has_it in (True, False):
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True, has_it=has_it: including_emulation or has_it,
+        )
+        assert has_bfloat16(torch.device("cuda")) is has_it
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_a_product_can_be_changed_in_place(library, requires_grad):
+    """Models with clip_qkv (OLMo) clamp what their maps return."""
+    x, weight = drawn(2, 5, 12).requires_grad_(requires_grad), drawn(9, 12).requires_grad_()
+    linear(x, weight).clamp_(-1, 1).sum().backward()
+    ours, weight.grad = weight.grad, None
+    functional.linear(x, weight).clamp(-1, 1).sum().backward()
+    torch.testing.assert_close(ours, weight.grad)

@@ -1,0 +1,175 @@
+"""What is written is read back as it was, or refused by name; a failure leaves the old file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from depthprune_core import storage
+from depthprune_core.records import (
+    Answers,
+    Curve,
+    Divergence,
+    Facts,
+    Plan,
+    Profile,
+    Recipe,
+    Score,
+    SetCosts,
+    Size,
+    Timing,
+)
+from depthprune_core.storage import Stamp
+
+STAMP = Stamp(
+    study="ci",
+    step="01_sensitivity/profile",
+    code_hash="c0de",
+    notebook_hash="b00c",
+    parameters={"seed": 0, "text": "Straße"},
+    inputs={"0": "abc"},
+    versions={"torch": "2.13.0"},
+    device="cpu",
+    dtype="float32",
+    seed=0,
+    commit="0123456789ab",
+)
+SCORE = Score(("a", "b"), (1.5, 0.1 + 0.2), (3, 1), (12, 5), "the kl loss is nan at step 3")
+RECIPE = Recipe(tokens=4096, lr=1e-4, kl=0.5, ce=0.5)
+TIMES = ((1.0,), (0.9,), (2.0,), (1.5,))
+RECORDS = {
+    "plan": Plan(5, (3, 1), "by hand", {"costs": [0.1, 0.2]}),
+    "recipe": RECIPE,
+    "score": SCORE,
+    "divergence": Divergence(("a",), (0.25,), (3,), (4,)),
+    "profile": Profile(
+        2,
+        SCORE,
+        {"drop_nll_nats": ((1.0, 2.0), (0.0, -0.5))},
+        {"taylor": (0.1, 0.2)},
+        {"1": (0.3,)},
+    ),
+    "costs": SetCosts(3, {"0": 0.1, "0,1": 0.5}),
+    "curve": Curve(RECIPE, "ab12", (64, 128), {"kl": (0.5, 0.25)}, (0, 128), (3.0, 2.5)),
+    "timing": Timing("cpu", "float32", 1, 8, 4, 2, *TIMES, 1.2, 1.13, 640, 512),
+    "size": Size(12, 5_900_000, 11_800_000),
+    "answers": Answers("cloze", (True, False, True)),
+    "facts": Facts({"name": "Österreich", "nested": {"values": [1, 2.5, None, True]}}),
+}
+
+
+@pytest.fixture(params=RECORDS)
+def record(request):
+    return RECORDS[request.param]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return storage.write(tmp_path / "score.json", SCORE, STAMP)
+
+
+def refused(path: Path) -> bool:
+    try:
+        return (storage.read(path), storage.read_stamp(path)) == (SCORE, STAMP)  # other white space
+    except ValueError as error:
+        return "score.json is damaged or is no record: remove it and run" in str(error)
+
+
+def test_every_kind_of_record_is_tried_here():
+    assert {type(record) for record in RECORDS.values()} == set(storage._KINDS.values())
+
+
+def test_a_record_alone_and_by_name_is_read_back_as_it_was(tmp_path, record):
+    assert storage.read(storage.write(tmp_path / "one.json", record, STAMP)) == record
+    many = {"first": record, "zweiter Schüler": record}
+    assert storage.read(storage.write(tmp_path / "many.json", many, STAMP)) == many
+
+
+@pytest.mark.parametrize("record", [{}, {"a": 1.5}, "text", {"a": RECORDS["plan"], "b": SCORE}])
+def test_what_is_no_record_and_two_kinds_in_one_file_are_refused(tmp_path, record):
+    with pytest.raises(ValueError, match=r"odd\.json: one kind of record a file"):
+        storage.write(tmp_path / "odd.json", record, STAMP)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_value_that_is_not_finite_is_refused_in_a_sentence(tmp_path, value):
+    with pytest.raises(ValueError, match=r"^bad\.json: a value is NaN or infinite, so it is not"):
+        storage.write(tmp_path / "bad.json", replace(SCORE, nll_nats=(1.0, value)), STAMP)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace("1.5", "1.4"),
+        lambda text: text.replace('"kind": "Score"', '"kind": "Curve"'),
+        lambda text: text.replace('"kind": "Score"', '"kind": "Guess"'),
+        lambda text: text.replace('"many": false', '"many": true'),
+        lambda text: '{"study": "ci"}',
+        lambda text: "[1, 2]",
+        lambda text: "\x00",
+    ],
+)
+def test_a_damaged_file_is_refused_and_named(path, damage):
+    path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
+    assert refused(path)
+    with pytest.raises(ValueError, match=r"score\.json is damaged"):
+        storage.read(path)
+
+
+def test_a_bit_flipped_anywhere_is_refused_or_changes_nothing(path):
+    content = path.read_bytes()
+    for at in range(len(content)):
+        flipped = bytes([content[at] ^ 1 << at % 8])
+        path.write_bytes(content[:at] + flipped + content[at + 1 :])
+        assert refused(path), at
+
+
+def test_a_failure_while_writing_or_renaming_leaves_the_old_file(path, monkeypatch):
+    def full_disk(self: Path, content: bytes) -> None:
+        with open(self, "wb") as file:
+            file.write(content[:20])
+        raise OSError("no space left")
+
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError("read-only")
+
+    for where, name, fault in ((Path, "write_bytes", full_disk), (os, "replace", refuse)):
+        with monkeypatch.context() as patch, pytest.raises(OSError):
+            patch.setattr(where, name, fault)
+            storage.write(path, replace(SCORE, nll_nats=(9.0, 9.0)), STAMP)
+        assert storage.read(path) == SCORE and list(path.parent.iterdir()) == [path]
+
+
+def test_equal_results_have_equal_files_and_hashes_whatever_their_stamps(tmp_path):
+    first = storage.write(tmp_path / "first.json", {"a": SCORE, "b": SCORE}, STAMP)
+    second = storage.write(tmp_path / "second.json", {"b": SCORE, "a": SCORE}, STAMP)
+    third = storage.write(tmp_path / "third.json", {"b": SCORE, "a": SCORE}, replace(STAMP, seed=7))
+    assert first.read_bytes() == second.read_bytes()
+    assert storage.data_hash(first) == storage.data_hash(third)
+
+
+def test_the_stamp_key_ignores_the_commit_and_nothing_else(path):
+    assert replace(STAMP, commit="fedcba987654").key == STAMP.key == storage.read_stamp(path).key
+    changes = {"parameters": {"seed": 1}, "inputs": {}, "versions": {}, "seed": 1}
+    for name in set(vars(STAMP)) - {"commit"}:
+        assert replace(STAMP, **{name: changes.get(name, "another")}).key != STAMP.key, name
+
+
+def test_a_file_from_before_a_field_was_there_is_read_with_its_default(tmp_path):
+    score = Score(("a",), (1.5,), (3,), (12,))
+    path = storage.write(tmp_path / "score.json", score, STAMP)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    del content["data"]["diverged"]
+    dumped = json.dumps(content["data"], sort_keys=True, separators=(",", ":"))
+    content["data_sha256"] = hashlib.sha256(dumped.encode()).hexdigest()
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert storage.read(path) == score

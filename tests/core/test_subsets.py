@@ -1,0 +1,174 @@
+"""Costs of sets of layers, measured on a tree, equal one brute-force forward for each set."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from tiny import (
+    ARCHITECTURES,
+    count_layer_passes,
+    layers_of,
+    plain_nll,
+    skipping,
+    state_of,
+    tiny,
+    tiny_windows,
+)
+
+from depthprune_core import subsets
+from depthprune_core.decoder import anatomy
+from depthprune_core.selection import Evidence, choose
+from depthprune_core.sensitivity import profile
+
+NATS = 1e-4  # per token
+# In no order, with prefixes that are wanted, (0,), and some only passed through: (1, 2, 3).
+MIX = [(2,), (0, 3, 4), (), (1, 2), (4,), (0,), (1, 2, 3, 4)]
+
+
+def brute_force_by_window(model, windows, dropped) -> torch.Tensor:
+    """NLL, summed over the tokens of each window.  (n_windows,) float64"""
+    with skipping(model, tuple(dropped)):
+        values = plain_nll(model, windows)
+    return torch.stack([row.sum() for row in values.split(windows.mask.sum(1).tolist())])
+
+
+def brute_force_rise(model, windows, dropped) -> float:
+    """Nats per token."""
+    whole = brute_force_by_window(model, windows, ())
+    ablated = brute_force_by_window(model, windows, dropped)
+    return float((ablated - whole).sum() / windows.mask.sum())
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_any_mix_of_sets_equals_brute_force_window_by_window(name, windows):
+    model = tiny(name)
+    measured = subsets.nll_by_window(model, windows, MIX)
+    assert measured.shape == (7, 5) and measured.dtype == torch.float64
+    for dropped, row in zip(MIX, measured, strict=True):
+        gap = row - brute_force_by_window(model, windows, dropped)
+        assert (gap / windows.mask.sum(1)).abs().max() < NATS, dropped
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 99])
+def test_rows_are_in_the_order_asked_whatever_batch_and_padding(model, windows, batch_size):
+    expected = torch.stack([brute_force_by_window(model, windows, dropped) for dropped in MIX])
+    for tensor in (windows.inputs, windows.targets):
+        tensor[~windows.mask] = 77
+    for order in (list(range(7)), [6, 2, 0, 5, 1, 4, 3]):
+        sets = [MIX[i] for i in order]
+        measured = subsets.nll_by_window(model, windows, sets, batch_size=batch_size)
+        torch.testing.assert_close(measured, expected[order], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("sets", "sentence"),
+    [
+        ([(0,), (2, 1)], r"the set \[2, 1\] is to name layers of 0\.\.4, each once, in ascending"),
+        ([(0,), (0, 2, 2)], r"the set \[0, 2, 2\] is to name"),
+        ([(7,)], r"the set \[7\] is to name"),
+        ([], "0 sets of layers, 0 of them different"),
+        ([(1,), (1,)], "2 sets of layers, 1 of them different"),
+    ],
+    ids=str,
+)
+def test_sets_that_cannot_be_are_refused_before_anything_runs(
+    model, windows, sets, sentence, monkeypatch
+):
+    monkeypatch.setattr(subsets, "hidden_states", lambda *args, **options: pytest.fail("ran"))
+    with pytest.raises(ValueError, match=sentence):
+        subsets.nll_by_window(model, windows, sets)
+
+
+@pytest.mark.parametrize(
+    ("sets", "passes"),
+    [
+        ([()], [0, 1, 2, 3, 4]),
+        ([(0,)], [1, 2, 3, 4]),
+        ([(4,)], [0, 1, 2, 3]),
+        ([(1, 2)], [0, 3, 4]),  # the root up to layer 1, (1,) nothing, (1, 2) the rest
+        ([(1, 2), (1,)], [0, 2, 3, 4, 3, 4]),
+        ([(0, 1, 2, 3)], [4]),
+        ([(0, 4)], [1, 2, 3]),
+        ([(1, 4), (3,), (1, 2)], [0, 1, 2, 2, 3, 3, 4, 4]),
+        ([(1, 4), (3,), (1, 2), ()], [0, 1, 2, 3, 4, 2, 3, 3, 4, 4]),
+    ],
+    ids=str,
+)
+def test_a_set_on_the_way_runs_no_layer_behind_its_last_branch(model, windows, sets, passes):
+    anatomy(model)
+    counted = count_layer_passes(model)
+    subsets.nll_by_window(model, windows, sets, batch_size=5)
+    assert counted == passes
+
+
+@pytest.mark.parametrize("k", [2, 3])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_costs_of_sets_equal_brute_force(name, k):
+    model, windows = tiny(name), tiny_windows(lengths=(14, 5))
+    n = len(layers_of(model))
+    costs = subsets.set_costs(model, windows, subsets.up_to(n, k))
+    sets = [s for size in range(1, k + 1) for s in itertools.combinations(range(n), size)]
+    assert [s for size in range(1, k + 1) for s in costs.of_size(size)] == sets
+    for dropped in sets if k == 2 else sets[-4:]:
+        expected = brute_force_rise(model, windows, dropped)
+        assert costs(frozenset(dropped)) == pytest.approx(expected, abs=NATS), dropped
+
+
+def test_single_costs_are_those_of_the_profile(model, windows):
+    costs = subsets.set_costs(model, windows, subsets.up_to(5, 2), batch_size=3)
+    single = [costs(frozenset({layer})) for layer in range(5)]
+    assert single == pytest.approx(profile(model, windows, gradients=False).drop_one, abs=1e-5)
+
+
+def test_every_set_up_to_a_size_is_named_once():
+    sets = subsets.up_to(5, 3)
+    assert len(sets) == len(set(sets)) == 5 + 10 + 10
+    assert all(1 <= len(dropped) <= 3 for dropped in sets)
+
+
+def test_the_cost_function_measures_each_set_once_and_together(model, windows, monkeypatch):
+    sets = [frozenset({3, 1}), frozenset(), frozenset({1}), frozenset({1, 3})]
+    expected = [brute_force_rise(model, windows, dropped) for dropped in sets]
+    measured, measure = [], subsets.nll_by_window
+
+    def watched(model, windows, sets, **options):
+        measured.append(list(sets))
+        return measure(model, windows, sets, **options)
+
+    monkeypatch.setattr(subsets, "nll_by_window", watched)
+    cost = subsets.CostFunction(model, windows)
+    assert cost.known().rise_nll_nats == {}
+    cost.ahead(sets)
+    assert [cost(dropped) for dropped in sets] == pytest.approx(expected, abs=NATS)
+    cost.ahead([*sets, frozenset({2})])
+    assert measured == [[(), (1,), (1, 3)], [(2,)]]
+    assert list(cost.known().rise_nll_nats) == ["1", "2", "1,3"]
+    assert cost.known()(frozenset({3, 1})) == cost(frozenset({1, 3}))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("rule", ["greedy", "exhaustive", "contiguous", "pairwise"])
+def test_a_rule_chooses_as_it_does_from_brute_force(model, windows, rule, k):
+    fast = choose(rule, Evidence(5, cost=subsets.CostFunction(model, windows)), k)
+    brute = lambda dropped: brute_force_rise(model, windows, dropped)  # noqa: E731
+    assert fast.dropped == choose(rule, Evidence(5, cost=brute), k).dropped
+
+
+def test_the_model_is_untouched_also_where_it_is_stopped_and_progress_counts(model, windows):
+    layers_of(model)[1].requires_grad_(False)
+    unchanged, random_state, seen = state_of(model), torch.get_rng_state(), []
+    progress = lambda done, of, what: seen.append((done, of))  # noqa: E731
+    subsets.nll_by_window(model, windows, MIX, batch_size=2, progress=progress)
+    assert seen == [(done, 21) for done in range(1, 22)]  # 7 sets, 3 batches
+    assert unchanged() and torch.equal(torch.get_rng_state(), random_state)
+
+    def stop(done: int, of: int, what: str) -> None:
+        if done > of // 2:
+            raise KeyboardInterrupt
+
+    for sets in (MIX, [(0, 1), (1, 2), (2, 3)]):
+        with pytest.raises(KeyboardInterrupt):
+            subsets.nll_by_window(model, windows, sets, progress=stop)
+        assert unchanged()

@@ -114,7 +114,7 @@ def of_study(study: str) -> dict[str, dict[str, Any]]:
         wrong, differences = yaml_files.read(paths.params() / study / f"{notebook}.yaml")
         known = declared(notebook)
         wrong += list(problems_of(known, differences))
-        if differences.get("study", DEFAULT) != study:
+        if not wrong and differences.get("study", DEFAULT) != study:
             wrong.append(
                 f"study must be {study}, as the folder says: write the line `study: {study}`"
             )

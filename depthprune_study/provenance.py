@@ -38,6 +38,7 @@ def closure(modules: Iterable[str]) -> set[str]:
         module = waiting.pop()
         if module not in found:
             found.add(module)
+            waiting += [module.rpartition(".")[0]] if "." in module else []
             waiting += imports(_file_of(module).read_text(encoding="utf-8"), module)
     return found
 
@@ -55,10 +56,7 @@ def imports(source: str, importer: str = "") -> tuple[str, ...]:
                 raise StudyError(f"{importer}: relative imports are not followed; name the module")
             names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
     ours = [name for name in names if name.split(".")[0] in PACKAGES]
-    parents = [
-        ".".join(name.split(".")[:n]) for name in ours for n in range(1, name.count(".") + 2)
-    ]
-    return tuple(dict.fromkeys(name for name in parents if _file_of(name).exists()))
+    return tuple(dict.fromkeys(name for name in ours if _file_of(name).exists()))
 
 
 def notebook_code(path: Path) -> str:

@@ -1,0 +1,115 @@
+"""What notebooks/colab.ipynb calls: the machine, the drive, a study with progress, its report."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from depthprune_study import paths
+from depthprune_study.errors import StudyError
+
+DRIVE = Path("/content/drive/MyDrive/depthprune")
+NEEDED = ("papermill", "psutil", "filelock", "seaborn", "gguf")  # to run notebooks
+ROOM_BYTES = 2 * 2**30  # of a drive: records and checkpoints, with room to spare
+
+
+class Machine:
+    """What there is and what the study takes, as a list that a notebook shows."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.lines = lines
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines)
+
+    def _repr_markdown_(self) -> str:
+        return "\n".join(f"- {line}" for line in self.lines)
+
+
+def prepare(study: str, *, keep_on_drive: bool = False) -> Machine:
+    """Mount the drive where asked to, install what the runner lacks, say what the study takes.
+
+    Weights and caches stay on the machine; runs and reports go to the drive. Raises StudyError.
+    """
+    lines = [_device(), f"{_memory() / 2**30:.0f} GiB of memory"]
+    if keep_on_drive:
+        lines.append(_mounted())
+    lines.append(f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB free on this machine")
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        _install(missing)
+        lines.append(f"installed: {', '.join(missing)}")
+    from depthprune_study.runner import chain, estimate
+
+    lines += [line.strip() for line in estimate.lines(study, chain.plan(study))]
+    return Machine(lines)
+
+
+def run(study: str) -> None:
+    """`depthprune run STUDY` in a process of its own; what it says is printed as it comes.
+
+    Raises StudyError where it stopped; the same cell goes on from there.
+    """
+    command = [sys.executable, "-m", "depthprune_study", "run", study]
+    environment = {**os.environ, "DEPTHPRUNE_HOME": str(paths.home()), "PYTHONUNBUFFERED": "1"}
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, env=environment, text=True, **output) as process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+    if process.returncode != 0:
+        raise StudyError(f"study {study} stopped: the lines above say why; run this cell again")
+
+
+def show_report(study: str) -> Any:
+    """The report in the notebook's own page. Raises StudyError where there is none."""
+    page = paths.reports(study) / "report.html"
+    if not page.is_file():
+        raise StudyError(f"there is no report of study {study}: run the cell above to its end")
+    from html import escape
+
+    from IPython.display import HTML
+
+    frame = 'style="width: 100%; height: 900px; border: 0" title="report"'
+    return HTML(f'<iframe {frame} srcdoc="{escape(page.read_text(encoding="utf-8"))}"></iframe>')
+
+
+def _mounted() -> str:
+    """Runs and reports on the drive; a word on its free space."""
+    if "google.colab" in sys.modules:
+        from google.colab import drive
+
+        drive.mount(str(DRIVE.parents[1]))
+    if not DRIVE.parent.is_dir():
+        raise StudyError("there is no Google Drive here: set keep_on_drive to False")
+    DRIVE.mkdir(exist_ok=True)
+    os.environ["DEPTHPRUNE_RUNS"] = str(DRIVE / "runs")
+    os.environ["DEPTHPRUNE_REPORTS"] = str(DRIVE / "reports")
+    free = shutil.disk_usage(DRIVE).free
+    room = "" if free > ROOM_BYTES else ": too little, a study wants 2; delete some files first"
+    return f"drive: {free / 2**30:.1f} GiB free{room}; records and checkpoints go to {DRIVE}"
+
+
+def _install(missing: list[str]) -> None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", *missing]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    importlib.invalidate_caches()
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise StudyError(f"{', '.join(missing)} could not be installed: {reason}")
+
+
+def _device() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"no GPU; {os.cpu_count()} CPU cores (for `full` and `full-t4`: Runtime, T4 GPU)"
+    gpu = torch.cuda.get_device_properties(0)
+    return f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,231 @@
+"""Parameters: declared in the notebook, changed by YAML, every problem told at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import toy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from papermill import inspect_notebook
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
+from depthprune_core.records import Recipe
+from depthprune_study import parameters, paths, yaml_files
+from depthprune_study.errors import StudyError
+
+HERE = [path.stem for path in sorted((toy.ROOT / "notebooks").glob("[0-9y]*.ipynb"))]
+STUDIES = sorted({path.parent.name for path in (toy.ROOT / "params").glob("*/01_*.yaml")})
+CELL = """\
+study: str = "quick"  # folder under runs/
+model: str = "gpt2-mini"  # a name
+lr: float = 1e-4  # learning rate
+pairs: bool = True  # all pairs
+seeds: list = [0, 1]  # one run each
+factors: dict = {"lr": [1e-4]}  # field -> levels
+"""
+
+
+@pytest.fixture
+def params(fresh: Path) -> Path:
+    """The folder of the study `toy`, whose first notebook has parameters of every kind."""
+    toy.write(fresh, "01_sensitivity", "pass", parameters=CELL)
+    (fresh / "params/toy/01_sensitivity.yaml").write_text("study: toy\n")
+    return fresh / "params" / "toy"
+
+
+def problems(params: Path, content: str | bytes) -> list[str]:
+    content = content if isinstance(content, bytes) else ("study: toy\n" + content).encode()
+    (params / "01_sensitivity.yaml").write_bytes(content)
+    with pytest.raises(StudyError) as told:
+        parameters.of_study("toy")
+    return str(told.value).splitlines()
+
+
+# ------------------------------------------------------------- the committed notebooks and studies
+
+
+@pytest.mark.parametrize("notebook", HERE)
+def test_papermill_reads_the_same_names_types_defaults_and_meanings(notebook: str) -> None:
+    path = toy.ROOT / "notebooks" / f"{notebook}.ipynb"
+    theirs, ours = inspect_notebook(str(path)), parameters.declared(notebook)
+    assert list(theirs) == list(ours)
+    for name, parameter in ours.items():
+        assert theirs[name]["inferred_type_name"] == parameter.type
+        assert eval(theirs[name]["default"]) == parameter.default
+        assert parameter.help and theirs[name]["help"] == parameter.help
+
+
+@pytest.mark.parametrize("notebook", HERE)
+def test_the_defaults_are_allowed_and_those_of_the_default_study(notebook: str) -> None:
+    known = parameters.declared(notebook)
+    assert parameters.checked(notebook, {n: p.default for n, p in known.items()})
+    assert known["study"].default == parameters.DEFAULT and len(known) <= 14
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_committed_study_is_valid_and_holds_differences_alone(study: str) -> None:
+    found = parameters.of_study(study)
+    for notebook in found:
+        _, given = yaml_files.read(toy.ROOT / "params" / study / f"{notebook}.yaml")
+        known = parameters.declared(notebook)
+        same = [n for n, value in given.items() if value == known[n].default and n != "study"]
+        assert not same, f"{study}/{notebook}.yaml repeats the default of {same}"
+
+
+@pytest.mark.parametrize("notebook", HERE)
+def test_a_notebook_reads_only_what_runs_before_it(notebook: str) -> None:
+    if notebook in parameters.CHAIN:
+        before = parameters.CHAIN[: parameters.CHAIN.index(notebook)]
+        assert set(parameters.reads(notebook)) <= set(before)
+
+
+# ------------------------------------------------------------- reading
+
+
+def test_differences_stand_over_defaults(params: Path) -> None:
+    (params / "01_sensitivity.yaml").write_text("study: toy\nseeds: [7]\nlr: 1\n")
+    found = parameters.of_study("toy")["01_sensitivity"]
+    assert found == {
+        "study": "toy",
+        "model": "gpt2-mini",
+        "lr": 1,
+        "pairs": True,
+        "seeds": [7],
+        "factors": {"lr": [1e-4]},
+    }
+    assert parameters.notebooks_of("toy") == ("01_sensitivity", "02_prune", "10_report")
+
+
+def test_what_papermill_injects_is_what_was_checked(params: Path) -> None:
+    values = parameters.of_study("toy")["01_sensitivity"]
+    book = load_notebook_node(str(paths.notebooks() / "01_sensitivity.ipynb"))
+    cell = parameterize_notebook(book, values, report_mode=False).cells[1]
+    scope: dict = {}
+    exec(cell.source, scope)
+    assert {name: scope[name] for name in values} == values
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("lr: 1e-4", "lr must be a number, not '1e-4' (YAML reads 1e-4 as text: write 1.0e-4)"),
+        ("lr: 0", "lr must be above 0, at most 1, not 0"),
+        ("lr: .nan", "lr must be finite, not nan"),
+        ("model: no", "model must be text, not False (YAML reads yes, no, on and off"),
+        ("model: ''", "model must be a named model, a folder or a hub id, not ''"),
+        ("pairs: 1", "pairs must be true or false, not 1"),
+        ("seeds: 3", "seeds must be a list, not 3"),
+        ("seeds: [0, 0]", "seeds names a value twice: [0, 0]"),
+        ("seeds: [-1]", "seeds must be 0 to 4,294,967,295, not -1"),
+        ("factors: {lr: [1e-4]}", "factors: lr must be a number, not '1e-4'"),
+        ("factors: {rl: [1]}", "factors: 'rl' is not possible as a name"),
+        ("factors: [1]", "factors must map str to lists, not [1]"),
+        ("rate: 1", "rate is not a parameter; known are study, model, lr"),
+        ("lr: 0.1\nlr: 0.2", "lr is given more than once"),
+        ("lr: [0.1", "not readable as YAML"),
+        ("- 1", "not readable as YAML"),
+        ("1: 2", "the file must hold `name: value` lines"),
+        ("lr: 2026-13-45", "not readable as YAML"),
+    ],
+)
+def test_a_bad_line_is_told_with_name_value_and_what_is_allowed(
+    params: Path, line: str, sentence: str
+) -> None:
+    (told,) = problems(params, line)
+    assert told.startswith(sentence) and told.endswith("(params/toy/01_sensitivity.yaml)")
+
+
+def test_all_problems_are_told_at_once(params: Path) -> None:
+    (params / "02_prune.yaml").write_text("study: toy\ntokens: x\n")
+    (params / "11_more.yaml").write_text("")
+    told = problems(params, "lr: 0\npairs: maybe")
+    assert len(told) == 4 and "there is no notebook 11_more" in told[0]
+
+
+def test_the_study_must_be_that_of_its_folder(params: Path) -> None:
+    (told,) = problems(params, b"lr: 0.1\n")
+    assert told.startswith("study must be toy, as the folder says: write the line `study: toy`")
+
+
+def test_an_unknown_study_is_refused_and_the_known_ones_named(params: Path) -> None:
+    with pytest.raises(StudyError, match="study 'x' is not known: name one of quick, toy"):
+        parameters.of_study("x")
+
+
+def test_notebooks_that_read_each_other_have_one_model(params: Path) -> None:
+    toy.write(params.parents[1], "02_prune", "pass", parameters=CELL)
+    (params / "02_prune.yaml").write_text("study: toy\nmodel: llama-tiny\n")
+    (told,) = problems(params, "")
+    assert told.startswith("model must be 'gpt2-mini', as in 01_sensitivity.yaml")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(content=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+def test_whatever_a_file_holds_it_is_refused_in_lines_or_taken(
+    params: Path, content: bytes
+) -> None:
+    (params / "01_sensitivity.yaml").write_bytes(b"study: toy\n" + content)
+    try:
+        parameters.of_study("toy")
+    except StudyError as error:
+        assert all(len(line) < 500 for line in str(error).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("cell", "sentence"),
+    [
+        ("study = 'quick'", "line 1 is not `name: type = value  # meaning`"),
+        ("x: complex = 1j  # an x", "x: its type complex is not"),
+        ("study: str = f()  # x", "parameters cell: malformed node"),
+        ("study: str = (", "parameters cell: "),
+    ],
+)
+def test_a_parameters_cell_of_another_form_is_refused(
+    fresh: Path, cell: str, sentence: str
+) -> None:
+    toy.write(fresh, "02_prune", "pass", parameters=cell)
+    with pytest.raises(StudyError, match=r"02_prune\.ipynb, parameters cell") as told:
+        parameters.declared("02_prune")
+    assert sentence in str(told.value)
+
+
+# ------------------------------------------------------------- one notebook opened alone
+
+
+def test_a_changed_study_brings_its_values_for_what_is_still_a_default(params: Path) -> None:
+    (params / "01_sensitivity.yaml").write_text("study: toy\nseeds: [7]\nlr: 0.5\n")
+    cell = {p.name: p.default for p in parameters.declared("01_sensitivity").values()}
+    other = {**cell, "study": "toy", "lr": 0.25, "_i": "not a parameter"}
+    found = parameters.resolved("01_sensitivity", other)
+    assert (found["seeds"], found["lr"], "_i" in found) == ([7], 0.25, False)
+    assert parameters.resolved("01_sensitivity", cell) == cell
+
+
+def test_a_changed_study_that_has_no_such_notebook_is_told(params: Path) -> None:
+    (params / "01_sensitivity.yaml").unlink()
+    with pytest.raises(StudyError, match="study toy does not run notebook 01_sensitivity"):
+        parameters.resolved("01_sensitivity", {"study": "toy"})
+
+
+def test_a_cell_of_a_sweep_needs_no_files(params: Path) -> None:
+    assert parameters.resolved("01_sensitivity", {"study": "sweep-x-1"})["study"] == "sweep-x-1"
+
+
+# ------------------------------------------------------------- the recipe
+
+
+def test_the_recipe_is_checked_as_a_recipe(fresh: Path) -> None:
+    path = fresh / "params" / "recipe.yaml"
+    assert parameters.recipe_values() == {}
+    path.write_text("lr: 2.0e-04\nbatch_tokens: 1024\nprecision: auto\n")
+    values = parameters.recipe_values()
+    assert Recipe(tokens=4096, **(values | {"precision": "float32"})).batch_size == 2
+    path.write_text("batch_tokens: 1000\n")
+    with pytest.raises(StudyError, match=r"batch_tokens=1000 is not possible.*recipe.yaml"):
+        parameters.recipe_values()
+    path.write_text("lr: 1e-4\nheat: 2\n")
+    with pytest.raises(StudyError, match=r"lr must be a number.*\nheat is not a parameter"):
+        parameters.of_study("toy")

@@ -57,7 +57,7 @@ IDEAS = {
     "rival": ("#3C9172", "^"),
     "text": ("#D77BB0", "P"),
     "refitted": ("#E8A320", "v"),
-    "other": ("#5A5A5A", "h"),
+    "other": ("#5A5A5A", "s"),
 }
 
 
@@ -107,16 +107,23 @@ def wrapped(text: str, inches: float, *, size: float = LARGE, weight: str = "bol
     renderer = FigureCanvasAgg(Figure(dpi=100)).get_renderer()
     font = FontProperties(size=size, weight=weight)
 
-    def fits(line: str) -> bool:
-        return renderer.get_text_width_height_descent(line, font, False)[0] <= inches * 100
+    def width(line: str) -> float:
+        return renderer.get_text_width_height_descent(line, font, False)[0] / 100
 
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if fits(longer) or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
+    def filled(limit: float) -> list[str]:
+        lines = [""]
+        for word in text.split():
+            longer = f"{lines[-1]} {word}".strip()
+            if width(longer) <= limit or not lines[-1]:
+                lines[-1] = longer
+            else:
+                lines.append(word)
+        return lines
+
+    lines = filled(inches)
+    for share in (0.6, 0.7, 0.8, 0.9):  # as few lines, but none with a single word
+        if len(lines) > 1 and len(balanced := filled(share * inches)) == len(lines):
+            return balanced
     return lines
 
 

@@ -67,7 +67,7 @@ def budget(curves: Mapping[str, Mapping[int, Interval]], *, title: str) -> Figur
 
 @styled
 def rivals(ratios: Mapping[str, Mapping[int, Interval]], *, title: str) -> Figure:
-    """Perplexity over the number of layers dropped, one line a method; for one number, a row each."""
+    """Perplexity over the number of layers dropped, a line a method; for one number, a row."""
     counts = sorted({k for line in ratios.values() for k in line})
     lines = {name: line for name, line in ratios.items() if name != "whole" and line}
     if len(counts) == 1:
@@ -144,7 +144,7 @@ def _place(x: float) -> str:
 def _beside_each_other(
     lines: Mapping[str, Mapping[float, Interval]], *, log: bool
 ) -> dict[str, list[float]]:
-    """The places of the points, moved a little so that intervals at one place do not hide each other."""
+    """The places of the points, a little apart, so that no interval hides another."""
     every = sorted({x for line in lines.values() for x in line})
     middle = (len(lines) - 1) / 2
     if log:

@@ -45,11 +45,12 @@ def path(stages: Ratios, control: Ratios, *, title: str) -> Figure:
     whole = Interval(1.0, 1.0, 1.0, 0, 0.0)
     stages = {"whole": stages.get("whole", whole), **stages}
     figure, ax = new_figure(title, 3.35)
-    gap = len(stages) - 0.25
+    gap = len(stages) - 0.1
     places = {name: float(at) for at, name in enumerate(stages)}
-    beside = {name: gap + 0.35 + at for at, name in enumerate(control)}
+    beside = {name: gap + 0.4 + at for at, name in enumerate(control)}
     low, high = parts.zoom([*stages.values(), *control.values()], 1.0)
-    ax.set_ylim(low - 0.16 * (high - low), high + 0.2 * (high - low))  # room for the numbers
+    room = 0.3 if any(ratio.point < 1 for ratio in control.values()) else 0.16  # for the numbers
+    ax.set_ylim(low - room * (high - low), high + 0.27 * (high - low))
     right = max([*beside.values(), *places.values()]) + 0.55
     ax.set_xlim(-0.5, right)
     parts.baseline(ax, 1.0, upright=True)
@@ -139,6 +140,7 @@ def _point(
     *,
     side: str = "center",
     down: bool = False,
+    in_control: bool = False,
 ) -> None:
     """A point of the path with its number, and its interval in small type, above it or below it."""
     (low, high), point = ax.get_ylim(), ratio.point
@@ -151,8 +153,8 @@ def _point(
     above = [(20 if between else 8), 8]
     first, second = (-8, -22) if down else above
     style = {"textcoords": "offset points", "zorder": 5, "color": readable(look[0]), "ha": side}
-    style |= {"va": "top" if down else "bottom", "bbox": parts.GROUND}
-    shift = -6 if side == "left" else 0
+    style |= {"va": "top" if down else "bottom", "bbox": None if in_control else parts.GROUND}
+    shift = -12 if side == "left" else 0
     text = "1" if point == 1 and not between else wording.number(point)
     text = parts.arrow(point, low, high) + text
     large = {"fontsize": LARGE, "fontweight": "bold"}
@@ -175,4 +177,4 @@ def _beside(ax: Axes, control: Ratios, places: Mapping[str, float], left: float)
     style = {"fontsize": SMALL, "color": SOFT, "ha": "right", "va": "bottom"}
     ax.annotate(text, (right, 1.0), **place, **style)
     for name, ratio in control.items():
-        _point(ax, places[name], ratio, parts.look(name), down=ratio.point < 1)
+        _point(ax, places[name], ratio, parts.look(name), down=ratio.point < 1, in_control=True)

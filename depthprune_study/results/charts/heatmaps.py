@@ -36,8 +36,8 @@ def criteria(profile: Profile, *, title: str) -> Figure:
     values = profile.criteria
     names = sorted(values, key=lambda n: list(_CRITERIA).index(n) if n in _CRITERIA else 99)
     n_rows = math.ceil(len(names) / 3)
-    figure = blank(title, 2.5 + 1.3 * n_rows)
-    above, below = figure.subfigures(2, 1, height_ratios=(2.5, 1.3 * n_rows))
+    figure = blank(title, 2.4 + 1.5 * n_rows)
+    above, below = figure.subfigures(2, 1, height_ratios=(2.4, 1.5 * n_rows))
     correlations = statistics.spearman(values)
     _agreement(above.subplots(), correlations, names)
     panels = below.subplots(n_rows, 3, squeeze=False).ravel()
@@ -111,18 +111,19 @@ def _panel(ax: Axes, values: Sequence[float]) -> None:
     smooth = np.ptp(values) <= REACH * abs(float(np.median(values)))
     points = [Interval(v, v, v, 0, 0.0) for v in values]
     ax.set_ylim(parts.zoom(points) if smooth else parts.zoom(points, 0.0, reach=REACH))
-    low, high = ax.get_ylim()
+    high = ax.get_ylim()[1]
     ax.plot(range(len(values)), values, color=KEPT[0], marker="o", markersize=2.5, linewidth=1)
     ax.yaxis.set_major_locator(MaxNLocator(3))
     ax.yaxis.set_major_formatter(lambda v, _: f"{v / 1000:g}k" if abs(v) >= 10_000 else f"{v:g}")
-    outside = [layer for layer, value in enumerate(values) if not low <= value <= high]
-    for layer in sorted(outside, key=lambda layer: -abs(values[layer]))[:2]:
-        late, up = layer > len(values) / 2, values[layer] > high
-        style = {"ha": "right" if late else "left", "va": "top" if up else "bottom"}
-        place = {"xytext": (-5 if late else 5, 0), "textcoords": "offset points"}
-        text = f"{parts.arrow(values[layer], low, high)}{values[layer]:.2g}"
-        at = layer, 1.0 if up else 0.0
-        ax.annotate(text, at, xycoords=("data", "axes fraction"), fontsize=SMALL, **style, **place)
+    for late in (False, True):  # in one line for each half of the layers
+        half = [v for layer, v in enumerate(values) if (layer > len(values) / 2) == late]
+        above = [f"{v:.2g}" for v in half if v > high]
+        if above:
+            text = f"↑ {', '.join(above[:2])}{' …' if len(above) > 2 else ''}"
+            place = {"xytext": (-6 if late else 9, 1), "textcoords": "offset points"}
+            style = {"fontsize": SMALL, "ha": "right" if late else "left", "va": "top"}
+            at = float(late), 1.0
+            ax.annotate(text, at, xycoords="axes fraction", **place, **style, bbox=parts.GROUND)
 
 
 def _agreement(

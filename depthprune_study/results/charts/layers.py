@@ -29,23 +29,27 @@ def profile(profile: Profile, dropped: Sequence[int] = (), *, title: str) -> Fig
     """
     rises = statistics.layer_intervals(profile, "drop_nll_nats")
     figure, ax = new_figure(title, 3.1)
-    ax.set_ylim(parts.zoom(rises, 0.0, reach=REACH))
+    low, high = parts.zoom(rises, 0.0, reach=REACH)
+    ax.set_ylim(low, high)
     layer_axis(ax, profile.n_layers, INCHES)
     size = 7 if profile.n_layers <= 32 else 5
     parts.baseline(ax, 0.0, upright=True)
-    outside = {}
+    far = {}
     for layer, rise in enumerate(rises):
         look = DROPPED if layer in dropped else KEPT
         if not parts.dot(ax, layer, rise, look, upright=True, size=size):
-            outside[layer] = rise.point
-    named = [layer for layer in sorted(dropped) if layer not in outside]
+            far[layer] = rise.point
+    named = [layer for layer in sorted(dropped) if layer not in far]
     for group in _neighbours(named, profile.n_layers / 6):
         layers = "layers" if len(group) > 1 else "layer"
         text = f"{layers} {', '.join(map(str, group))}:\ndropped"
         _name(ax, float(np.mean(group)), rises, text, readable(DROPPED[0]))
-    for layer in set(_dear_middle(rises)) - set(outside) - set(dropped):
+    for layer in set(_dear_middle(rises)) - set(far) - set(dropped):
         _name(ax, layer, rises, f"layer {layer}", INK)
-    _at_the_edge(ax, outside, dropped)
+    if far:
+        ax.set_ylim(low, high + 0.3 * (high - low))  # room for the names above the arrows
+        ax.set_yticks([tick for tick in ax.get_yticks() if low <= tick <= high])
+        _at_the_edge(ax, far, dropped)
     ax.grid(axis="y", color=FAINT, linewidth=0.6)
     parts.measure(ax, f"{RISE}, when the layer is left out")
     parts.remark(ax, wording.units(rises))
@@ -70,11 +74,10 @@ def stability(stability: Mapping[int, float], *, title: str) -> Figure:
     style = {"textcoords": "offset points", "va": "top", "fontsize": SMALL, "color": colour}
     every = max(1, math.ceil(len(counts) / 7))
     for index in {*range(0, len(counts) - 1, every), len(counts) - 1}:
-        side = {"ha": "left"} if index < len(counts) - 1 else {"ha": "right"}
+        last = index == len(counts) - 1
         at = counts[index], values[index]
-        ax.annotate(
-            f"{values[index]:.2f}", at, (4 if index < len(counts) - 1 else 0, -7), **side, **style
-        )
+        place = {"xytext": (0 if last else 4, -7), "ha": "right" if last else "left"}
+        ax.annotate(f"{values[index]:.2f}", at, **place, **style)
     name = {"xytext": (0, 2), "textcoords": "offset points", "fontsize": SMALL, "ha": "right"}
     ax.annotate("the same order of the layers", (max(counts), 1.0), **name, va="bottom")
     ax.set_xticks(counts if len(counts) <= 12 else counts[:: math.ceil(len(counts) / 12)])
@@ -139,7 +142,7 @@ def _at_the_edge(ax: Axes, outside: Mapping[int, float], dropped: Sequence[int])
     places = parts.apart(named, width, low + width / 2, high - width / 2)
     for layer, place in zip(named, places, strict=True):
         value = outside[layer]
-        text = f"layer {layer}\n{parts.arrow(value, *ax.get_ylim())}{wording.number(value)}"
+        text = f"layer {layer}\n{parts.arrow(value, 0.0, 0.0)}{wording.number(value)}"
         colour = readable(DROPPED[0]) if layer in dropped else INK
         style = {"ha": "center", "va": "top", "fontsize": SMALL, "color": colour}
         ax.annotate(text, (place, 0.955), xycoords=("data", "axes fraction"), **style)

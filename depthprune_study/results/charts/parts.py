@@ -43,7 +43,7 @@ def looks(names: Iterable[str], known: Mapping[str, str] | None = None) -> dict[
 def zoom(
     intervals: Iterable[Interval], baseline: float | None = None, *, reach: float = 0.0
 ) -> tuple[float, float]:
-    """Limits of an axis that holds the contenders; what lies several times further out stays outside.
+    """Limits of an axis that holds the contenders; what lies far out stays outside.
 
     A value is outside where its distance from the baseline is over `reach` times the median one;
     without `reach`, where it is over four times that of the value before it, while at least half of
@@ -119,7 +119,7 @@ def dot(
 
 
 def apart(places: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
-    """The places moved as little as keeps them `gap` apart, in their order, between low and high."""
+    """The places, moved as little as keeps them `gap` apart, in order, from low to high."""
     places = np.asarray(places, dtype=float)
     if not len(places):
         return places

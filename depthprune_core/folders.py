@@ -1,4 +1,4 @@
-"""Whether a model folder is whole: said in one sentence, before a library trips over it or a broken number is used."""
+"""Whether a model folder is whole, said in one sentence before a library trips over it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from depthprune_core.decoder import text_config
 from depthprune_core.fetching import check_hashes
 
 HUB_FILES = [
@@ -20,16 +21,21 @@ HUB_FILES = [
     "*.jinja",
 ]  # no code, and weights in no other format
 WEIGHTS, INDEX, CONFIG = "*.safetensors", "model.safetensors.index.json", "config.json"
+ADAPTER = "adapter_config.json"
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 def check(folder: Path) -> None:
-    """Raises ValueError unless the folder has a config that transformers knows, whole safetensors files of finite numbers in the
-    shapes that the config asks for, and a tokenizer, and all that the hub's client keeps there is what was fetched. Remote code is
-    never run, pickled weights are never opened.
+    """Raises ValueError unless the folder holds a whole causal language model.
+
+    It has a config that transformers knows, whole safetensors files of finite numbers in the shapes
+    that the config asks for, and a tokenizer, and all that the hub's client keeps there is what was
+    fetched. Remote code is never run, pickled weights are never opened.
     """
     folder = Path(folder)
     check_hashes(folder, files=HUB_FILES)
+    check_kind(folder)
     files = sorted(folder.glob(WEIGHTS))
     if not files:
         raise ValueError(
@@ -45,29 +51,58 @@ def check(folder: Path) -> None:
         )
 
 
+def check_kind(folder: Path) -> None:
+    """Raises ValueError for a folder that is no whole model in plain numbers: an adapter, a
+    quantised model, a config that transformers does not know. Reads no weights.
+    """
+    if (folder / ADAPTER).is_file():
+        if not (folder / CONFIG).is_file():
+            raise ValueError(
+                f"model folder {folder} holds an adapter ({ADAPTER}) and no model: merge it into "
+                "its base model first (peft: merge_and_unload), then save that"
+            )
+        raise ValueError(
+            f"model folder {folder} holds an adapter ({ADAPTER}) beside the model, which would be "
+            "loaded on top of it: merge it (peft: merge_and_unload), or take it out of the folder"
+        )
+    config = _config(folder)
+    quantisation = getattr(config, "quantization_config", None)
+    quantisation = quantisation or getattr(text_config(config), "quantization_config", None)
+    if quantisation:
+        method = quantisation.get("quant_method", "") if isinstance(quantisation, dict) else ""
+        raise ValueError(
+            f"model folder {folder} is quantised ({method or 'quantization_config'}): layers are "
+            "dropped from whole-precision weights, so name the model that it was made from"
+        )
+
+
+def dtypes(folder: Path) -> dict[str, torch.dtype]:
+    """Name -> dtype of every tensor in the folder's files."""
+    found: dict[str, torch.dtype] = {}
+    for file in sorted(Path(folder).glob(WEIGHTS)):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - no mapping
+                found[name] = _DTYPES.get(opened.get_slice(name).get_dtype(), torch.float32)
+    return found
+
+
 def check_fit(model: PreTrainedModel, tokenizer: Any, name: str) -> None:
-    """Raises ValueError where the tokenizer can give a token that the model has no embedding for."""
+    """Raises ValueError where the tokenizer gives a token that the model does not embed."""
     n_tokens, n_rows = len(tokenizer), model.get_input_embeddings().weight.shape[0]
     if n_tokens > n_rows:
         raise ValueError(
-            f"model {name}: its tokenizer has {n_tokens:,} tokens, but the model embeds {n_rows:,}: they do not fit"
+            f"model {name}: its tokenizer has {n_tokens:,} tokens, but the model embeds "
+            f"{n_rows:,}: they do not fit"
         )
 
 
 def _shapes(folder: Path) -> dict[str, torch.Size]:
     """Name -> shape of every tensor that a model of this config has."""
-    if not (folder / CONFIG).is_file():
-        raise ValueError(f"model folder {folder} holds no {CONFIG}")
-    try:
-        config = AutoConfig.for_model(**json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-    except Exception as error:  # the library says many things of a bad config, over many lines
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(
-            f"model folder {folder}: its {CONFIG} is not one that transformers knows ({reason})"
-        ) from None
+    config = _config(folder)
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise ValueError(
-            f"model folder {folder} holds a {config.model_type}: only causal language models can be read"
+            f"model folder {folder} holds a {config.model_type}: only causal language models can "
+            "be read"
         )
     try:
         with torch.device("meta"):
@@ -78,6 +113,18 @@ def _shapes(folder: Path) -> dict[str, torch.Size]:
             f"model folder {folder}: no model can be built from its {CONFIG} ({reason})"
         ) from None
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def _config(folder: Path) -> Any:
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"model folder {folder} holds no {CONFIG}")
+    try:
+        return AutoConfig.for_model(**json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    except Exception as error:  # the library says many things of a bad config, over many lines
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(
+            f"model folder {folder}: its {CONFIG} is not one that transformers knows ({reason})"
+        ) from None
 
 
 def _check_index(folder: Path, files: list[Path]) -> None:
@@ -99,7 +146,8 @@ def _check_weights(file: Path, wanted: dict[str, torch.Size]) -> None:
                 tensor = opened.get_tensor(name)
                 if name in wanted and tensor.shape != wanted[name]:
                     raise ValueError(
-                        f"weights {file}: tensor {name} has shape {tuple(tensor.shape)}, its config wants {tuple(wanted[name])}"
+                        f"weights {file}: tensor {name} has shape {tuple(tensor.shape)}, its "
+                        f"config wants {tuple(wanted[name])}"
                     )
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     raise ValueError(

@@ -1,4 +1,4 @@
-"""Whether a cut model is the original less its layers: by its parts, its logits, its saved folder."""
+"""Whether a cut model is the original less its layers: by parts, logits and saved folder."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def check_alike(
 
 @torch.no_grad()
 def check_cut(student: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> None:
-    """Raises ValueError unless the student's logits are the original's with the layers passed over."""
+    """Raises ValueError unless the student computes the original with the layers passed over."""
     parts, ids = anatomy(model), probe_ids(model)
     was_training = model.training
     model.eval()
@@ -124,7 +124,7 @@ def _class_for(student: PreTrainedModel) -> Any:
 
 
 def _rounding(folder: Path) -> float:
-    """Relative rounding of the coarsest dtype in the folder's files, where that is below float32."""
+    """Relative rounding of the coarsest dtype in the folder's files; 0 for float32."""
     kinds = {"BF16": torch.bfloat16, "F16": torch.float16}
     found = {0.0}
     for file in sorted(folder.glob("*.safetensors")):

@@ -1,35 +1,30 @@
-"""Named model -> (model, tokenizer). The one place that knows architectures by name."""
+"""Named model -> a teacher: the model, its tokenizer, the token that begins a document."""
 
 from __future__ import annotations
 
-import copy
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from depthprune_core import folders
-from depthprune_core.fetching import WheelFile, fetch, sha256_of, snapshot
+from depthprune_core import configs, folders, obtaining, pruning
+from depthprune_core.decoder import anatomy, text_config
+from depthprune_core.obtaining import BUNDLED, fetch_hub
 from depthprune_core.sources import SOURCES, Source
-from depthprune_core.decoder import anatomy, structure, text_config
 
-BUNDLED = Path(__file__).resolve().parent.parent / "models"
-# Files of gpt2-mini, by name. Where models/gpt2-mini/train.ipynb has made another one on purpose, its hashes go here.
-BUNDLED_SHA256 = {
-    "model.safetensors": "1e9196b3a131654b848b140c07715c90cf8453a24d876cf997ec86111aa413ea",
-    "config.json": "d9fa2c6dc7519c0b9ea97b19c441b113bc2cf34ea4ccf2eaa31a11a1be643933",
-    "generation_config.json": "0e9fc928cc1adc89473fa93346d8c251e5ccbfa6280fd24cc446caabb281c85c",
-    "tokenizer.json": "3d366f408015cc38101bd3bdb1ee6a2416524e225edbdfc5c786adb77333e651",
-    "tokenizer_config.json": "de357d33f201bfb0b988b869bc8ba0c2cd932c68371cf4af47c4d839776d75ce",
-}
+__all__ = ["BUNDLED", "SOURCES", "Source", "Teacher", "depth", "document_start", "fetch_hub"]
+__all__ += ["fetch_only", "file_dtypes", "load", "shape"]
+
+_AUTO_MAP = (
+    "its config names code of its own (auto_map), which is not run: the library's class is used, "
+    "and what is saved does not name that code"
+)
+_dtypes: weakref.WeakKeyDictionary[nn.Module, dict[str, torch.dtype]] = weakref.WeakKeyDictionary()
 
 
 @dataclass
@@ -43,46 +38,54 @@ class Teacher:
     note: str
 
 
-def load(
-    name: str,
-    *,
-    cache: Path,
-    device: str = "cpu",
-    seed: int = 0,
-) -> Teacher:
-    """A named model, or a local folder saved by `save_pretrained`, in eval mode, with its tokenizer.
+def load(name: str, *, cache: Path, device: str = "cpu", seed: int = 0) -> Teacher:
+    """A named model, or a local folder saved by `save_pretrained`, in float32 and eval mode.
 
-    `seed` matters for `config` models only (their weights are drawn; they borrow gpt2-mini's tokenizer). Weights are
-    read from safetensors files alone, remote code is never run.
+    `seed` matters for `config` models only: their weights are drawn; they borrow gpt2-mini's
+    tokenizer. Weights are read from safetensors files alone, remote code is never run.
 
-    Raises ValueError for an unknown name, weights that miss or add a tensor, a bundled file that is not the committed one, a file of
-    the hub that is not what was fetched, or a model that is no decoder; RuntimeError where wheel or hub cannot be reached.
+    Raises ValueError for an unknown name, for weights that miss or add a tensor, a file that is not
+    what was committed or fetched, a tokenizer that does not fit, or a model none of whose layers
+    can be dropped; RuntimeError where wheel or hub cannot be reached.
     """
-    source, dtype = _source(name), torch.float32
-    if source is None:
-        model, tokenizer = _from_folder(Path(name), dtype), _tokenizer(name)
-    elif source.kind == "bundled":
-        folder = _bundled(source)
-        model, tokenizer = _from_folder(folder, dtype), _tokenizer(folder)
-    elif source.kind == "wheel":
-        folder = _from_gguf(source.wheel, Path(cache) / source.where, cache=Path(cache))
-        model, tokenizer = _from_folder(folder, dtype), _tokenizer(folder)
-    elif source.kind == "hub":
-        with _from_hub(name, source):
-            _fetched(name, source)
-            model = _checked(source.where, dtype, revision=source.revision)
-            tokenizer = _tokenizer(source.where, revision=source.revision)
-    else:
+    source = obtaining.source_of(name)
+    folder = obtaining.folder_of(name, cache=cache)
+    note = source.note if source else ""
+    if source is not None and source.kind == "config":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(
-                AutoConfig.for_model(**source.shape), dtype=dtype
-            )
-        tokenizer = _tokenizer(_bundled(SOURCES["gpt2-mini"]))
+            config = AutoConfig.for_model(**source.shape)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    else:
+        folders.check_kind(folder)
+        model = _opened(folder, torch.float32)
+        _dtypes[model] = _stored_dtypes(folder, model)
+        if "auto_map" in vars(model.config):
+            del model.config.auto_map
+            note = f"{note}; {_AUTO_MAP}" if note else _AUTO_MAP
+    tokenizer = obtaining.tokenizer_of(folder)
+    tokenizer.init_kwargs.pop("auto_map", None)
+    folders.check_fit(model, tokenizer, name)
     model = model.to(device).eval()
     anatomy(model)
-    text, note = (source.document_start, source.note) if source else ("", "")
-    return Teacher(name, model, tokenizer, document_start(tokenizer, text), note)
+    _check_cuttable(model, name)
+    start = document_start(tokenizer, source.document_start if source else "")
+    return Teacher(name, model, tokenizer, start, note)
+
+
+def fetch_only(name: str, *, cache: Path) -> None:
+    """Make sure that a named model or local folder can be loaded, without loading its weights.
+
+    Errors as in `load`.
+    """
+    source = obtaining.source_of(name)
+    folder = obtaining.folder_of(name, cache=cache)
+    if source is None:
+        folders.check(folder)
+        outline = _opened(folder, torch.float32, device_map="meta")  # names and shapes alone
+        folders.check_fit(outline, tokenizer := obtaining.tokenizer_of(folder), name)
+        document_start(tokenizer)
+        _check_cuttable(outline, name)
 
 
 def document_start(tokenizer: Any, text: str = "") -> int:
@@ -100,104 +103,58 @@ def document_start(tokenizer: Any, text: str = "") -> int:
     raise ValueError("the tokenizer has neither a BOS nor an EOS token to begin a document with")
 
 
-def fetch_only(name: str, *, cache: Path) -> None:
-    """Make sure that a named model or local folder can be loaded, without loading it; weights and all. Errors as in `load`, and
-    ValueError for a local folder that holds no decoder or whose tokenizer does not fit.
+def file_dtypes(model: PreTrainedModel) -> dict[str, torch.dtype]:
+    """Parameter -> its dtype in the file that `load` read; empty where it read none."""
+    return dict(_dtypes.get(model, {}))
+
+
+def depth(name: str) -> int:
+    """Layers of a named model or local folder, by its config; 0 where none is there to read yet."""
+    source = obtaining.source_of(name)
+    if source is None or source.kind == "bundled":
+        folder = Path(name) if source is None else obtaining.bundled(source)
+        facts = json.loads((folder / folders.CONFIG).read_text(encoding="utf-8"))
+        return text_config(AutoConfig.for_model(**facts)).num_hidden_layers
+    return AutoConfig.for_model(**source.shape).num_hidden_layers if source.shape else 0
+
+
+def shape(name: str, *, n_layers: int | None = None) -> PreTrainedModel:
+    """A named model of any depth without weights (on torch's meta device): to be counted, not run.
+
+    Raises ValueError for a name whose shape is not known here.
     """
-    source = _source(name)
-    if source is None:
-        folders.check(Path(name))
-        outline = _checked(
-            name, torch.float32, device_map="meta"
-        )  # every tensor's name and shape, none of its numbers
-        structure(outline)
-        folders.check_fit(outline, _tokenizer(name), name)
-    elif source.kind in ("bundled", "config"):
-        _bundled(SOURCES["gpt2-mini"])
-    elif source.kind == "wheel":
-        _from_gguf(source.wheel, Path(cache) / source.where, cache=Path(cache))
-    elif source.kind == "hub":
-        with _from_hub(name, source):
-            _fetched(name, source)
-
-
-@contextmanager
-def _from_hub(name: str, source: Source) -> Iterator[None]:
-    """What the hub's client says in a page is said in a sentence."""
-    try:
-        yield
-    except OSError:
-        raise RuntimeError(
-            f"could not fetch model {name} ({source.where} at {source.revision[:8]}) from the model hub: check the network "
-            "(and HF_HUB_OFFLINE), or name a local folder that save_pretrained wrote"
-        ) from None
-
-
-def check_snapshot(name: str, folder: Path) -> None:
-    """Raises ValueError where the folder of a hub model is not whole, or not what was fetched."""
-    try:
-        folders.check(folder)
-    except ValueError as error:
+    countable = [k for k, s in SOURCES.items() if s.shape is not None or s.kind == "bundled"]
+    if name not in countable:
         raise ValueError(
-            f"model {name}: {error}: with the network at hand, remove {folder.parent.parent} and run again, "
-            "it is then fetched anew"
-        ) from None
-
-
-def _fetched(name: str, source: Source) -> None:
-    folder = snapshot(source.where, source.revision, files=folders.HUB_FILES)
-    if not list(folder.glob(folders.WEIGHTS)):
-        raise FileNotFoundError(f"{folder} holds no weights yet")
-    check_snapshot(name, folder)
-
-
-def _source(name: str) -> Source | None:
-    source = SOURCES.get(name)
-    if source is None and not Path(name).is_dir():
-        raise ValueError(
-            f"model {name!r} is not known: name one of {', '.join(SOURCES)}, or a local folder"
+            f"model {name!r} has no shape to count: name one of {', '.join(countable)}"
         )
-    return source
+    source = SOURCES[name]
+    if source.kind == "bundled":
+        config = AutoConfig.from_pretrained(obtaining.bundled(source))
+    else:
+        config = AutoConfig.for_model(**source.shape)
+    if n_layers is not None:
+        config.num_hidden_layers = n_layers
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()
+    return model
 
 
-def _bundled(source: Source) -> Path:
-    """The folder of a bundled model, whose files are the committed ones: a flipped bit would only change every number."""
-    folder = BUNDLED / source.where
-    for name, wanted in BUNDLED_SHA256.items():
-        if not (folder / name).is_file():
-            raise ValueError(
-                f"model {source.where}: {folder / name} is missing: restore it, with `git checkout` for example"
-            )
-        if (actual := sha256_of(folder / name)) != wanted:
-            raise ValueError(
-                f"model {source.where}: {folder / name} has sha256 {actual}, expected {wanted}: restore it, with `git checkout` for example"
-            )
-    return folder
+def _check_cuttable(model: PreTrainedModel, name: str) -> None:
+    """Raises ValueError where no student could be saved, or no layer at all can be dropped."""
+    configs.written(model.config)
+    if reasons := pruning.undroppable(model, first=True):
+        raise ValueError(f"no layer of model {name} can be dropped: {next(iter(reasons.values()))}")
 
 
-def _from_folder(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    if not list(folder.glob("*.safetensors")):
+def _opened(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    if not list(folder.glob(folders.WEIGHTS)):
         raise ValueError(
             f"model folder {folder} holds no .safetensors file: other weight formats are not read"
         )
-    return _checked(str(folder), dtype)
-
-
-def _tokenizer(where: str | Path, **options: Any) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
-    except (OSError, ImportError):  # of the hub's client; of a package that is missing
-        raise
-    except Exception as error:  # a damaged file gives whatever its reader stumbles over
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(
-            f"the tokenizer of {where} cannot be read ({type(error).__name__}: {reason})"
-        ) from None
-
-
-def _checked(where: str, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
     model, info = AutoModelForCausalLM.from_pretrained(
-        where,
+        folder,
         dtype=dtype,
         use_safetensors=True,
         trust_remote_code=False,
@@ -207,92 +164,24 @@ def _checked(where: str, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
     )
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         # GPT-2 files of the first days hold masks (h.N.attn.bias) that no release reads any more.
-        if names := [
-            key
-            for key in info[problem]
-            if not str(key).endswith((".attn.bias", ".attn.masked_bias"))
-        ]:
+        masks = (".attn.bias", ".attn.masked_bias")
+        if names := [key for key in info[problem] if not str(key).endswith(masks)]:
             raise ValueError(
-                f"weights of {where}: {problem.replace('_', ' ')} {sorted(map(str, names))[:3]}, so this is another model"
+                f"weights of {folder}: {problem.replace('_', ' ')} "
+                f"{sorted(map(str, names))[:3]}, so this is another model"
             )
     return model
 
 
-def _from_gguf(wheel: WheelFile, folder: Path, *, cache: Path) -> Path:
-    """The dequantised model as an ordinary folder, made once: a model read from GGUF itself refuses to be saved."""
-    made_from = folder / "made-from.sha256"
-    if made_from.exists() and made_from.read_text(errors="replace") == _hashes(wheel, folder):
-        return folder
-    file = fetch(wheel, cache=cache)
-    read = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32
-    )
-    config = copy.deepcopy(read.config)
-    if hasattr(config, "quantization_config"):
-        del (
-            config.quantization_config
-        )  # the weights are plain now, and a model that says otherwise cannot be saved
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(read.state_dict(), strict=True)
-    model.generation_config = read.generation_config
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".gguf-") as temporary:
-        target = Path(temporary) / "model"
-        model.save_pretrained(target)
-        _tokenizer(file.parent, gguf_file=file.name).save_pretrained(target)
-        (target / made_from.name).write_text(_hashes(wheel, target))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(target, folder)
-    return folder
+def _stored_dtypes(folder: Path, model: PreTrainedModel) -> dict[str, torch.dtype]:
+    """Parameter -> dtype in the folder's files; the usual one where its name there is another."""
+    stored = folders.dtypes(folder)
+    counted = list(stored.values())
+    usual = max(set(counted), key=counted.count)
+    prefix = f"{model.base_model_prefix}."
 
+    def of(name: str) -> torch.dtype:
+        names = (name, name.removeprefix(prefix), prefix + name)
+        return next((stored[known] for known in names if known in stored), usual)
 
-def _hashes(wheel: WheelFile, folder: Path) -> str:
-    """What the folder was made from and what it holds, a line a file."""
-    files = sorted(
-        path for path in folder.iterdir() if path.is_file() and path.name != "made-from.sha256"
-    )
-    return "".join(
-        f"{sha}  {name}\n"
-        for sha, name in [(wheel.sha256, wheel.member), *((sha256_of(f), f.name) for f in files)]
-    )
-
-
-def depth(name: str) -> int:
-    """How many layers a named model or local folder has, as its config says; 0 where there is none to read before it is fetched."""
-    source = _source(name)
-    if source is None or source.kind == "bundled":
-        folder = Path(name) if source is None else _bundled(source)
-        return text_config(
-            AutoConfig.for_model(
-                **json.loads((folder / folders.CONFIG).read_text(encoding="utf-8"))
-            )
-        ).num_hidden_layers
-    return AutoConfig.for_model(**source.shape).num_hidden_layers if source.shape else 0
-
-
-def shape(name: str, *, n_layers: int | None = None) -> PreTrainedModel:
-    """A named model of some depth without its weights (torch's meta device): to be counted, not run.
-
-    Raises ValueError for a name whose shape is not known here.
-    """
-    countable = [
-        known
-        for known, source in SOURCES.items()
-        if source.shape is not None or source.kind == "bundled"
-    ]
-    if name not in countable:
-        raise ValueError(
-            f"model {name!r} has no shape to count: name one of {', '.join(countable)}"
-        )
-    source = SOURCES[name]
-    bundled = source.kind == "bundled"
-    config = (
-        AutoConfig.from_pretrained(_bundled(source))
-        if bundled
-        else AutoConfig.for_model(**source.shape)
-    )
-    if n_layers is not None:
-        config.num_hidden_layers = n_layers
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    model.tie_weights()
-    return model
+    return {name: of(name) for name, _ in model.named_parameters()}

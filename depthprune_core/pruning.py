@@ -84,7 +84,7 @@ def share_equal(student: PreTrainedModel, model: PreTrainedModel, plan: Plan) ->
 
 
 def size(model: PreTrainedModel) -> Size:
-    """Layers, parameters (a tied tensor counts once), bytes of the files `save_pretrained` writes."""
+    """Layers, parameters (a tied tensor counts once) and bytes of its safetensors files."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         on_disk = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
@@ -105,7 +105,7 @@ def original_name(name: str, stacks: str | tuple[str, ...], kept: tuple[int, ...
 def _outline(model: PreTrainedModel, parts: Decoder, kept: tuple[int, ...]) -> PreTrainedModel:
     """The student without weights (on the meta device), its layers made as the kept ones are.
 
-    Raises ValueError where the config gives other layers, or the model keeps tensors for all of them.
+    Raises ValueError where the config gives other layers, or a tensor belongs to all of them.
     """
     config = slice_config(model.config, kept)
     tied = _head(model) is not None and _head(model) is _embedding(model)

@@ -18,7 +18,7 @@ from depthprune_core.products import fast_products
 
 @contextmanager
 def replaced(layers: nn.ModuleList, forwards: Mapping[int, Callable]) -> Iterator[None]:
-    """Within the block, layer i computes `forwards[i]`; modules and attributes stay where they are."""
+    """Within the block, layer i computes `forwards[i]`; modules stay where they are."""
     outer = {index: vars(layers[index]).get("forward") for index in forwards}  # a block in a block
     for index, forward in forwards.items():
         layers[index].forward = forward
@@ -44,7 +44,7 @@ def passing(parts: Decoder, value: torch.Tensor | None = None) -> Callable:
 
 @contextmanager
 def checkpointed(layers: nn.ModuleList) -> Iterator[None]:
-    """Within the block, a layer keeps only its input, and computes its inside again when going back."""
+    """Within the block, a layer keeps only its input, and computes its inside again going back."""
 
     def inside(layer: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Any:
         with fast_products(layer):  # the backward pass comes after the block of the forward pass

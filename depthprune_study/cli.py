@@ -63,12 +63,11 @@ def run_study(
         from depthprune_study.report import publish
 
         keys = {step.notebook: step.key for step in chain.plan(study)}
-        page = paths.reports(study) / "report.html"
-        is_new = not (page.exists() and all(publish.is_current(study, keys).values()))
-        if is_new or not all(step.done for step in found):
+        current = all(publish.is_current(study, keys).values())
+        if not (current and all(step.done for step in found)):
             with chain.alone(paths.runs(study)):
-                page = publish.publish(study, keys=keys, costs=marks.costs(paths.runs(study)))
-        _say_answer(study, page)
+                publish.publish(study, keys=keys, costs=marks.costs(paths.runs(study)))
+        _say_answer(study)
 
 
 @app.command("report")
@@ -90,11 +89,11 @@ def make_report(
                 f"study {study} is not finished: {', '.join(waiting)} wait; `depthprune run "
                 f"{study}` runs them, `--unfinished` publishes what there is"
             )
-        keys = {step.notebook: step.key for step in steps}
+        keys = {step.notebook: step.key for step in steps if step.done}
         costs = marks.costs(paths.runs(study))
         with chain.alone(paths.runs(study)):
-            page = publish.publish(study, keys=keys, costs=costs, unfinished=bool(waiting))
-        _say_answer(study, page)
+            publish.publish(study, keys=keys, costs=costs, unfinished=bool(waiting))
+        _say_answer(study)
 
 
 @app.command("restore")
@@ -152,18 +151,27 @@ def prune_own(
     layers: Annotated[
         str, typer.Option(help="Which layers go, counted from 0: 14,17. In place of --drop.")
     ] = "",
-    rule: Annotated[str, typer.Option(help="How layers are chosen.")] = "greedy",
+    rule: Annotated[str, typer.Option(help="How layers are chosen.")] = "least_sensitive",
     recover_tokens: Annotated[
         float, typer.Option(help="Tokens to recover on: 1e6; 0 for the cut alone.")
     ] = 0,
     lr: Annotated[float, typer.Option(help="Learning rate; 0: the recipe's.")] = 0,
     trained: Annotated[str, typer.Option(help="What recovery trains: all or lora.")] = "all",
+    checkpoint_activations: Annotated[
+        bool, typer.Option("--checkpoint-activations", help="Less memory, a third more time.")
+    ] = False,
+    micro_batch: Annotated[
+        int, typer.Option(help="Windows computed at a time, to save memory; 0: a whole step.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Draws of the recovery text.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     push_to: Annotated[str, typer.Option(help="A hub repository to push the folder to.")] = "",
 ) -> None:
     """Drop layers from any decoder, recover it, write a folder that plain transformers opens."""
-    with told(f"pruning {model}", kept="finished work is kept; the same command goes on from it"):
+    with told(
+        f"pruning {model}",
+        kept=f"{out} was not written; finished work lies beside it, and the same command goes on",
+    ):
         from depthprune_study.lab import own
 
         if bool(drop) == bool(layers):
@@ -180,13 +188,14 @@ def prune_own(
             recover_tokens=int(recover_tokens),
             lr=lr or None,
             trained=trained,
+            checkpoint_activations=checkpoint_activations,
+            micro_batch=micro_batch,
             seed=seed,
             device=device,
             push_to=push_to,
             say=say,
         )
-        for line in made if isinstance(made, list) else [made]:
-            say(str(line))
+        say(str(made))
 
 
 @app.command("cut-gguf")
@@ -244,13 +253,14 @@ def _check_installed() -> None:
         )
 
 
-def _say_answer(study: str, page: Path) -> None:
-    from depthprune_study.report import publish
+def _say_answer(study: str) -> None:
+    from depthprune_study.report import evidence, pages
 
-    answer = getattr(publish, "answer", None)
-    for line in answer(study) if answer else ():
-        say(line)
-    say(f"report: {page}")
+    folder = paths.reports(study)
+    found = evidence.Evidence(study, folder)
+    for line in pages.answer_lines(found) if found.lead else ():
+        say(line.replace("**", ""))
+    say(f"report: {folder / 'report.html'}")
 
 
 def main() -> None:

@@ -1,0 +1,165 @@
+"""The command line: what it says, and that nothing ends in a traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from depthprune_study import cli, telling
+from depthprune_study.errors import StudyError
+from depthprune_study.runner import chain
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("run", "status", "report", "restore", "verify", "prune", "cut-gguf", "sweep")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs, reports and logs of a test go to a folder of its own."""
+    monkeypatch.setenv("DEPTHPRUNE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, list(words))
+    assert "Traceback" not in result.output
+    return result.exit_code, result.output
+
+
+def test_every_command_is_named_by_help() -> None:
+    code, said = call("--help")
+    assert code == 0 and all(f" {name} " in said for name in COMMANDS)
+    assert "--install-completion" in said
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    assert call(command, "--help")[0] == 0
+
+
+def test_the_version_is_told() -> None:
+    assert call("--version")[1].startswith("depthprune ")
+
+
+@pytest.mark.parametrize("study", ["quick", "ci"])
+def test_a_dry_run_names_every_notebook_and_does_nothing(home: Path, study: str) -> None:
+    code, said = call("run", study, "--dry-run")
+    assert code == 0 and said.startswith(f"study {study}: ")
+    assert "01_sensitivity" in said and "10_report" in said and "GiB are free" in said
+    assert not (home / "runs").exists()
+
+
+def test_status_says_what_is_done(home: Path) -> None:
+    code, said = call("status", "ci")
+    assert code == 0 and said.count("run: to do") == said.count("or missing") == 10
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "x"),
+        ("status", "../quick"),
+        ("report", "x"),
+        ("restore", "x"),
+        ("restore", "ci", "--from", "nowhere"),
+        ("report", "ci"),
+        ("verify", "nowhere"),
+        ("prune", "gpt2-mini", "--text", "t", "--out", "o"),
+        ("prune", "gpt2-mini", "--text", "t", "--out", "o", "--layers", "a"),
+        (
+            "prune",
+            "gpt2-mini",
+            "--text",
+            "t",
+            "--out",
+            "o",
+            "--drop",
+            "2",
+            "--recover-tokens",
+            "-1",
+        ),
+        ("prune", "nowhere", "--text", "t", "--out", "o", "--drop", "2"),
+        ("cut-gguf", "nowhere.gguf", "x.gguf", "--drop", "1"),
+        ("cut-gguf", "nowhere.gguf", "x.gguf", "--drop", "one"),
+        ("sweep", "nowhere.yaml"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_a_sentence(words: tuple[str, ...]) -> None:
+    code, said = call(*words)
+    assert code == 1 and 10 < len(said) < 400, said
+    assert "nobody foresaw" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (StudyError("Do this."), "Do this."),
+        (OSError(28, "No space left on device", "x"), "the disk is full: free some space"),
+        (PermissionError(13, "Permission denied", "/x"), "Permission denied: /x"),
+        (MemoryError("1 TB"), "memory ran out while testing (1 TB)"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "memory ran out"),
+        (ModuleNotFoundError("No module named 'x'", name="x"), "package x is missing"),
+    ],
+)
+def test_what_the_user_can_mend_is_told(error: Exception, sentence: str) -> None:
+    assert telling.sentence(error, "testing").startswith(sentence)
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), ValueError("of a library"), ZeroDivisionError()])
+def test_what_nobody_foresaw_is_told_with_a_log_to_report(home: Path, error: Exception) -> None:
+    try:
+        raise error
+    except Exception as raised:
+        said = telling.sentence(raised, "running study x")
+    (log,) = _logs(said)
+    assert type(error).__name__ in said and "while running study x: please report it" in said
+    assert "Traceback" in log.read_text() and type(error).__name__ in log.read_text()
+
+
+def _logs(said: str) -> list[Path]:
+    return [Path(word) for word in said.split() if word.endswith(".log")]
+
+
+def test_a_sentence_of_the_core_is_told_as_it_is() -> None:
+    from depthprune_core.records import Plan
+
+    try:
+        Plan(3, (7,), "x")
+    except ValueError as error:
+        assert (
+            telling.sentence(error, "x") == "the plan drops layer 7, but the model has layers 0..2"
+        )
+
+
+def test_a_stopped_run_tells_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chain, "run", stop)
+    code, said = call("run", "ci")
+    assert code == 130
+    assert "stopped while running study ci: no notebook is finished; finished pieces" in said
+
+
+def test_the_module_is_the_command_and_spins_only_briefly(home: Path) -> None:
+    script = (
+        "import sys\nsys.argv = ['depthprune', 'status', 'x']\nimport os, runpy\n"
+        "try:\n    runpy.run_module('depthprune_study', run_name='__main__')\n"
+        "except SystemExit as end:\n    print(end.code, os.environ['GOMP_SPINCOUNT'])\n"
+        "print('torch' in sys.modules)"
+    )
+    environment = {name: v for name, v in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["1", "10000", "False"], done.stderr
+    assert "study 'x' is not known" in done.stderr

@@ -10,8 +10,7 @@ import yaml
 from huggingface_hub import hf_hub_download
 
 from depthprune_core import folders, models
-from depthprune_core.fetching import snapshot
-from depthprune_core.sources import SOURCES
+from depthprune_core.models import SOURCES
 from depthprune_study.errors import StudyError
 
 
@@ -51,13 +50,9 @@ def find(model: str) -> Base:
         names = ", ".join(SOURCES)
         raise StudyError(f"model={model!r} is not known: name {names}, a local folder or a hub id")
     try:
-        folder = snapshot(model, None, files=[*folders.HUB_FILES, "README.md"])  # names the licence
-    except (OSError, ValueError) as error:
-        raise StudyError(
-            f"model={model!r} is no local folder, and the model hub did not give it "
-            f"({type(error).__name__}): check the name and the network"
-        ) from None
-    models.check_snapshot(model, folder)
+        folder = models.fetch_hub(model)  # with its card, which names the licence
+    except RuntimeError as error:
+        raise StudyError(f"model={model!r} is no local folder, and {error}") from None
     return Base(model, str(folder), model, folder.name, model, "")
 
 

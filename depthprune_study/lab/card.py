@@ -19,9 +19,9 @@ WHOLE, CUT, SAVED = "whole model", "cut, not healed", "as saved"  # the card's r
 class Card:
     """What a model card tells.
 
-    hub: the base model's id on the hub, if it has one, and its revision. source: what mergekit finds
-    it by, a folder, or empty. perplexities: row -> perplexity a token on held-out passages; ratios:
-    row -> ratio to the whole model's.
+    hub, revision: the base model on the hub, if it is there. source: the folder by which mergekit
+    finds it, or empty. perplexities: row -> perplexity a token on held-out passages; ratios: row ->
+    ratio to the whole model's.
     """
 
     base: str
@@ -38,7 +38,6 @@ class Card:
     license: str = ""
     revision: str = ""
     source: str = ""
-    languages: tuple[str, ...] = ()
 
 
 def model_card(card: Card, name: str) -> str:
@@ -84,7 +83,7 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 def metadata(card: Card, name: str) -> dict[str, Any]:
     """What stands at the card's head (https://huggingface.co/docs/hub/model-cards).
 
-    The hub knows no relation "pruned" (finetune, adapter, quantized, merge): finetune comes nearest.
+    The hub knows no relation "pruned" (finetune, adapter, quantized, merge): finetune is nearest.
     """
     head: dict[str, Any] = {}
     if card.hub:
@@ -92,14 +91,12 @@ def metadata(card: Card, name: str) -> dict[str, Any]:
     head |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if card.license:
         head["license"] = card.license
-    if card.languages:
-        head["language"] = list(card.languages)
     if card.dataset:
         head["datasets"] = [card.dataset]
     head["tags"] = ["depth-pruning", "depthprune"]
     results = [
-        {"type": "perplexity", "value": round(card.perplexities[row].point, 4), "name": told}
-        for row, told in ((SAVED, "perplexity"), (WHOLE, "perplexity of the whole base model"))
+        {"type": "perplexity", "value": round(card.perplexities[row].point, 4), "name": title}
+        for row, title in ((SAVED, "perplexity"), (WHOLE, "perplexity of the whole base model"))
         if row in card.perplexities
     ]
     if results:

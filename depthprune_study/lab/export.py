@@ -1,11 +1,11 @@
-"""A pruned model as a folder that plain `from_pretrained` opens: weights, tokenizer, card, mergekit."""
+"""A pruned model as a folder that plain `from_pretrained` opens: weights, tokenizer, card."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import torch
 import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
+from depthprune_core import models, pruning
 from depthprune_core.decoder import anatomy
 from depthprune_core.records import Plan
 from depthprune_study.errors import StudyError
@@ -28,7 +29,8 @@ def folder(
 ) -> None:
     """Write the folder under a temporary name, open it by plain transformers, compare, then rename.
 
-    The model's parameters are cast in place, each to its dtype of the base model's file.
+    Each parameter is kept in its dtype of the base model's file: the model is rounded in place to
+    what the file holds, and float32 again at the end.
 
     Raises StudyError where `out` is there already, or where the opened model computes other logits
     or the opened tokenizer gives other tokens than those that were written.
@@ -37,11 +39,12 @@ def folder(
     out.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
-        cast(model, dtypes)
-        write_model(building, model)
+        cast(model, dtypes).save_pretrained(building)
+        dtype = model.dtype
+        cast(model, dict.fromkeys(dtypes, torch.float32))
         tokenizer.save_pretrained(building)
         (building / "README.md").write_text(model_card(card, out.name), encoding="utf-8")
-        (building / "mergekit.yaml").write_text(mergekit(card, model.dtype), encoding="utf-8")
+        (building / "mergekit.yaml").write_text(mergekit(card, dtype), encoding="utf-8")
         _check(building, model, tokenizer)
         os.chmod(building, 0o755)
         os.replace(building, out)
@@ -50,12 +53,14 @@ def folder(
         raise
 
 
-def write_model(path: Path, model: PreTrainedModel) -> None:
-    """`save_pretrained`, without the pointers to code that does not come along (auto_map)."""
-    for part in (model.config, model.generation_config):
-        if getattr(part, "auto_map", None) is not None:
-            del part.auto_map
-    model.save_pretrained(path)
+def file_dtypes(teacher: PreTrainedModel, student: PreTrainedModel, plan: Plan) -> Dtypes:
+    """How the base model's file keeps each parameter that the student has; empty without a file."""
+    of_file, stack = models.file_dtypes(teacher), anatomy(teacher).layers_name
+    names = {
+        name: pruning.original_name(name, stack, plan.kept)
+        for name, _ in student.named_parameters()
+    }
+    return {name: of_file[old] for name, old in names.items() if old in of_file}
 
 
 @torch.no_grad()
@@ -70,7 +75,7 @@ def cast(model: PreTrainedModel, dtypes: Dtypes) -> PreTrainedModel:
 
 
 def check_free(out: Path) -> None:
-    """Raises StudyError where something is there already, or no finished folder can be put there."""
+    """Raises StudyError where something exists already, or no finished folder can be put."""
     if out.name in ("", ".."):
         raise StudyError(f"out={out} has no name of its own: name a folder that does not exist yet")
     if out.is_symlink() or os.path.ismount(out):
@@ -83,7 +88,7 @@ def check_free(out: Path) -> None:
 
 
 def check_push(push_to: str) -> None:
-    """Raises StudyError, before any work, for a name or a login with which nothing could be pushed."""
+    """Raises StudyError, before any work, where nothing could be pushed there."""
     if not push_to:
         return
     try:
@@ -103,9 +108,9 @@ def check_push(push_to: str) -> None:
 
 
 def push(out: Path, push_to: str) -> str:
-    """Push the folder to a model repository of the hub, made where it is missing; returns its address.
+    """Push the folder to a model repository of the hub, made where it is missing.
 
-    Raises StudyError where the hub refuses; the folder stays.
+    Returns its address. Raises StudyError where the hub refuses; the folder stays.
     """
     try:
         address = HfApi().create_repo(push_to, repo_type="model", exist_ok=True)
@@ -154,22 +159,11 @@ def spans(plan: Plan) -> list[tuple[int, int]]:
     return runs
 
 
-@torch.no_grad()
 def _check(path: Path, saved: PreTrainedModel, tokenizer: Any) -> None:
-    opened, info = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, output_loading_info=True
-    )
-    problems = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    wrong: Any = {problem: names for problem in problems if (names := info[problem])}
-    ours = dict(saved.named_parameters())
-    differing: Sequence[str] = [
-        name
-        for name, p in opened.named_parameters()
-        if not torch.equal(p, ours[name].detach().cpu().float())
-    ]
-    if wrong or differing:
-        raise StudyError(f"the written model does not open as what it is: {wrong or differing[:3]}")
+    try:
+        pruning.check_saved(saved, path)
+    except ValueError as error:
+        raise StudyError(f"the written model does not open as what it is: {error}") from None
     words = "Which layers can go? (14 + 17)"
     if AutoTokenizer.from_pretrained(path)(words).input_ids != tokenizer(words).input_ids:
         raise StudyError("the written tokenizer does not open as what it is")
-    anatomy(opened)

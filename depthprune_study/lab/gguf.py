@@ -61,7 +61,7 @@ def cut(source: Path, target: Path, dropped: Iterable[int]) -> Plan:
 
 
 def check(path: Path, source: Path, plan: Plan) -> None:
-    """Raises RuntimeError unless `path` opens and holds what `source` does, less the plan's layers."""
+    """Raises RuntimeError unless `path` holds what `source` does, less the plan's layers."""
     ours, theirs = _read(path), _read(source)
     wanted = dict(_kept(theirs, plan))
     found = {tensor.name: tensor for tensor in ours.tensors}
@@ -83,7 +83,7 @@ def check(path: Path, source: Path, plan: Plan) -> None:
 
 
 class _Reader(GGUFReader):
-    """Stops at a length that reaches beyond the file, where the library reads empty arrays on and on."""
+    """Stops at a length beyond the file's end, where the library reads empty arrays on and on."""
 
     def _get(self, offset: int, dtype: Any, count: int = 1, *rest: Any, **options: Any) -> Any:
         if offset + int(count) * np.dtype(dtype).itemsize > len(self.data):

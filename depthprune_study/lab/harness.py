@@ -47,7 +47,7 @@ def check(tasks: Sequence[str]) -> None:
 def harness(
     lab: Workspace, students: Mapping[str, Student | Teacher], tasks: Sequence[str]
 ) -> dict[str, Answers]:
-    """Which items of each task a student gets right, as {f"{name}: {task}": Answers}; record `tasks`.
+    """Which items of each task a student gets right: {f"{name}: {task}": Answers}, record `tasks`.
 
     lm-eval's own results and samples are kept below runs/<study>/lm-eval/<name>/.
     """

@@ -40,8 +40,8 @@ def make_items(
 ) -> list[Item]:
     """At least `n_items`, in equal shares by family, in one fixed order.
 
-    `passages`: documents for the families `articles` and `news`. A text that has too few words to ask
-    for gives what it has; the families made from templates make up for the rest.
+    `passages`: documents for the families `articles` and `news`. A text that has too few words to
+    ask for gives what it has; the families made from templates make up for the rest.
 
     Raises StudyError for fewer than one item a family.
     """
@@ -124,17 +124,17 @@ def _recall(draw: random.Random) -> _Question:
     about = draw.randrange(N_CHOICES)
     if draw.random() < 0.5:
         facts = draw.sample(_TOWNS, N_CHOICES)
-        told = [f"{person} lives in {town}." for person, town in zip(people, facts, strict=True)]
+        said = [f"{person} lives in {town}." for person, town in zip(people, facts, strict=True)]
         question = f"{people[about]} lives in"
     else:
         facts, thing = draw.sample(_COLOURS, N_CHOICES), draw.choice(_THINGS)
-        told = [
+        said = [
             f"The {thing} of {person} is {colour}."
             for person, colour in zip(people, facts, strict=True)
         ]
         question = f"The {thing} of {people[about]} is"
     wrong = [fact for fact in facts if fact != facts[about]]
-    return f"{' '.join(told)} {question}", facts[about], wrong
+    return f"{' '.join(said)} {question}", facts[about], wrong
 
 
 def _arithmetic(draw: random.Random) -> _Question:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from depthprune_core import folders, models, selection, splits, text
+from depthprune_core import models, selection, splits, text
 from depthprune_core.decoder import anatomy, text_config
 from depthprune_core.models import Teacher
 from depthprune_core.progress import Progress
@@ -119,7 +119,8 @@ def prepare(
     parts = splits.split_named(text, cache=paths.cache())
     on = device_of(device)
     teacher = models.load(found.loaded_by, cache=paths.cache(), device=on, seed=seed)
-    folders.check_fit(teacher.model, teacher.tokenizer, model)
+    if teacher.note:
+        say(f"{model}: {teacher.note}")
     context = getattr(text_config(teacher.model.config), "max_position_embeddings", None)
     seq_len = min(seq_len, context or seq_len)
     return Job(

@@ -22,7 +22,6 @@ from transformers import PreTrainedModel
 from depthprune_core import (
     distillation,
     evaluation,
-    models,
     pruning,
     refitting,
     selection,
@@ -32,8 +31,9 @@ from depthprune_core import (
 from depthprune_core.decoder import anatomy
 from depthprune_core.records import Curve, Plan, Profile, Score
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import base, cache, export, weights
-from depthprune_study.lab.card import CUT, SAVED, WHOLE, Card
+from depthprune_study.lab import cache, export, weights
+from depthprune_study.lab.card import CUT, SAVED, WHOLE
+from depthprune_study.lab.describing import describe
 from depthprune_study.lab.job import REFIT_TOKENS, Job, prepare
 from depthprune_study.results import statistics
 from depthprune_study.results.statistics import Interval
@@ -43,7 +43,6 @@ __all__ = ["Pruned", "prepare", "prune"]
 CALIBRATION_TOKENS, TEST_TOKENS = 512, 1_024  # of each passage
 N_PROMPTS, PROMPT_CHARS, NEW_TOKENS = 3, 120, 24
 LOCK = ".lock"  # in the work folder
-NAMED_TEXTS = ("wikipedia-excerpt", "news-excerpt", "wikitext-2")
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,9 @@ def continuations(job: Job, named: Mapping[str, PreTrainedModel]) -> dict[str, l
     """How each model goes on, greedily, from `prompts`."""
     asked = prompts(job)
     return {
-        name: evaluation.continuations(model, job.teacher.tokenizer, asked, new_tokens=NEW_TOKENS)
+        name: evaluation.continuations(
+            model, job.teacher.tokenizer, asked, new_tokens=NEW_TOKENS, start=job.teacher.start
+        )
         for name, model in named.items()
     }
 
@@ -228,18 +229,17 @@ def continuations(job: Job, named: Mapping[str, PreTrainedModel]) -> dict[str, l
 def save(job: Job, student: PreTrainedModel, plan: Plan, scores: Mapping[str, Score]) -> Pruned:
     """Write the folder, its figures measured in the precision of its file; push it where asked.
 
-    scores: of WHOLE and CUT. The student's parameters are cast in place, to the file's precision and
-    back.
+    scores: of WHOLE and CUT. The student is rounded in place to what the file holds.
     """
-    dtypes = models.file_dtypes(job.teacher, plan)
+    dtypes = export.file_dtypes(job.teacher.model, student, plan)
     export.cast(export.cast(student, dtypes), dict.fromkeys(dtypes, torch.float32))
     scores = {**scores, **score(job, {SAVED: student})}
     ratios = _ratios(scores)
-    card = _card(job, student, plan, scores, ratios)
+    perplexities = {name: _perplexity(found) for name, found in scores.items()}
+    card = describe(job, student.num_parameters(), plan, perplexities, ratios)
     if job.replace and job.out.is_dir():
         shutil.rmtree(job.out)
     export.folder(job.out, student, job.teacher.tokenizer, card, dtypes=dtypes)
-    export.cast(student, dict.fromkeys(dtypes, torch.float32))
     shutil.rmtree(job.work, ignore_errors=True)
     address = export.push(job.out, job.push_to) if job.push_to else ""
     return Pruned(plan, scores, ratios, job.out, address)
@@ -273,41 +273,3 @@ def _ratios(scores: Mapping[str, Score]) -> dict[str, Interval]:
 def _perplexity(found: Score) -> Interval:
     """Perplexity with its interval: the ratio to a model that knows every token."""
     return statistics.ppl_ratio(found, replace(found, nll_nats=(0.0,) * len(found.nll_nats)))
-
-
-def _card(
-    job: Job,
-    student: PreTrainedModel,
-    plan: Plan,
-    scores: Mapping[str, Score],
-    ratios: Mapping[str, Interval],
-) -> Card:
-    path = Path(job.text)
-    dataset = "" if path.exists() or "/" not in job.text else job.text.split(":")[0]
-    return Card(
-        base=job.base.title,
-        hub=job.base.hub,
-        plan=plan,
-        n_parameters=student.num_parameters(),
-        base_parameters=job.teacher.model.num_parameters(),
-        tokens=job.recipe.tokens if job.recipe else 0,
-        text=dataset or (job.text if job.text in NAMED_TEXTS else "a text of the maker's own"),
-        dataset=dataset,
-        recipe=_in_words(job),
-        ratios=ratios,
-        perplexities={name: _perplexity(found) for name, found in scores.items()},
-        license=base.licence(job.base),
-        revision=job.base.revision,
-        source=job.base.source,
-    )
-
-
-def _in_words(job: Job) -> str:
-    if job.recipe is None:
-        return ""
-    adapters = "low-rank adapters alone, " if job.recipe.trained == "lora" else ""
-    return (
-        f"KL to the whole model, AdamW at {job.recipe.lr:g}, {adapters}{job.recipe.batch_size} "
-        f"windows of {job.recipe.seq_len} tokens a step, after a closed-form refit where the "
-        "architecture allows it"
-    )

@@ -1,4 +1,4 @@
-"""Small abilities, asked for by items that code makes: which goes first when layers go, which comes back?
+"""Small abilities, by items that code makes: which goes first, which comes back?
 
 An item is a context and two or more candidates of which one is right. A model answers with the
 candidate to which it gives the largest total log-likelihood after the document-start token and the
@@ -40,7 +40,7 @@ def answers(
     news: str = "news-excerpt",
     seed: int = 0,
 ) -> dict[str, Answers]:
-    """Which items each student gets right, as {f"{name}: {family}": Answers}; kept as record `probes`.
+    """Which items each student gets right: {f"{name}: {family}": Answers}, record `probes`.
 
     `n_items` in all, in equal shares; a family of passages takes what its text has, and the others
     make up for it. `news` names the text of the news family; "" leaves it out.
@@ -55,8 +55,8 @@ def answers(
         model = student.model
         marks = right(model, teacher.tokenizer, items, start=teacher.start, progress=lab.progress)
         for family in families:
-            own = (mark for mark, item in zip(marks, items, strict=True) if item.family == family)
-            found[f"{name}: {family}"] = Answers(family, tuple(own))
+            of_it = (mark for mark, item in zip(marks, items, strict=True) if item.family == family)
+            found[f"{name}: {family}"] = Answers(family, tuple(of_it))
     lab.save("probes", found)
     return found
 
@@ -70,7 +70,7 @@ def right(
     start: int,
     progress: Progress = silent,
 ) -> list[bool]:
-    """Whether the model gives the right candidate the largest log-likelihood; a tie counts as wrong."""
+    """Whether the right candidate has the largest log-likelihood; a tie counts as wrong."""
     scores = log_likelihoods(model, tokenizer, items, start=start, progress=progress)
     return [
         all(row[item.right] > value for i, value in enumerate(row) if i != item.right)
@@ -87,7 +87,7 @@ def log_likelihoods(
     start: int,
     progress: Progress = silent,
 ) -> list[list[float]]:
-    """Of each item's candidates, the total log-likelihood (nats) of the tokens in which they differ.
+    """Of each item's candidates: total log-likelihood (nats) of the tokens in which they differ.
 
     Text is tokenised whole, [start] + context + candidate, and what the item's candidates share is
     computed once: a sequence that another one begins with is not run by itself. So an item whose
@@ -100,16 +100,16 @@ def log_likelihoods(
         sequences = [[start, *next(encoded)] for _ in item.candidates]
         shared = _shared(sequences)
         inputs = sorted({tuple(ids[:-1]) for ids in sequences}, key=len, reverse=True)
-        own: list[tuple[int, ...]] = []
+        needed: list[tuple[int, ...]] = []
         for ids in inputs:
-            if not any(longer[: len(ids)] == ids for longer in own):
-                own.append(ids)
+            if not any(longer[: len(ids)] == ids for longer in needed):
+                needed.append(ids)
         for ids in sequences:
             row = next(
-                i for i, longer in enumerate(own) if list(longer[: len(ids) - 1]) == ids[:-1]
+                i for i, longer in enumerate(needed) if list(longer[: len(ids) - 1]) == ids[:-1]
             )
             asked.append((number, len(rows) + row, shared - 1, ids[shared:]))
-        rows.extend(own)
+        rows.extend(needed)
     return _scored(model, rows, asked, len(items), progress)
 
 

@@ -77,7 +77,7 @@ def training_free(lab: Workspace, method: str, plan: Plan, windows: Windows) -> 
 
 @torch.no_grad()
 def prune_and_comp(teacher: PreTrainedModel, plan: Plan, windows: Windows) -> PreTrainedModel:
-    """Prune&Comp (Chen et al. 2025, arXiv:2507.18212): one scalar a cut closes the gap in magnitude.
+    """Prune&Comp (Chen et al. 2025, arXiv:2507.18212): one scalar closes the magnitude gap.
 
     alpha = the mean over windows of mean|Y| / mean|X| (the paper's magnitude gap, means over tokens
     and channels). The paper folds alpha into the weights that make X: the embedding, and o_proj and
@@ -152,8 +152,8 @@ def replaceme(teacher: PreTrainedModel, plan: Plan, windows: Windows) -> PreTrai
     """
     if not is_possible(teacher):
         raise ValueError(
-            f"ReplaceMe cannot mend {type(teacher).__name__}: its MLPs do not end in one linear map "
-            "whose output is added to the hidden states"
+            f"ReplaceMe cannot mend {type(teacher).__name__}: its MLPs do not end in one linear "
+            "map whose output is added to the hidden states"
         )
     patched = drop_layers(teacher, plan)
     for cut in cuts(plan):
@@ -183,7 +183,7 @@ def _states(
     *,
     inside: nn.Module | None = None,
 ) -> Iterator[tuple[torch.Tensor, ...]]:
-    """X and Y of each batch, and the output of the module `inside`; scored tokens.  (n, d) float64"""
+    """X and Y of each batch, and what the module `inside` gives; scored tokens.  (n, d) float64"""
     layers, seen = anatomy(model).layers, []
     for batch in windows.batches(batch_size):
         hook = inside and inside.register_forward_hook(lambda _, args, output: seen.append(output))
@@ -201,7 +201,7 @@ def _states(
 
 
 def _patch(model: PreTrainedModel, plan: Plan, cut: Cut, change: Callable) -> None:
-    """Let `change` work on the hidden states at the cut: before the next kept layer, or at the end."""
+    """Let `change` work on the hidden states at the cut: before the next kept layer, or last."""
     layers = anatomy(model).layers
 
     def before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

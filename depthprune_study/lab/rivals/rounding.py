@@ -1,4 +1,4 @@
-"""Weights rounded to few bits, in llama.cpp's own formats: the plain way to make a model smaller."""
+"""Weights rounded to few bits in llama.cpp's formats: the plain way to make a model smaller."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def quantised(model: PreTrainedModel, kind: str) -> PreTrainedModel:
 
 
 def size_in(model: PreTrainedModel, kind: str) -> int:
-    """Bytes of the model in this format: gguf's block sizes for the layers' linear maps, 16 bits for
-    all else (embedding, norms, biases), a tied tensor once. Raises StudyError as `quantised`.
+    """Bytes of the model in this format: gguf's block sizes for the layers' linear maps, 16 bits
+    for all else (embedding, norms, biases), a tied tensor once. Raises StudyError as `quantised`.
     """
     if kind not in KINDS:
         raise StudyError(f"kind={kind!r} is not known: name one of {', '.join(KINDS)}")
@@ -63,7 +63,8 @@ def size_in(model: PreTrainedModel, kind: str) -> int:
         n_inputs = module.weight.shape[0 if isinstance(module, Conv1D) else 1]
         if n_inputs % block:
             raise StudyError(
-                f"{kind} takes blocks of {block} weights, but a map of this model has {n_inputs} inputs"
+                f"{kind} takes blocks of {block} weights, but a map of this model has {n_inputs} "
+                "inputs"
             )
         n_bytes += module.weight.numel() // block * block_bytes - 2 * module.weight.numel()
     return n_bytes

@@ -26,7 +26,7 @@ CALIBRATION_TOKENS = 512  # of each document
 
 
 def narrowed(lab: Workspace, n_parameters: int, *, windows: Windows | None = None) -> Student:
-    """The whole model with narrower MLPs, as near to `n_parameters` as a neuron more or less allows.
+    """The whole model with narrower MLPs, as near to `n_parameters` as whole neurons allow.
 
     Every layer keeps equally many neurons: those of the largest importance on the calibration text.
     """
@@ -46,7 +46,7 @@ def narrowed(lab: Workspace, n_parameters: int, *, windows: Windows | None = Non
 def neuron_importance(
     model: PreTrainedModel, windows: Windows, *, batch_size: int = 4
 ) -> torch.Tensor:
-    """What each neuron adds to its MLP's output: ||activation|| x ||its column||.  (n_layers, width)
+    """What each neuron adds to its MLP's output: ||activation|| x ||column||.  (n_layers, width)
 
     The root of the summed squares over the scored tokens: the error that leaving this neuron out
     makes (Wanda's score, Sun et al. 2023, arXiv:2306.11695, taken for a whole neuron).
@@ -78,7 +78,7 @@ def neuron_importance(
 def narrow_mlps(model: PreTrainedModel, kept: Sequence[Sequence[int]]) -> PreTrainedModel:
     """A new model whose layers keep these neurons of their MLPs alone; the original is untouched.
 
-    A weight with a dimension of neurons is cut along it, fused gate and up maps in each of their parts.
+    A weight with a dimension of neurons is cut along it; fused gate and up maps in each part.
 
     Raises ValueError for another number of layers, or of neurons in one of them.
     """

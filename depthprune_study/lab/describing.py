@@ -1,0 +1,56 @@
+"""A job's model card: what was made, from what, on which text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from depthprune_core import reading
+from depthprune_core.records import Plan
+from depthprune_study.lab import base
+from depthprune_study.lab.card import Card
+from depthprune_study.lab.job import Job
+from depthprune_study.results.statistics import Interval
+
+NAMED_TEXTS = ("wikipedia-excerpt", "news-excerpt", "wikitext-2")
+
+
+def describe(
+    job: Job,
+    n_parameters: int,
+    plan: Plan,
+    perplexities: Mapping[str, Interval],
+    ratios: Mapping[str, Interval],
+) -> Card:
+    """The card of what the job made. It names no path of the maker's machine but the base's folder."""
+    where, _ = reading.parted(job.text)
+    from_hub = not Path(where).exists() and reading.is_hub_name(where)
+    dataset = "/".join(where.split("/")[:2]) if from_hub and job.text not in NAMED_TEXTS else ""
+    named = job.text if job.text in NAMED_TEXTS else "a text of the maker's own"
+    return Card(
+        base=job.base.title,
+        hub=job.base.hub,
+        plan=plan,
+        n_parameters=n_parameters,
+        base_parameters=job.teacher.model.num_parameters(),
+        tokens=job.recipe.tokens if job.recipe else 0,
+        text=dataset or named,
+        dataset=dataset,
+        recipe=_in_words(job),
+        ratios=ratios,
+        perplexities=perplexities,
+        license=base.licence(job.base),
+        revision=job.base.revision,
+        source=job.base.source,
+    )
+
+
+def _in_words(job: Job) -> str:
+    if job.recipe is None:
+        return ""
+    adapters = "low-rank adapters alone, " if job.recipe.trained == "lora" else ""
+    return (
+        f"KL to the whole model, AdamW at {job.recipe.lr:g}, {adapters}{job.recipe.batch_size} "
+        f"windows of {job.recipe.seq_len} tokens a step, after a closed-form refit where the "
+        "architecture allows it"
+    )

@@ -1,0 +1,239 @@
+"""Probes: items with one right answer, scored as plain transformers scores them, in pairs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import BYTES, FAMILIES, byte_tokenizer, tiny, tiny_teacher
+
+from depthprune_core.text import Document
+from depthprune_study.errors import StudyError
+from depthprune_study.lab import harness, items, probes
+from depthprune_study.lab.items import CHANCE, Item, make_items
+
+PASSAGE = (
+    "The small garden lies behind the old house where Laura lives with her brother and many cats. "
+    "Every summer people walk through that garden and talk about flowers while Laura waters them. "
+    "Nobody ever walks home before night because nobody wants to leave the garden. "
+)
+DOCUMENTS = [Document("one", 4 * PASSAGE), Document("two", 3 * PASSAGE)]
+TEXTS = {"articles": DOCUMENTS, "news": DOCUMENTS}
+
+
+def test_two_thousand_items_in_six_families_with_one_right_answer_each():
+    made = make_items(2_000, TEXTS)
+    counts = Counter(item.family for item in made)
+    assert len(made) >= 2_000 and set(counts) == set(CHANCE)
+    assert all(counts[family] >= 333 for family in ("agreement", "copying", "recall", "arithmetic"))
+    for item in made:
+        assert len(set(item.candidates)) == len(item.candidates) == round(1 / CHANCE[item.family])
+        assert all(candidate.startswith(" ") for candidate in item.candidates)
+    assert (
+        len(
+            {
+                (item.context, item.candidates[item.right])
+                for item in made
+                if item.family in ("agreement", "copying", "recall", "arithmetic")
+            }
+        )
+        >= 1_900
+    )  # no item twice
+
+
+def test_items_are_the_same_for_a_seed_and_others_for_another():
+    assert make_items(300, TEXTS, seed=1) == make_items(300, TEXTS, seed=1)
+    assert make_items(300, TEXTS, seed=1) != make_items(300, TEXTS, seed=2)
+
+
+def test_the_right_answers_stand_at_every_place_equally_often():
+    places = Counter(item.right for item in make_items(2_000, {}) if len(item.candidates) == 4)
+    assert all(0.2 < n / sum(places.values()) < 0.3 for n in places.values())
+
+
+def answer(item: Item) -> str:
+    return item.candidates[item.right].strip()
+
+
+@pytest.mark.parametrize("item", make_items(40, {}, seed=3), ids=lambda item: item.family)
+def test_the_right_answer_is_right(item):
+    words = item.context.split()
+    if item.family == "arithmetic":
+        question = item.context.rsplit(". ", 1)[1].removesuffix(" =")
+        assert eval(question) == int(answer(item))
+    elif item.family == "copying":
+        first, _, again = item.context.split(". ")
+        assert f"{again} {answer(item)}" == first[: len(again) + len(answer(item)) + 1]
+    elif item.family == "recall":
+        *facts, question = item.context.split(". ")
+        assert f"{question} {answer(item)}" in facts
+    else:
+        words = item.context.lower().rsplit("the ", 2)[1].split()  # of the subject
+        assert (answer(item) in ("are", "were", "have")) == words[0].endswith("s")
+
+
+def test_a_cloze_asks_for_a_word_that_the_passage_has_used():
+    asked = [item for item in make_items(100, TEXTS) if item.family == "articles"]
+    assert asked and all(answer(item) in item.context for item in asked)
+    assert {answer(item) for item in asked} == {"cats", "garden", "them"}
+
+
+def test_where_a_text_has_too_few_words_the_other_families_make_up_for_it():
+    made = make_items(600, {"articles": DOCUMENTS[:1], "news": [Document("short", "Too short.")]})
+    assert len(made) >= 600 and "news" not in {item.family for item in made}
+
+
+def test_too_few_items_are_refused():
+    with pytest.raises(StudyError, match="n_items=3 is too few: 6 families want one item each"):
+        make_items(3, TEXTS)
+
+
+# ---------------------------------------------------------------- scoring
+
+
+def plain(model, tokenizer, item: Item, start: int) -> list[float]:
+    """Each candidate's total log-likelihood, by a pass of its own over the whole text."""
+    found = []
+    n = len(tokenizer(item.context, add_special_tokens=False).input_ids)
+    for candidate in item.candidates:
+        ids = [start, *tokenizer(item.context + candidate, add_special_tokens=False).input_ids]
+        with torch.no_grad():
+            log_q = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        found.append(sum(float(log_q[i, ids[i + 1]]) for i in range(n, len(ids) - 1)))
+    return found
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_scores_are_those_of_a_plain_pass_over_each_candidate(name, monkeypatch):
+    monkeypatch.setattr(probes, "BATCH_TOKENS", 300)  # several batches of unlike rows
+    sizes = {"n_positions": 256} if name == "gpt2" else {"max_position_embeddings": 256}
+    model, tokenizer = tiny(name, vocab_size=BYTES, **sizes), byte_tokenizer()
+    asked = make_items(24, {}, seed=5) + [Item("x", "a b", (" c", " cd", " ce"), 1)]
+    asked = [item for item in asked if len(item.context) < 240]
+    ours = probes.log_likelihoods(model, tokenizer, asked, start=0)
+    for item, row in zip(asked, ours, strict=True):
+        wanted = plain(model, tokenizer, item, 0)
+        gaps = [value - row[0] for value in row]  # what all candidates share may be left out
+        assert gaps == pytest.approx([value - wanted[0] for value in wanted], abs=2e-4)
+    marks = probes.right(model, tokenizer, asked, start=0)
+    best = [max(range(len(row)), key=row.__getitem__) for row in ours]
+    assert marks == [item.right == index for item, index in zip(asked, best, strict=True)]
+
+
+def test_candidates_of_one_token_share_a_single_pass():
+    rows = []
+    model, tokenizer = tiny("llama", vocab_size=BYTES), byte_tokenizer()
+    hook = model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    probes.log_likelihoods(model, tokenizer, [Item("x", "3 + 4 = ", tuple("5678"), 2)], start=0)
+    hook.remove()
+    assert rows[-1] == (1, 9)  # the start token and eight bytes
+
+
+def test_a_model_that_only_copies_is_right_where_copying_helps():
+    """Teach a model nothing but one word: it is right where that word is, wrong elsewhere."""
+    model, tokenizer = tiny("gpt2", vocab_size=BYTES), byte_tokenizer()
+    x = tokenizer("x").input_ids[0]
+    head = torch.nn.Linear(32, BYTES, bias=False)
+    head.weight.data.zero_()
+    model.transformer.ln_f.weight.data.zero_()
+    model.transformer.ln_f.bias.data.fill_(1.0)
+    head.weight.data[x] = 1.0
+    model.lm_head = head
+    asked = [
+        Item("f", "a", ("x", "y"), 0),
+        Item("f", "a", ("y", "x"), 0),
+        Item("f", "a", ("y", "z"), 0),
+    ]
+    assert probes.right(model, tokenizer, asked, start=0) == [True, False, False]  # a tie is wrong
+
+
+class Lab:
+    """As much of a workspace as probes and harness ask for."""
+
+    def __init__(self, folder: Path):
+        self.teacher, self.folder, self.kept = (
+            tiny_teacher("llama", max_position_embeddings=512),
+            folder,
+            {},
+        )
+        self.progress = lambda done, total, unit: None
+
+    def split(self, split, text=None):
+        assert split == "test"
+        return DOCUMENTS
+
+    def save(self, name, record):
+        self.kept[name] = record
+        return record
+
+
+def test_all_students_get_the_same_items_and_the_record_is_kept(tmp_path):
+    lab = Lab(tmp_path)
+    other = SimpleNamespace(
+        model=tiny("llama", seed=1, vocab_size=BYTES, max_position_embeddings=512)
+    )
+    found = probes.answers(lab, {"whole": lab.teacher, "cut": other}, n_items=60)
+    assert lab.kept == {"probes": found}
+    for family in CHANCE:
+        whole, cut = found[f"whole: {family}"], found[f"cut: {family}"]
+        assert len(whole.right) == len(cut.right) and whole.task == cut.task == family
+    assert found["whole: copying"].right != found["cut: copying"].right
+
+
+# ---------------------------------------------------------------- lm-eval
+
+
+def test_a_missing_lm_eval_is_named_before_any_work_and_only_where_tasks_are_asked(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    harness.check([])
+    with pytest.raises(StudyError, match=r"pip install lm-eval$"):
+        harness.check(["piqa"])
+
+
+@pytest.mark.slow
+def test_unknown_tasks_are_named():
+    pytest.importorskip("lm_eval")
+    harness.check(["piqa", "lambada_openai"])
+    with pytest.raises(StudyError, match="names that match no lm-eval task: pika, wino"):
+        harness.check(["piqa", "pika", "wino"])
+
+
+@pytest.mark.slow
+def test_lm_eval_answers_in_order_and_keeps_its_own_files(tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    rows = [
+        {"context": f"{i} plus 1 is", "answer": str(i + 1), "choices": ["a", "b"]} for i in range(6)
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {
+        "task": "tiny_choice",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(tmp_path / "cache")},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{context}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": 1,
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (tmp_path / "tiny_choice.yaml").write_text(json.dumps(task))
+    model, tokenizer = tiny("llama", vocab_size=BYTES), byte_tokenizer()
+    folder = tmp_path / "kept"
+    given = harness.run(model, tokenizer, ["tiny_choice"], folder=folder, include_path=tmp_path)
+    asked = [Item("t", row["context"], (" a", " b"), 1) for row in rows]
+    start = tokenizer.bos_token_id
+    assert given["tiny_choice"].right == tuple(probes.right(model, tokenizer, asked, start=start))
+    kept = sorted(path.name.split("_")[0] for path in folder.rglob("*.json*"))
+    assert kept == ["results", "samples"]
+
+
+def test_families_are_named_with_their_chance():
+    assert set(items.CHANCE) == {"agreement", "copying", "recall", "arithmetic", "articles", "news"}

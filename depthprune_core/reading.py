@@ -168,6 +168,6 @@ def _column(row: dict[str, Any], wanted: str, where: str) -> str:
     if wanted or "text" in row or len(texts) == 1:
         return wanted or ("text" if "text" in row else texts[0])
     raise ValueError(
-        f"{where} has several columns ({', '.join(row)}): name the one with the text behind a colon, "
-        "FILE:COLUMN"
+        f"{where} has several columns ({', '.join(row)}): name the one with the text behind a "
+        "colon, FILE:COLUMN"
     )

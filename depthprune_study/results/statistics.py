@@ -97,6 +97,8 @@ def mean_per_token(sums: Sequence[float], n_tokens: Sequence[int]) -> Interval:
         return Interval(point, point, point, n, effective)
     if n < 2:
         return Interval(point, -math.inf, math.inf, n, effective, "one document")
+    if not np.any(sums * weights[0] != weights * sums[0]):  # a model beside itself
+        return Interval(point, point, point, n, effective)
     low, high, note = _bootstrap(
         (sums, weights), lambda s, w, axis: s.sum(axis=axis) / w.sum(axis=axis)
     )

@@ -1,0 +1,319 @@
+"""Intervals and tests on examples by hand, against scipy, and by their coverage."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from depthprune_core.records import Answers, Profile, Score
+from depthprune_study.results import statistics
+
+
+def score_of(*nll_nats: float, n_tokens: tuple[int, ...] | None = None) -> Score:
+    n_tokens = n_tokens or (100,) * len(nll_nats)
+    names = tuple(f"d{i}" for i in range(len(nll_nats)))
+    return Score(names, nll_nats, n_tokens, tuple(4 * n for n in n_tokens))
+
+
+def answers_of(right: str, task: str = "task") -> Answers:
+    return Answers(task, tuple(letter == "1" for letter in right))
+
+
+def profile_of(rises: list[list[float]], n_tokens: tuple[int, ...]) -> Profile:
+    rows = tuple(map(tuple, rises))
+    teacher = score_of(*(300.0,) * len(n_tokens), n_tokens=n_tokens)
+    return Profile(len(rows), teacher, {"drop_nll_nats": rows}, {}, {"1": (0.0,) * len(rows)})
+
+
+# ---------------------------------------------------------------- over documents
+
+
+def test_ppl_ratio_of_a_hand_computed_example():
+    """Two documents, 0.1 and 0.3 nats a token worse: a quarter of the resamples hold one twice."""
+    ratio = statistics.ppl_ratio(score_of(310, 430), score_of(300, 400))
+    expected = (math.exp(0.2), math.exp(0.1), math.exp(0.3))
+    assert (ratio.point, ratio.low, ratio.high) == pytest.approx(expected)
+    assert (ratio.n, ratio.effective_n, ratio.note) == (2, 2, "")
+
+
+def test_the_ratio_is_that_of_the_two_perplexities():
+    student, whole = score_of(310, 433, 287), score_of(300, 400, 290)
+    assert statistics.ppl_ratio(student, whole).point == pytest.approx(student.ppl / whole.ppl)
+
+
+def test_documents_count_by_their_tokens():
+    tokens = (100, 300)
+    rise = statistics.nll_rise(
+        score_of(310, 260, n_tokens=tokens), score_of(300, 200, n_tokens=tokens)
+    )
+    assert rise.point == pytest.approx(70 / 400)
+    assert rise.effective_n == pytest.approx(400**2 / (100**2 + 300**2))
+
+
+def test_a_ratio_of_a_run_that_diverged_says_so():
+    student = replace(score_of(310, 430), diverged="the kl loss is nan at step 3")
+    ratio = statistics.ppl_ratio(student, score_of(300, 400))
+    assert str(ratio) == "1.221 [1.105, 1.350] (diverged; its start is shown)"
+
+
+@pytest.mark.filterwarnings("error")
+def test_losses_beyond_all_numbers_give_no_warning():
+    huge = statistics.ppl_ratio(score_of(100_000, 120_000), score_of(300, 400))
+    assert (huge.point, huge.high) == (math.inf, math.inf)
+    for value in (math.nan, math.inf):
+        ratio = statistics.ppl_ratio(score_of(310, value), score_of(300, 400))
+        assert str(ratio) == f"{value:.3f} [{value:.3f}, {value:.3f}]"
+
+
+@pytest.mark.parametrize(("n", "method"), [(6, "BCa"), (49, "BCa"), (50, "percentile")])
+def test_an_interval_is_scipys_with_bca_below_fifty_documents(n, method):
+    rng = np.random.default_rng(n)
+    sums, tokens = rng.gamma(1.0, 20.0, size=n), rng.integers(50, 400, size=n)
+    expected = stats.bootstrap(
+        (sums, tokens.astype(float)),
+        lambda s, w, axis: s.sum(axis=axis) / w.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=statistics.RESAMPLES,
+        method=method,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    interval = statistics.mean_per_token(sums, tokens)
+    assert (interval.low, interval.high) == (expected.low, expected.high)
+    assert interval == statistics.mean_per_token(sums, tokens) and interval.note == ""
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_all_documents_share_has_no_width():
+    rise = statistics.nll_rise(score_of(310, 410, 510), score_of(300, 400, 500))
+    assert (rise.point, rise.low, rise.high, rise.note) == (0.1, 0.1, 0.1, "")
+    assert str(statistics.ppl_ratio(score_of(3, 4), score_of(3, 4))) == "1.000 [1.000, 1.000]"
+
+
+@pytest.mark.filterwarnings("error")
+def test_where_bca_is_not_defined_the_percentile_interval_is_given_and_said():
+    """Ten pairs in the same order: no resample differs, so the jackknife has no spread."""
+    rho = statistics.rank_correlation(range(10), range(10))
+    assert (rho.point, rho.low, rho.high) == pytest.approx((1, 1, 1))
+    assert rho.note == statistics.NO_BCA
+
+
+def test_one_document_gives_no_interval():
+    rise = statistics.nll_rise(score_of(310), score_of(300))
+    assert (rise.low, rise.high, rise.n, rise.note) == (-math.inf, math.inf, 1, "one document")
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    """Twenty-four skewed documents of unequal length, two hundred times; the true mean is 0.2."""
+    rng = np.random.default_rng(5)
+    covered = 0
+    for _ in range(200):
+        tokens = rng.integers(400, 4_000, size=24)
+        sums = tokens * (0.05 + rng.gamma(2.0, 0.075, size=24))
+        interval = statistics.mean_per_token(sums, tokens)
+        covered += interval.low <= 0.2 <= interval.high
+    assert 0.88 <= covered / 200 <= 0.98
+
+
+def test_scores_of_other_tokens_are_not_compared():
+    first = score_of(310, 430)
+    others = score_of(300, 400, n_tokens=(100, 99)), replace(first, documents=("a", "b"))
+    for other in others:
+        for compare in (statistics.nll_rise, statistics.ppl_ratio, statistics.difference_p):
+            with pytest.raises(ValueError, match="not of the same documents and tokens"):
+                compare(first, other)
+        with pytest.raises(ValueError, match="not of the same documents and tokens"):
+            statistics.gain_difference(first, first, other, other)
+        with pytest.raises(ValueError, match="not of the same documents and tokens"):
+            statistics.mean_score([first, other])
+
+
+def test_the_mean_score_of_several_seeds_is_taken_document_by_document():
+    mean = statistics.mean_score([score_of(310, 430), score_of(300, 410)])
+    assert mean == score_of(305, 420)
+
+
+def test_gain_difference_is_what_the_student_won_beyond_the_control():
+    stages = score_of(340, 440), score_of(310, 410), score_of(300, 400), score_of(290, 390)
+    gain = statistics.gain_difference(*stages)
+    assert (gain.point, gain.low, gain.high) == pytest.approx((0.2, 0.2, 0.2))
+
+
+# ---------------------------------------------------------------- tests
+
+
+def test_difference_p_of_a_hand_computed_example():
+    """Differences 10, 30, -3: of the eight sign patterns, 43, 37, -37, -43 are as far from 0."""
+    p = statistics.difference_p(score_of(310, 430, 287), score_of(300, 400, 290))
+    assert p == pytest.approx(4 / 8)
+    assert statistics.difference_p(score_of(300, 400), score_of(300, 400)) == 1
+    assert math.isnan(statistics.difference_p(score_of(math.nan, 4), score_of(3, 4)))
+
+
+def test_difference_p_is_exact_for_few_documents():
+    rng = np.random.default_rng(2)
+    difference = rng.normal(4, 10, size=10)
+    sums = [np.dot(signs, difference) for signs in itertools.product((-1, 1), repeat=10)]
+    expected = np.mean(np.abs(sums) >= abs(difference.sum()) - 1e-9)
+    first, second = score_of(*(300 + difference)), score_of(*(300,) * 10)
+    assert statistics.difference_p(first, second) == pytest.approx(expected)
+    assert statistics.difference_p(second, first) == pytest.approx(expected)
+
+
+def test_difference_p_is_uniform_where_there_is_no_difference():
+    rng = np.random.default_rng(3)
+    p = [
+        statistics.difference_p(score_of(*rng.normal(300, 5, 9)), score_of(*rng.normal(300, 5, 9)))
+        for _ in range(200)
+    ]
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+
+
+def test_mcnemar_counts_only_items_on_which_they_differ():
+    """Four that the first alone has right, none the other way: 2 x 1/16."""
+    first, second = answers_of("1111" + "1100"), answers_of("0000" + "1100")
+    assert statistics.mcnemar(first, second) == pytest.approx(2 / 16)
+    assert statistics.mcnemar(first, first) == 1
+
+
+def test_holm_of_a_hand_computed_example():
+    """0.01 x 4; 0.02 x 3; 0.03 x 2 = 0.06; 0.055 x 1 is lifted to 0.06."""
+    adjusted = statistics.holm({"d": 0.055, "a": 0.01, "c": 0.03, "b": 0.02})
+    assert adjusted == pytest.approx({"a": 0.04, "b": 0.06, "c": 0.06, "d": 0.06})
+    assert statistics.holm({"a": 0.6, "b": 0.7}) == pytest.approx({"a": 1.0, "b": 1.0})
+    assert statistics.holm({}) == {}
+
+
+# ---------------------------------------------------------------- over items, seeds, rounds
+
+
+def test_proportion_has_wilsons_interval():
+    """7 of 10: (p + z^2/2n +- z sqrt(p q / n + z^2/4n^2)) / (1 + z^2/n)."""
+    z, n, p = stats.norm.ppf(0.975), 10, 0.7
+    centre, scale = p + z**2 / (2 * n), 1 + z**2 / n
+    half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    interval = statistics.proportion(answers_of("1111111000"))
+    expected = (0.7, (centre - half) / scale, (centre + half) / scale)
+    assert (interval.point, interval.low, interval.high) == pytest.approx(expected)
+
+
+def test_accuracy_difference_of_a_hand_computed_example():
+    """12 against 9 of 16 right, 4 and 1 alone: (5 - 2) / 18 +- z sqrt((7 / 18 - 1 / 36) / 18)."""
+    first, second = answers_of("1" * 12 + "0" * 4), answers_of("1" * 8 + "0" * 4 + "1" + "0" * 3)
+    half = stats.norm.ppf(0.975) * math.sqrt((7 / 18 - 1 / 36) / 18)
+    interval = statistics.accuracy_difference(first, second)
+    expected = (3 / 16, 1 / 6 - half, 1 / 6 + half)
+    assert (interval.point, interval.low, interval.high) == pytest.approx(expected)
+    assert interval.n == 16
+
+
+def test_accuracy_differences_cover_the_truth_as_often_as_they_say():
+    """Pairs of answers that share their hard items; the true difference is 0.1."""
+    rng = np.random.default_rng(4)
+    covered = 0
+    for _ in range(500):
+        ease = rng.random(80)
+        first, second = (Answers("task", tuple(ease < share)) for share in (0.7, 0.6))
+        interval = statistics.accuracy_difference(first, second)
+        covered += interval.low <= 0.1 <= interval.high
+    assert 0.93 <= covered / 500 <= 0.99
+
+
+def test_answers_to_other_items_are_not_compared():
+    for other in (answers_of("101"), answers_of("10", task="other")):
+        for compare in (statistics.mcnemar, statistics.accuracy_difference):
+            with pytest.raises(ValueError, match="not of the same task and items"):
+                compare(answers_of("10"), other)
+
+
+@pytest.mark.parametrize("values", [(9.72, 9.72, 9.70), (1.0, 2.0), (1.0, 1.5, 0.7, 2.2, 1.9)])
+def test_interval_over_seeds_is_scipys_t_interval(values):
+    interval = statistics.over_seeds(values)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
+    assert (interval.point, interval.n) == (pytest.approx(np.mean(values)), len(values))
+
+
+@pytest.mark.filterwarnings("error")
+def test_over_seeds_takes_infinity_and_refuses_one_seed():
+    interval = statistics.over_seeds([1.05, math.inf, 1.06])
+    assert (interval.point, interval.low, interval.high, interval.n) == (math.inf,) * 3 + (3,)
+    with pytest.raises(ValueError, match="at least 2 seeds, not 1"):
+        statistics.over_seeds([9.72])
+
+
+def test_median_ratio_of_a_hand_computed_example():
+    ratio = statistics.median_ratio([10, 24, 18, 10, 20], [10, 10, 10, 5, 8])
+    assert ratio.point == pytest.approx(2.0)  # of 1.0, 2.4, 1.8, 2.0, 2.5
+    assert 1.0 <= ratio.low < 2.0 < ratio.high <= 2.5
+    assert str(statistics.median_ratio([3, 3], [2, 2])) == "1.500 [1.500, 1.500]"
+
+
+# ---------------------------------------------------------------- over layers
+
+
+def test_layer_intervals_are_one_a_layer():
+    profile = profile_of([[10, 30], [5, 5]], (100, 100))
+    first, second = statistics.layer_intervals(profile, "drop_nll_nats")
+    assert (first.point, first.low, first.high) == pytest.approx((0.2, 0.1, 0.3))
+    assert (second.point, second.low, second.high) == pytest.approx((0.05, 0.05, 0.05))
+
+
+def test_ranks_are_drawn_over_documents_and_0_is_the_least_sensitive():
+    """Layers 1 and 2 change places with the documents drawn."""
+    profile = profile_of([[9, 9], [1, 3], [3, 1]], (100, 100))
+    ranks = statistics.rank_draws(profile, draws=400)
+    assert ranks.shape == (400, 3) and all(sorted(row) == [0, 1, 2] for row in ranks.tolist())
+    assert set(ranks[:, 0]) == {2}
+    assert 0.15 < (ranks[:, 2] == 0).mean() < 0.35  # both draws are the second document
+
+
+def test_the_ranking_from_all_documents_is_its_own():
+    rng = np.random.default_rng(0)
+    rises = (np.arange(6)[:, None] + rng.normal(0, 3, size=(6, 5))).tolist()
+    stability = statistics.rank_stability(profile_of(rises, (100,) * 5))
+    assert list(stability) == [1, 2, 3, 4, 5]
+    assert stability[5] == pytest.approx(1) and stability[1] < stability[3] < 1
+    assert statistics.rank_stability(profile_of([[5, 5]] * 3, (100, 100))) == {1: 0, 2: 0}
+
+
+def test_spearman_sees_order_alone_and_is_0_for_what_does_not_vary():
+    criteria = {"a": [1, 2, 3, 4], "b": [1, 10, 100, 1000], "c": [4, 3, 2, 1], "d": [5, 5, 5, 5]}
+    table = statistics.spearman(criteria)
+    assert (table["a"]["b"], table["a"]["c"], table["b"]["b"]) == pytest.approx((1, -1, 1))
+    assert {table["d"][name] for name in criteria} == {0}
+
+
+def test_rank_correlation_is_scipys_rho_ties_included():
+    rng = np.random.default_rng(1)
+    x = rng.integers(0, 9, size=40)
+    y = x + rng.normal(0, 3, size=40)
+    rho = statistics.rank_correlation(x, y)
+    assert rho.point == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert rho.low < rho.point < rho.high and rho.n == 40
+
+
+def test_rank_correlations_cover_the_truth_as_often_as_they_say(monkeypatch):
+    """Sixty pairs of normal values with r = 0.6: Spearman's rho is 6 / pi x asin(r / 2)."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 400)
+    rng = np.random.default_rng(6)
+    truth = 6 / math.pi * math.asin(0.3)
+    covered = 0
+    for _ in range(100):
+        x, y = rng.multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], size=60).T
+        rho = statistics.rank_correlation(x, y)
+        covered += rho.low <= truth <= rho.high
+    assert 0.87 <= covered / 100 <= 0.99
+
+
+def test_rank_correlation_of_too_few_or_of_constant_values():
+    short = statistics.rank_correlation([1, 2, 3], [1, 2, 3])
+    assert (short.point, short.low, short.high) == pytest.approx((1, -1, 1))
+    assert short.note == "3 pairs are too few for an interval"
+    constant = statistics.rank_correlation([1, 2, 3, 4, 5], [2, 2, 2, 2, 2])
+    assert (constant.point, constant.low, constant.high) == (0, 0, 0)

@@ -88,3 +88,10 @@ TABLE: tuple[tuple[str, str, Callable[[Evidence, str], Finding | None]], ...] = 
     ("08_limits", "probes", _of(findings.probes, "probes")),
     ("09_recipe", "factors", _of(findings.recipe, "trials", "kept")),
 )
+MINOR = {  # folded in the report; the notebooks show them
+    ("01_sensitivity", "pairs"),
+    ("02_prune", "speed-shapes"),
+    ("03_recovery", "divergences"),
+    ("06_controls", "adapters"),
+    ("08_limits", "probes"),
+}

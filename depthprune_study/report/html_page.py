@@ -32,19 +32,16 @@ def html_page(markdown: str, figures: Path, *, title: str) -> str:
 
 
 def _section(heading: str, section: str) -> str:
-    """A section with its anchor; findings side by side."""
-    if "<h3>" in section:
-        start, *articles = re.split(r"(?=<h3>|<p><strong>)", section)
-        section = start + "<div class='grid'>" + "".join(map(_article, articles)) + "</div>"
-    return f"<section id='{pages.anchor(heading)}'>{section}</section>"
-
-
-def _article(part: str) -> str:
-    return (
-        f"<article>{part}</article>"
-        if part.startswith("<h3>")
-        else f"<div class='row'>{part}</div>"
-    )
+    """A section with its anchor; the findings of a notebook in columns."""
+    start, *groups = re.split(r"(?=<h3>)", section)
+    for group in groups:
+        head, *articles = group.split(pages.FINDING)
+        *_, last = ["", *articles]
+        last, fold, rest = last.partition("<details>")
+        articles = [*articles[:-1], last] if articles else []
+        columns = "".join(f"<article>{article}</article>" for article in articles)
+        start += f"{head}<div class='columns'>{columns}</div>{fold}{rest}"
+    return f"<section id='{pages.anchor(heading)}'>{start}</section>"
 
 
 def _marked(main: str) -> str:

@@ -12,10 +12,11 @@ from depthprune_study.report import findings as of
 from depthprune_study.report import wording as w
 from depthprune_study.report.claims import judge
 from depthprune_study.report.evidence import REAL, STAND_IN, Evidence, kind
-from depthprune_study.report.found import found
+from depthprune_study.report.found import MINOR, found
 from depthprune_study.report.rules import claims as claims_of
 
 NOT_RUN = "Not run in this study.\n"
+FINDING = "<!-- finding -->"  # where one begins, for the HTML page
 QUESTIONS = {
     "01_sensitivity": "What is each layer worth?",
     "02_prune": "Which layers go, and what is saved?",
@@ -96,17 +97,23 @@ def _told(v: verdicts.Verdict) -> str:
 
 
 def findings(evidence: Evidence, *, root: str = "") -> str:
-    """One figure a finding, grouped by the notebook's question."""
+    """One figure a finding, grouped by the notebook's question; the smaller ones folded."""
     entries, parts = found(evidence), []
     for notebook, question in QUESTIONS.items():
-        own = [entry for entry in entries if entry[0] == notebook]
-        if not own or notebook == "10_report":
+        own = [(figure, finding) for n, figure, finding in entries if n == notebook]
+        if not own:
             continue
-        model = safe(evidence.model(notebook))
-        parts.append(f"**{question}** {model} · {_notebook(notebook, root)}\n")
-        for _, figure, finding in own:
+        model, link = safe(evidence.model(notebook)), _notebook(notebook, root)
+        parts.append(f"### {question}\n\n*{model}*, notebook {link}\n")
+        for figure, finding in own:
+            if (notebook, figure) in MINOR or (notebook, figure) == (evidence.lead, "path"):
+                continue  # folded; the path is the answer's figure
             image = _image(evidence, notebook, figure, finding.title, root)
-            parts.append(f"### {safe(finding.title)}\n\n{image}{safe(finding.text)}\n")
+            title = "" if image else f"**{safe(finding.title)}.** "  # a figure bears its title
+            parts.append(f"{FINDING}\n\n{image}{title}{safe(finding.text)}\n")
+        if more := [f for figure, f in own if (notebook, figure) in MINOR]:
+            lines = "\n".join(f"- **{safe(f.title)}.** {safe(f.text)}" for f in more)
+            parts.append(_folded("More of this notebook", lines))
     missing = [n for n in QUESTIONS if n not in evidence.notebooks and n != "10_report"]
     if missing:
         parts.append(f"Not run in this study: {w.listed(n.split('_')[0] for n in missing)}.\n")

@@ -54,20 +54,19 @@ def _claims(evidence: Evidence, root: Path) -> str:
 
 def _notebooks(evidence: Evidence, root: Path) -> str:
     """A row a notebook: its question, its finding in one line, and where to read it."""
-    first = {}
+    first = {"10_report": "every claim, judged"} if evidence.lead else {}
     for notebook, _, finding in found(evidence):
         first.setdefault(notebook, finding.title)
-    rows = []
+    rows, site = [], f"github/{paths.REPOSITORY}/blob/{paths.BRANCH}"
     for notebook, question in pages.QUESTIONS.items():
         executed = f"reports/{STUDY}/notebooks/{notebook}.ipynb"
         path = executed if (root / executed).is_file() else f"notebooks/{notebook}.ipynb"
-        viewer = f"https://nbviewer.org/github/{paths.REPOSITORY}/blob/{paths.BRANCH}/{path}"
-        links = f"[GitHub]({path}) · [nbviewer]({viewer}) {paths.badge(notebook)}"
-        title = pages.safe(
-            first.get(notebook, "every claim, judged" if notebook[:2] == "10" else "–")
-        )
-        rows.append([notebook[:2], question, title, links])
-    return pages.table(["", "question", "what was found", "read"], rows)
+        colab = f"https://colab.research.google.com/{site}/notebooks/{notebook}.ipynb"
+        links = f"[nbviewer](https://nbviewer.org/{site}/{path}) [![Colab][badge]]({colab})"
+        title = pages.safe(first.get(notebook, "–"))
+        rows.append([notebook[:2], f"[{question}]({path})", title, links])
+    badge = "[badge]: https://colab.research.google.com/assets/colab-badge.svg\n"
+    return f"{pages.table(['', 'question', 'what was found', ''], rows)}\n{badge}"
 
 
 def _minutes(evidence: Evidence, root: Path) -> str:

@@ -96,7 +96,7 @@ def elsewhere(scores: Mapping[str, Score], text: str) -> Finding:
 
 
 def divergences(divergences: Mapping[str, Divergence]) -> Finding:
-    """How far each student's predictions are from the whole model's; which training stays closer."""
+    """How far each student's predictions are from the whole model's, and which is closer."""
     means = {
         name: statistics.mean_per_token(d.kl_nats, d.n_tokens) for name, d in divergences.items()
     }

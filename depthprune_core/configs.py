@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
 from typing import Any
@@ -90,6 +91,8 @@ def _follow(facts: dict[str, Any], n_layers: int, kept: tuple[int, ...]) -> None
                 facts[key] = {str(i): named[k] for i, k in enumerate(kept) if k in named}
     if (types := facts.get("attention_layers")) and "attention_types" in facts:  # GPT-Neo
         facts["attention_types"] = [[types, 1]]
+    if isinstance(facts.get("scale_depth"), int | float):  # MiniCPM: over the root of the count
+        facts["scale_depth"] *= math.sqrt(len(kept) / n_layers)
     _follow_steps(facts, n_layers, kept)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def check_alike(
                 f"{name} without these layers would make layer {old} another one ({differing[0]})"
                 + (f": {fields} of its config cannot say otherwise" if fields else "")
             )
-        if differing := [key for key in theirs if key in ours and ours[key] != theirs[key]]:
+        if differing := [key for key in theirs if key in ours and _differ(ours[key], theirs[key])]:
             raise ValueError(
                 f"what a layer of {name} computes depends on its number: {differing[0]} of layer "
                 f"{old} would be {ours[differing[0]]} instead of {theirs[differing[0]]}"
@@ -152,6 +153,12 @@ def _facts(layer: nn.Module) -> dict[str, Any]:
             ):
                 facts[prefix + key] = value
     return facts
+
+
+def _differ(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return not math.isclose(ours, theirs, rel_tol=1e-6)
+    return ours != theirs
 
 
 def _is_shape(key: str, *facts: dict[str, Any]) -> bool:

@@ -73,7 +73,7 @@ def share_equal(student: PreTrainedModel, model: PreTrainedModel, plan: Plan) ->
     The student has the plan's layers. What is shared takes no memory and must not be trained in
     place; adapters on it can be (`adapters.low_rank`).
     """
-    originals, stacks = dict(model.named_modules()), _stacks(model, plan.n_layers)
+    originals, stacks = _modules(model), _stacks(model, plan.n_layers)
     for name, module in student.named_modules():
         original = originals[original_name(name, stacks, plan.kept)]
         for held in (module._parameters, module._buffers, vars(module)):
@@ -122,7 +122,7 @@ def _outline(model: PreTrainedModel, parts: Decoder, kept: tuple[int, ...]) -> P
 
 def _fill(student: PreTrainedModel, model: PreTrainedModel, plan: Plan, *, copied: bool) -> None:
     """Every tensor of the student, whatever holds it, becomes the original's or a copy of it."""
-    originals, stacks = dict(model.named_modules()), _stacks(model, plan.n_layers)
+    originals, stacks = _modules(model), _stacks(model, plan.n_layers)
     copies: dict[int, torch.Tensor] = {}  # what is tied stays tied
 
     def taken(theirs: torch.Tensor) -> torch.Tensor:
@@ -154,6 +154,11 @@ def _stacks(model: PreTrainedModel, n_layers: int) -> tuple[str, ...]:
         and path != parts.layers_name
     ]
     return (parts.layers_name, *others)
+
+
+def _modules(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """By all their names: layers may share one, such as an activation."""
+    return dict(model.named_modules(remove_duplicate=False))
 
 
 def _head(model: PreTrainedModel) -> torch.Tensor | None:

@@ -22,7 +22,7 @@ def describe(
     perplexities: Mapping[str, Interval],
     ratios: Mapping[str, Interval],
 ) -> Card:
-    """The card of what the job made. It names no path of the maker's machine but the base's folder."""
+    """The card of what the job made; it names no path of the maker's machine."""
     where, _ = reading.parted(job.text)
     from_hub = not Path(where).exists() and reading.is_hub_name(where)
     dataset = "/".join(where.split("/")[:2]) if from_hub and job.text not in NAMED_TEXTS else ""

@@ -207,8 +207,8 @@ def _goal(drop: int | str) -> tuple[str, float]:
     if match and unit == "" and number >= 1 and number == int(number):
         return "layers", number
     raise StudyError(
-        f"drop={drop!r} is not possible: a number of layers (2), a share of the parameters (8%), or "
-        "the size to reach (120M)"
+        f"drop={drop!r} is not possible: a number of layers (2), a share of the parameters (8%), "
+        "or the size to reach (120M)"
     )
 
 
@@ -224,7 +224,8 @@ def _n_dropped(teacher: Teacher, drop: int | str, say: Callable[[str], None]) ->
     if kind == "layers":
         if value > most:
             raise StudyError(
-                f"drop={drop} is not possible: {teacher.name} has {len(layers)} layers, 1..{most} can go"
+                f"drop={drop} is not possible: {teacher.name} has {len(layers)} layers, 1..{most} "
+                "can go"
             )
         return int(value)
     each = sum(p.numel() for layer in layers for p in layer.parameters()) / len(layers)

@@ -40,6 +40,7 @@ from depthprune_study.results.statistics import Interval
 
 __all__ = ["Pruned", "prepare", "prune"]
 
+BY_PROFILE = ("least_sensitive", "most_sensitive", "block_influence", "angular")
 CALIBRATION_TOKENS, TEST_TOKENS = 512, 1_024  # of each passage
 N_PROMPTS, PROMPT_CHARS, NEW_TOKENS = 3, 120, 24
 LOCK = ".lock"  # in the work folder
@@ -123,7 +124,7 @@ def choose(job: Job, known: Profile | None = None) -> Plan:
     n_layers = len(anatomy(job.teacher.model).layers)
     if job.layers:
         return Plan(n_layers, job.layers, "named")
-    if known is None:
+    if known is None and job.rule in BY_PROFILE:
         known = profile(job)
     windows = job.windows("calibration", CALIBRATION_TOKENS)
     cost = subsets.CostFunction(job.teacher.model, windows, progress=job.progress)
@@ -132,10 +133,9 @@ def choose(job: Job, known: Profile | None = None) -> Plan:
 
 
 def cut(job: Job, plan: Plan) -> PreTrainedModel:
-    """The whole model without the plan's layers, compared with it and, saved and opened, with itself.
-
-    So a cut that would compute something else, or could not be saved, is found before any training.
-    Raises ValueError for it.
+    """The whole model without the plan's layers. Raises ValueError, before any training, where that
+    computes something else than the whole model with these layers passed over, or opens as another
+    model once it is saved.
     """
     student = pruning.drop_layers(job.teacher.model, plan)
     job.work.parent.mkdir(parents=True, exist_ok=True)

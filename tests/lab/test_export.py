@@ -1,0 +1,197 @@
+"""The folder that is written, its card and its mergekit configuration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import HfApi
+from huggingface_hub.repocard_data import ModelCardData, model_index_to_eval_results
+from safetensors.torch import load_file
+from tiny import BYTES, byte_tokenizer, plan_of, tiny
+from transformers import AutoModelForCausalLM
+
+from depthprune_core.pruning import drop_layers
+from depthprune_core.records import Plan
+from depthprune_study.errors import StudyError
+from depthprune_study.lab import export
+from depthprune_study.lab.card import CUT, SAVED, WHOLE, Card, metadata, model_card
+from depthprune_study.results.statistics import Interval
+
+
+def interval(point: float) -> Interval:
+    return Interval(point, point - 0.1, point + 0.1, 60, 60.0)
+
+
+CARD = Card(
+    base="gpt2",
+    hub="openai-community/gpt2",
+    plan=Plan(12, (4, 7), "least_sensitive"),
+    n_parameters=110_264_064,
+    base_parameters=124_439_808,
+    tokens=2_048,
+    text="Salesforce/wikitext",
+    dataset="Salesforce/wikitext",
+    recipe="KL to the whole model",
+    ratios={CUT: interval(1.3), SAVED: interval(1.1)},
+    perplexities={WHOLE: interval(30.0), CUT: interval(39.0), SAVED: interval(33.0)},
+    license="mit",
+    revision="607a30d783dfa663caf39e06633721c8d4cfcd7e",
+)
+
+
+def test_the_card_is_what_the_hub_reads():
+    page = model_card(CARD, "smaller")
+    head = yaml.safe_load(page.split("---")[1])
+    assert head["base_model"] == "openai-community/gpt2"
+    assert (head["base_model_relation"], head["license"]) == ("finetune", "mit")
+    assert head["datasets"] == ["Salesforce/wikitext"] and head["pipeline_tag"] == "text-generation"
+    name, results = model_index_to_eval_results(head["model-index"])
+    assert name == "smaller"
+    assert {(r.metric_type, r.metric_value) for r in results} == {
+        ("perplexity", 33.0),
+        ("perplexity", 30.0),
+    }
+    ModelCardData(**{key: value for key, value in head.items() if key != "model-index"})
+
+
+def test_the_card_tells_base_cut_healing_and_figures():
+    page = model_card(CARD, "smaller")
+    assert "gpt2 (revision 607a30d783df) without layers 4, 7 (counted from 0) of its 12:" in page
+    assert "110,264,064 parameters, 11.4% fewer" in page
+    assert (
+        "It was then trained on 2,048 tokens of Salesforce/wikitext: KL to the whole model." in page
+    )
+    assert "| whole model | 30.00 [29.90, 30.10] | 1 | 60 |" in page
+    assert "| as saved | 33.00 [32.90, 33.10] | 1.100 [1.000, 1.200] | 60 |" in page
+
+
+def test_a_local_base_has_no_hub_fields_and_no_healing_is_told():
+    card = replace(CARD, hub="", revision="", dataset="", tokens=0, license="")
+    head, page = metadata(card, "smaller"), model_card(card, "smaller")
+    assert not {"base_model", "base_model_relation", "datasets", "license"} & head.keys()
+    assert "It was not trained after the cut." in page
+    assert "Licence: that of the base model" in page
+
+
+@pytest.mark.parametrize("dropped", [(0,), (5,), (2, 4), (0, 1, 5), (1, 3, 5)])
+def test_mergekit_passes_the_kept_layers_through(dropped: tuple[int, ...]):
+    plan = Plan(6, dropped, "named")
+    made = yaml.safe_load(export.mergekit(replace(CARD, plan=plan), torch.bfloat16))
+    ranges = [source["layer_range"] for part in made["slices"] for source in part["sources"]]
+    assert [layer for first, last in ranges for layer in range(first, last)] == list(plan.kept)
+    assert (made["merge_method"], made["dtype"]) == ("passthrough", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("changes", "model", "comment"),
+    [
+        ({}, f"openai-community/gpt2@{CARD.revision}", ""),
+        (
+            {"hub": "", "source": "models/mine"},
+            "models/mine",
+            "# model: the folder as it was named",
+        ),
+        ({"hub": ""}, "gpt2", "# model: gpt2 has no folder of its own"),
+    ],
+)
+def test_mergekit_is_told_where_the_base_is(changes: dict[str, Any], model: str, comment: str):
+    page = export.mergekit(replace(CARD, **changes), torch.float32)
+    assert yaml.safe_load(page)["slices"][0]["sources"][0]["model"] == model
+    assert page.startswith(comment or "slices")
+
+
+def written(out: Path, dtypes: Any = None) -> Any:
+    model = tiny("llama", vocab_size=BYTES)
+    student = drop_layers(model, plan_of(model, 2))
+    dtypes = dict.fromkeys(dict(student.named_parameters()), torch.float32) | (dtypes or {})
+    export.folder(out, student, byte_tokenizer(), CARD, dtypes=dtypes)
+    return student
+
+
+def test_each_tensor_is_kept_in_its_own_dtype_and_the_model_is_what_the_file_holds(tmp_path: Path):
+    name = "model.layers.1.mlp.up_proj.weight"
+    student = written(tmp_path / "out", {name: torch.bfloat16})
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert [key for key, tensor in stored.items() if tensor.dtype != torch.float32] == [name]
+    assert torch.equal(student.get_parameter(name), stored[name].float())
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    ids = torch.arange(1, 13)[None]
+    assert torch.equal(opened(ids).logits, student(ids).logits)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_folder_that_opens_as_another_model_is_not_left_there(tmp_path, monkeypatch):
+    honest = type(tiny("llama")).save_pretrained
+
+    def spoilt(self, folder, **options):
+        weight = self.model.layers[0].mlp.up_proj.weight
+        weight.data.add_(1)
+        honest(self, folder, **options)
+        weight.data.sub_(1)
+
+    monkeypatch.setattr(type(tiny("llama")), "save_pretrained", spoilt)
+    with pytest.raises(StudyError, match="the written model does not open as what it is"):
+        written(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten_and_no_impossible_place_is_taken(tmp_path: Path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    export.check_free(tmp_path / "empty")
+    for name, sentence in (
+        ("full", "exists already"),
+        ("link", "is a link"),
+        ("..", "no name of its"),
+    ):
+        with pytest.raises(StudyError, match=sentence):
+            export.check_free(tmp_path / name)
+
+
+# ---------------------------------------------------------------- the hub
+
+
+def test_a_push_that_could_not_work_is_refused_before_any_work(monkeypatch):
+    export.check_push("")
+    with pytest.raises(
+        StudyError, match="push_to='a/b/c' is no hub repository: write it as NAME/MODEL"
+    ):
+        export.check_push("a/b/c")
+
+    def refuse(self):
+        raise OSError("no login")
+
+    monkeypatch.setattr(HfApi, "whoami", refuse)
+    with pytest.raises(
+        StudyError, match=r"needs the model hub and a login \(OSError\): `hf auth login`"
+    ):
+        export.check_push("me/smaller")
+
+
+def test_a_folder_is_pushed_as_it_is_and_stays_where_the_hub_refuses(tmp_path, monkeypatch):
+    calls: list[Any] = []
+
+    def made(self, repo, **options):
+        return f"https://hub/{repo}"
+
+    monkeypatch.setattr(HfApi, "create_repo", made)
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: calls.append(options))
+    assert export.push(tmp_path, "me/smaller") == "https://hub/me/smaller"
+    assert (calls[0]["repo_id"], calls[0]["folder_path"]) == ("me/smaller", tmp_path)
+
+    def refuse(self, **options):
+        raise OSError("no quota")
+
+    monkeypatch.setattr(HfApi, "upload_folder", refuse)
+    with pytest.raises(
+        StudyError, match=r"is written, but could not be pushed to me/smaller \(OSError"
+    ):
+        export.push(tmp_path, "me/smaller")

@@ -66,6 +66,40 @@ def test_the_shipped_articles_are_the_cleaned_text_of_the_first_edition():
     assert min(len(article.text) for article in articles) >= corpora.MIN_DOCUMENT_CHARS
 
 
+def test_every_shipped_article_is_named_with_its_source_and_licence():
+    notice = corpora.WIKIPEDIA.with_name("README.md").read_text(encoding="utf-8")
+    titles = [title for title, _ in json.loads(gzip.decompress(corpora.WIKIPEDIA.read_bytes()))]
+    assert len(titles) == 106
+    assert all(
+        f"- [{title}](https://en.wikipedia.org/w/index.php?title=" in notice for title in titles
+    )
+    assert "CC BY-SA 4.0" in notice and corpora.WIKIPEDIA_SHA256 in notice and "gensim" in notice
+
+
+def test_cleaning_keeps_running_text_and_nothing_else(monkeypatch):
+    """Of the tool that made the shipped text; the product does without its parser."""
+    pytest.importorskip("mwparserfromhell")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "tools")
+    from clean_wikipedia import clean
+
+    wiki = """{{Infobox person|name=Ada}}
+'''Ada Lovelace''' ({{IPA|x}}; 1815<ref name="b">Born in {{cite|London}}</ref>) was a
+[[mathematician|writer of programs]]<ref name="b" />. [[File:Ada.jpg|thumb|A portrait of [[Ada]]]]
+<!-- a comment -->
+{| class="wikitable"
+| cell one || cell two
+|}
+== Work ==
+She wrote <math>x^2</math> and&nbsp;notes.
+<gallery>Image:a.png</gallery>
+[[Category:Mathematicians]]
+== References ==
+* A book
+"""
+    expected = "Ada Lovelace (; 1815) was a\nwriter of programs.\nWork\nShe wrote and notes."
+    assert clean(wiki) == expected
+
+
 @pytest.mark.parametrize("damage", ["cut", "other", "no gzip"])
 def test_a_damaged_shipped_text_is_told_in_a_sentence(tmp_path, damage):
     whole, path = corpora.WIKIPEDIA.read_bytes(), tmp_path / "text.json.gz"

@@ -52,7 +52,7 @@ LOOK = {
 IDEAS = {
     "whole": ("#111111", "s"),
     "healed": ("#0A4C94", "o"),
-    "cut": ("#C4401C", "X"),
+    "cut": ("#D2492A", "X"),
     "control": ("#8452B8", "D"),
     "rival": ("#3C9172", "^"),
     "text": ("#D77BB0", "P"),
@@ -131,10 +131,12 @@ def wrapped(text: str, inches: float, *, size: float = LARGE, weight: str = "bol
 def png(figure: Figure, *, sources: Mapping[str, Any]) -> bytes:
     """The figure at twice a screen's resolution; `sources` lie in it as JSON (a tEXt chunk)."""
     _settle(figure)
-    raw, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(raw, format="png", dpi=DPI)
-    raw.seek(0)
-    image = Image.open(raw).convert("RGB")
+    small = io.BytesIO()
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    figure.set_dpi(100)
     note = PngInfo()
     note.add_text("sources", json.dumps(dict(sources), sort_keys=True))
     # 256 colours are a third of the bytes; this method keeps rare colours, such as one marker's

@@ -84,7 +84,7 @@ def probes(accuracies: Mapping[str, Ratios], *, title: str) -> Figure:
         for index, name in enumerate(name for name in students if name in by_student):
             place = row + step * (index - (len(students) - 1) / 2)
             parts.dot(ax, place, by_student[name], looks[name], size=6)
-            text = f"{100 * by_student[name].point:.0f} %"
+            text = f"{100 * by_student[name].point:.0f} %".replace("nan %", "not a number")
             text += f" {wording.words(name)}" if row == 0 else ""
             rows.value(ax, place, text, looks[name][0])
         if row:

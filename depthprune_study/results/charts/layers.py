@@ -31,6 +31,7 @@ def profile(profile: Profile, dropped: Sequence[int] = (), *, title: str) -> Fig
     figure, ax = new_figure(title, 3.1)
     low, high = parts.zoom(rises, 0.0, reach=REACH)
     ax.set_ylim(low, high)
+    unnamed = ""
     layer_axis(ax, profile.n_layers, INCHES)
     size = 7 if profile.n_layers <= 32 else 5
     parts.baseline(ax, 0.0, upright=True)
@@ -49,10 +50,10 @@ def profile(profile: Profile, dropped: Sequence[int] = (), *, title: str) -> Fig
     if far:
         ax.set_ylim(low, high + 0.3 * (high - low))  # room for the names above the arrows
         ax.set_yticks([tick for tick in ax.get_yticks() if low <= tick <= high])
-        _at_the_edge(ax, far, dropped)
+        unnamed = _at_the_edge(ax, far, dropped)
     ax.grid(axis="y", color=FAINT, linewidth=0.6)
     parts.measure(ax, f"{RISE}, when the layer is left out")
-    parts.remark(ax, wording.units(rises))
+    parts.remark(ax, f"{wording.units(rises)}{unnamed}")
     told = {
         f"layer {layer}{' (dropped)' if layer in dropped else ''}": rise.point
         for layer, rise in enumerate(rises)
@@ -82,7 +83,6 @@ def stability(stability: Mapping[int, float], *, title: str) -> Figure:
     ax.annotate("the same order of the layers", (max(counts), 1.0), **name, va="bottom")
     ax.set_xticks(counts if len(counts) <= 12 else counts[:: math.ceil(len(counts) / 12)])
     ax.set_xlabel("calibration articles")
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.2f}")
     ax.grid(axis="y", color=FAINT, linewidth=0.6)
     measured = "rank correlation with the order by all articles"
     parts.measure(ax, measured)
@@ -133,8 +133,8 @@ def _name(ax: Axes, at: float, rises: Sequence[Interval], text: str, colour: str
     ax.annotate(text, (place, end), (0, 5), textcoords="offset points", **style)
 
 
-def _at_the_edge(ax: Axes, outside: Mapping[int, float], dropped: Sequence[int]) -> None:
-    """The layers off the scale, named with their values below the upper edge, seven at most."""
+def _at_the_edge(ax: Axes, outside: Mapping[int, float], dropped: Sequence[int]) -> str:
+    """Names seven layers off the scale, with their values; returns a remark on the rest."""
     low, high = ax.get_xlim()
     width = 0.68 / INCHES * (high - low)
     first = sorted(outside, key=lambda layer: (layer not in dropped, -outside[layer], layer))
@@ -146,8 +146,5 @@ def _at_the_edge(ax: Axes, outside: Mapping[int, float], dropped: Sequence[int])
         colour = readable(DROPPED[0]) if layer in dropped else INK
         style = {"ha": "center", "va": "top", "fontsize": SMALL, "color": colour}
         ax.annotate(text, (place, 0.955), xycoords=("data", "axes fraction"), **style)
-    rest = [layer for layer in outside if layer not in named]
-    if rest:
-        text = f"off the scale too: layers {', '.join(map(str, rest))}"
-        place = {"xycoords": "axes fraction", "ha": "center", "va": "top"}
-        ax.annotate(text, (0.5, 0.79), fontsize=SMALL, **place, bbox=parts.GROUND)
+    rest = [str(layer) for layer in outside if layer not in named]
+    return f" Off the scale too: layers {', '.join(rest)}." if rest else ""

@@ -15,6 +15,7 @@ from depthprune_study.results.statistics import Interval
 from depthprune_study.results.style import FAINT, IDEAS, INK, SMALL, SOFT, WIDTH, readable, wrapped
 
 MAX_ROWS = 7
+NEAR = 0.05  # from the baseline: nothing within four times this is off the scale
 MARKERS = "^osDvPXh"
 GROUND = {
     "facecolor": "white",
@@ -74,9 +75,8 @@ def _limit(ranked: np.ndarray, reach: float) -> float:
     if reach and middle > 0:
         return reach * middle
     for before, after in itertools.pairwise(ranked):
-        nearer = (ranked <= before).sum()
-        jumps = after > 4 * max(before, 1e-9) and 2 * nearer >= len(ranked)
-        if jumps and (nearer > 1 or before > 0):
+        most_are_nearer = 2 * (ranked <= before).sum() >= len(ranked)
+        if before > 0 and most_are_nearer and after > 4 * max(before, NEAR):
             return float(before)
     return float(ranked[-1])
 

@@ -72,25 +72,26 @@ def idea(name: str) -> str:
         return "control"
     if name.startswith(_RIVALS):
         return "rival"
-    for key, sign in (
-        ("text", r"\bce\b|the text"),
-        ("healed", "healed"),
-        ("refitted", "refit"),
-        ("whole", "^whole"),
-    ):
-        if re.search(sign, name):
-            return key
-    return "cut"
+    signs = {
+        "text": r"\bce\b|the text",
+        "healed": "healed",
+        "refitted": "refit",
+        "whole": "^whole",
+        "cut": r"\bcut\b|^\w+-\d+$",  # a plan: its rule and its number of layers
+    }
+    return next((key for key, sign in signs.items() if re.search(sign, name)), "other")
 
 
-def number(value: float) -> str:
+def number(value: float, like: float | None = None) -> str:
+    """In words where it is not finite; else with as many decimals as `like`, or itself, has."""
     if not math.isfinite(value):
         return (
             "not a number" if math.isnan(value) else "infinite" if value > 0 else "minus infinite"
         )
-    if abs(value) >= 1e6:
+    size = abs(value if like is None else like)
+    if size >= 1e6:
         return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{1 if abs(value) >= 10 else 3}f}"
+    return f"{value:,.0f}" if size >= 100 else f"{value:.{1 if size >= 10 else 3}f}"
 
 
 def span(interval: Interval) -> str:
@@ -100,7 +101,8 @@ def span(interval: Interval) -> str:
         return ""
     if math.isinf(low) or math.isinf(high):
         return "no interval"
-    return f"{number(low)}{' to ' if low < 0 else '–'}{number(high)}"
+    dash = " to " if low < 0 else "–"
+    return f"{number(low, interval.point)}{dash}{number(high, interval.point)}"
 
 
 def with_interval(interval: Interval) -> str:

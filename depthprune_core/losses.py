@@ -189,7 +189,7 @@ class _Head:
     def backward(
         self, gradient: torch.Tensor, logits: torch.Tensor, inputs: torch.Tensor, words: slice
     ) -> torch.Tensor:
-        """From the gradient on a tile's logits to that on `inputs`; the head's goes to its .grad."""
+        """Gradient on a tile's logits -> on `inputs`; the head's is added to its .grad."""
         if self.softcap:
             gradient.mul_(1 - torch.div(logits, self.softcap).square_())
         if self.scale != 1:

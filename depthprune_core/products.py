@@ -1,4 +1,4 @@
-"""Matrix products in float32 on a CPU, by whichever of torch's two libraries is the faster there."""
+"""Matrix products in float32 on a CPU, by the faster of torch's two libraries."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 @contextmanager
 def fast_products(model: nn.Module) -> Iterator[None]:
-    """Within the block, the linear maps of a model compute by `linear`; its weights stay as they are."""
+    """Within the block, the linear maps of a model compute by `linear`; nothing else changes."""
     modules = []
     if onednn_is_better():
         modules = [m for m in model.modules() if type(m) in (nn.Linear, Conv1D)]
@@ -62,7 +62,7 @@ def onednn_is_better() -> bool:
 
 
 def has_bfloat16(device: torch.device | str) -> bool:
-    """Whether the device is a GPU that multiplies in bfloat16 itself; older ones imitate it slowly."""
+    """Whether the device is a GPU that multiplies in bfloat16 itself; older ones imitate it."""
     cuda = torch.device(device).type == "cuda"
     return cuda and torch.cuda.is_bf16_supported(including_emulation=False)
 

@@ -1,16 +1,25 @@
-"""A better start for recovery: linear maps of a smaller student fitted to its teacher in closed form, without training."""
+"""A better start for recovery: linear maps of a student fitted in closed form, without training."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 from torch import nn
-from transformers import Conv1D, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from depthprune_core.decoder import anatomy, mlp_outputs
+from depthprune_core.decoder import anatomy, attention_outputs, mlp_outputs
+from depthprune_core.products import linear
 from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Plan
 from depthprune_core.running import hidden_states, passing, recording, replaced
 from depthprune_core.text import Windows
+
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # tried for every map where none is given
+HELD_OUT = 5  # every fifth batch chooses among them
+BEHIND = 2  # layers after a cut that are fitted too
 
 
 @torch.no_grad()
@@ -20,111 +29,230 @@ def refit(
     plan: Plan,
     windows: Windows,
     *,
-    ridge: float = 0.1,
+    ridge: float | None = None,
+    behind: int = BEHIND,
     batch_size: int = 4,
     progress: Progress = silent,
 ) -> PreTrainedModel:
-    """Fit, in place, the last map of the MLP before each cut, so that the layer after the cut sees what it saw in the teacher.
+    """Fit, in place, the maps around each cut: later layers see what they saw in the teacher.
 
-    Per layer, from the front: with n the MLP's neurons of a token (width,), x the layer's output and h the teacher's hidden state
-    at the next kept layer (d,), V minimises the sum of |n V - (h - x)|^2 / mean(h^2) over the unmasked tokens, plus
-    `ridge` * |V|^2 * the mean of the normal matrix' diagonal, and is added to the map. Size and speed stay as they are. ReplaceMe
-    (Shopkhoev et al. 2025, arXiv:2505.02819) fits a map of the MLP's output, of rank d: here every neuron counts by itself.
+    From the front, in the layer before each cut: `o_proj` and `down_proj` jointly, then `down_proj`
+    once more, since its neurons have changed; and in the `behind` layers after the cut `down_proj`.
+    With n the inputs of the maps at a token (heads' values, MLP neurons), x the layer's output and
+    h the teacher's state that it stands for, the change V minimises the sum of |n V - (h - x)|^2 /
+    mean(h^2) over the unmasked tokens, plus ridge x |V|^2 x the mean of the normal matrix'
+    diagonal. Without a ridge each map's is chosen on every fifth batch, which the others are fitted
+    without; the map is then fitted on all. Size and speed stay as they are: the student is a plain
+    checkpoint. ReplaceMe (Shopkhoev et al. 2025, 2505.02819) fits a map of the MLP's output, of
+    rank d: here every neuron counts by itself.
 
-    A cut with no layer before it is left as it is. With a plan that drops nothing (a student that is narrower in every layer) all
-    layers are fitted.
+    A cut with no layer before it leaves only those behind it. With a plan that drops nothing (a
+    student that is narrower in every layer) all layers are fitted.
 
-    Raises ValueError where the student does not have the plan's layers, or where its MLPs are not such (`is_possible`).
+    Raises ValueError where the student does not have the plan's layers, or where its MLPs do not
+    end in one linear map whose output is added (`is_possible`).
     """
-    ours, theirs = anatomy(student).layers, anatomy(teacher).layers
-    if (len(ours), len(theirs)) != (len(plan.kept), plan.n_layers):
-        raise ValueError(f"the plan keeps {len(plan.kept)} of {plan.n_layers} layers: it does not lead from teacher to student")
-    if not ridge > 0:
-        raise ValueError(f"ridge={ridge} is not possible: it must be above 0, or neurons that never fire have no solution")
-    if not is_possible(student):
-        raise ValueError(
-            f"{type(student).__name__} cannot be refitted: its MLPs do not end in one linear map whose output is simply added"
-        )
-    targets = fitted_layers(plan)
-    if not targets:
-        return student
-    maps, batches = mlp_outputs(student), list(windows.batches(batch_size))
-    at, goal = min(targets), 0
-    mine = [_advance(student, batch.inputs, None, 0, at) for batch in batches]
-    wanted: list[torch.Tensor | None] = [None] * len(batches)
-    for done, (layer, next_goal) in enumerate(sorted(targets.items())):
-        mine = [_advance(student, batch.inputs, hidden, at, layer) for batch, hidden in zip(batches, mine, strict=True)]
-        wanted = [
-            _advance(teacher, batch.inputs, hidden, goal, next_goal) for batch, hidden in zip(batches, wanted, strict=True)
-        ]
-        normal, moment = None, None
-        for batch, hidden, target in zip(batches, mine, wanted, strict=True):
-            neurons, output = _inside(student, maps[layer], batch.inputs, hidden, layer)
-            mask = batch.mask.to(output.device)
-            h = target[mask].double()
-            weight = h.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
-            a, rest = neurons[mask].double() * weight, (h - output[mask].double()) * weight
-            normal = a.T @ a if normal is None else normal + a.T @ a
-            moment = a.T @ rest if moment is None else moment + a.T @ rest
-        change = _ridge_solution(normal, moment, ridge).to(maps[layer].weight.dtype)  # (width, d)
-        maps[layer].weight += change if isinstance(maps[layer], Conv1D) else change.T
-        mine = [_advance(student, batch.inputs, hidden, layer, layer + 1) for batch, hidden in zip(batches, mine, strict=True)]
-        at, goal = layer + 1, next_goal
-        progress(done + 1, len(targets), "layers")
+    _check(student, teacher, plan, ridge)
+    fitting = _Fitting(student, teacher, list(windows.batches(batch_size)), ridge)
+    before_a_cut, goals = fitted_layers(plan, behind=0), fitted_layers(plan, behind=behind)
+    downs = mlp_outputs(student)
+    outs = _attention_outputs(student)
+    for done, (layer, goal) in enumerate(goals.items()):
+        fitting.go_to(layer, goal)
+        if layer in before_a_cut and outs is not None:
+            fitting.fit([outs[layer], downs[layer]])
+        fitting.fit([downs[layer]])
+        progress(done + 1, len(goals), "layers refitted")
     return student
+
+
+def fitted_layers(plan: Plan, *, behind: int = BEHIND) -> dict[int, int]:
+    """Layer of the student -> the teacher's layer whose input its output stands for.
+
+    n_layers stands for the teacher's last output.
+    """
+    after = (*plan.kept[1:], plan.n_layers)
+    gaps = [new for new, old in enumerate(plan.kept) if after[new] > old + 1 or not plan.dropped]
+    if plan.kept[0] > 0:
+        gaps.insert(0, -1)
+    found = {gap + i for gap in gaps for i in range(behind + 1)}
+    return {layer: after[layer] for layer in sorted(found) if 0 <= layer < len(plan.kept)}
 
 
 @torch.no_grad()
 def is_possible(model: PreTrainedModel) -> bool:
-    """Whether an MLP ends in one linear map whose output is added to the hidden states as it is (not so where a norm follows it)."""
+    """Whether an MLP ends in one linear map whose output is added as it is (no norm follows)."""
     try:
-        linear = mlp_outputs(model)[0]
+        return _is_added(model, mlp_outputs(model)[0])
     except ValueError:
         return False
-    probe = torch.tensor([[1, 2, 3, 2]])
-    own = linear.weight.clone()
-    neurons, before = _inside(model, linear, probe, None, 0)
+
+
+class _Fitting:
+    """Student and teacher at one layer, and their hidden states there for every batch."""
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        batches: list[Windows],
+        ridge: float | None,
+    ) -> None:
+        self.student, self.teacher, self.batches, self.ridge = student, teacher, batches, ridge
+        self.mine: list[torch.Tensor | None] = [None] * len(batches)
+        self.wanted: list[torch.Tensor | None] = [None] * len(batches)
+        self.layer = self.goal = 0
+
+    def go_to(self, layer: int, goal: int) -> None:
+        """On to the input of the student's layer and to the teacher's state at `goal`."""
+        for i, batch in enumerate(self.batches):
+            self.mine[i] = _advance(self.student, batch.inputs, self.mine[i], self.layer, layer)
+            self.wanted[i] = _advance(self.teacher, batch.inputs, self.wanted[i], self.goal, goal)
+        self.layer, self.goal = layer, goal
+
+    def fit(self, maps: Sequence[nn.Module]) -> None:
+        """Change these maps of the layer together."""
+        fitted, held_out = _Problem(), _Problem()
+        for i, batch in enumerate(self.batches):
+            inputs, output = _inside(self.student, maps, batch.inputs, self.mine[i], self.layer)
+            mask = batch.mask.to(output.device)
+            h = self.wanted[i][mask].float()
+            weight = h.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
+            features = torch.cat([part[mask].float() for part in inputs], -1) * weight
+            problem = held_out if self.ridge is None and i % HELD_OUT == HELD_OUT - 1 else fitted
+            problem.add(features, (h - output[mask].float()) * weight)
+        ridge = _best_ridge(fitted, held_out) if self.ridge is None else self.ridge
+        change = (fitted + held_out).solve(ridge)
+        sizes = [m.weight.shape[0 if isinstance(m, Conv1D) else 1] for m in maps]
+        for m, part in zip(maps, change.split(sizes), strict=True):
+            m.weight += (part if isinstance(m, Conv1D) else part.T).to(m.weight.dtype)
+
+
+class _Problem:
+    """Sums of a least-squares problem: features (n, k), and what they are to explain (n, d)."""
+
+    def __init__(self) -> None:
+        self.normal: torch.Tensor | float = 0.0  # (k, k)
+        self.moment: torch.Tensor | float = 0.0  # (k, d)
+
+    def add(self, features: torch.Tensor, wanted: torch.Tensor) -> None:
+        rows = features.T.contiguous()
+        self.normal = self.normal + linear(rows, rows).double()
+        self.moment = self.moment + linear(rows, wanted.T.contiguous()).double()
+
+    def __add__(self, other: _Problem) -> _Problem:
+        both = _Problem()
+        both.normal, both.moment = self.normal + other.normal, self.moment + other.moment
+        return both
+
+    def solve(self, ridge: float) -> torch.Tensor:
+        normal = self.normal.clone()
+        normal.diagonal().add_(ridge * normal.diagonal().mean())
+        return torch.cholesky_solve(self.moment, torch.linalg.cholesky(normal))
+
+    def gain(self, solution: torch.Tensor) -> float:
+        """Squares that a solution explains here."""
+        return float(((2 * self.moment - self.normal @ solution) * solution).sum())
+
+
+def _best_ridge(fitted: _Problem, held_out: _Problem) -> float:
+    """That with which the fitted text explains most of the text held out."""
+    if isinstance(held_out.normal, float):  # too few batches to hold any out
+        return RIDGES[len(RIDGES) // 2]
+    return max(RIDGES, key=lambda ridge: held_out.gain(fitted.solve(ridge)))
+
+
+def _attention_outputs(student: PreTrainedModel) -> list[nn.Module] | None:
+    """Of each layer; None where they are not known, or where something follows them."""
     try:
+        maps = attention_outputs(student)
+        return maps if _is_added(student, maps[0], alone=mlp_outputs(student)[0]) else None
+    except ValueError:
+        return None
+
+
+def _is_added(model: PreTrainedModel, linear: nn.Module, *, alone: nn.Module | None = None) -> bool:
+    """Whether doubling a map of layer 0 adds to the layer's output just what the map gives.
+
+    `alone`: another map, silenced meanwhile, whose input depends on this one.
+    """
+    probe = torch.tensor([[1, 2, 3, 2]])
+    kept = [(m.weight, m.weight.clone()) for m in (linear, alone) if m is not None]
+    try:
+        if alone is not None:
+            alone.weight.zero_()
+        (inputs,), before = _inside(model, [linear], probe, None, 0)
         linear.weight.mul_(2)
-        _, after = _inside(model, linear, probe, None, 0)
+        _, after = _inside(model, [linear], probe, None, 0)
     finally:
-        linear.weight.copy_(own)
-    added = neurons.double() @ (own if isinstance(linear, Conv1D) else own.T).double()
+        for weight, values in kept:
+            weight.copy_(values)
+    weight = kept[0][1] if isinstance(linear, Conv1D) else kept[0][1].T
+    added = inputs.double() @ weight.double()
     tolerance = max(1e-3, 8 * torch.finfo(model.dtype).eps)
-    return torch.allclose((after - before).double(), added, rtol=tolerance, atol=tolerance * float(added.abs().max()))
+    atol = tolerance * float(added.abs().max())
+    return torch.allclose((after - before).double(), added, rtol=tolerance, atol=atol)
 
 
-def fitted_layers(plan: Plan) -> dict[int, int]:
-    """Layer of the student -> the teacher's layer whose input its output stands for (n_layers: the teacher's last output)."""
-    after = (*plan.kept[1:], plan.n_layers)
-    return {new: after[new] for new, old in enumerate(plan.kept) if after[new] > old + 1 or not plan.dropped}
-
-
-def _ridge_solution(normal: torch.Tensor, moment: torch.Tensor, ridge: float) -> torch.Tensor:
-    normal.diagonal().add_(ridge * normal.diagonal().mean())
-    return torch.cholesky_solve(moment, torch.linalg.cholesky(normal))
-
-
-def _advance(model: PreTrainedModel, ids: torch.Tensor, hidden: torch.Tensor | None, start: int, stop: int) -> torch.Tensor:
-    """The input of layer `stop`, from that of layer `start` (None: from the tokens).  (batch, seq, d)"""
+def _advance(
+    model: PreTrainedModel, ids: torch.Tensor, hidden: torch.Tensor | None, start: int, stop: int
+) -> torch.Tensor:
+    """The input of layer `stop`, from that of layer `start` (None: from the tokens).  (b, s, d)"""
     if start == stop and hidden is not None:
         return hidden
     parts = anatomy(model)
-    resumed = {} if hidden is None else {"resume_after": start - 1, "hidden": hidden}
+    resumed = {"resume_after": start - 1, "hidden": hidden} if start and hidden is not None else {}
     rest = {index: passing(parts) for index in range(stop, len(parts.layers))}
     with replaced(parts.layers, rest), recording(parts.layers) as inputs:
-        hidden_states(model, ids.to(model.device), **(resumed if start else {}))
+        hidden_states(model, ids.to(model.device), **resumed)
     return inputs[stop]
 
 
 def _inside(
-    model: PreTrainedModel, linear: nn.Module, ids: torch.Tensor, hidden: torch.Tensor | None, layer: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A layer's neurons (batch, seq, width) and its output (batch, seq, d)."""
-    seen: list[torch.Tensor] = []
-    hook = linear.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    try:
+    model: PreTrainedModel,
+    maps: Sequence[nn.Module],
+    ids: torch.Tensor,
+    hidden: torch.Tensor | None,
+    layer: int,
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The inputs of some maps of a layer (batch, seq, width) and its output (batch, seq, d)."""
+    with _inputs_of(maps) as seen:
         output = _advance(model, ids, hidden, layer, layer + 1)
+    # some layers flatten batch and sequence
+    return [seen[m].reshape(*output.shape[:2], -1) for m in maps], output
+
+
+@contextmanager
+def _inputs_of(maps: Sequence[nn.Module]) -> Iterator[dict[nn.Module, torch.Tensor]]:
+    seen: dict[nn.Module, torch.Tensor] = {}
+
+    def keep(module: nn.Module, args: tuple) -> None:
+        seen[module] = args[0]
+
+    hooks = [module.register_forward_pre_hook(keep) for module in maps]
+    try:
+        yield seen
     finally:
-        hook.remove()
-    return seen[0].reshape(*output.shape[:2], -1), output  # some layers flatten batch and sequence
+        for hook in hooks:
+            hook.remove()
+
+
+def _check(
+    student: PreTrainedModel, teacher: PreTrainedModel, plan: Plan, ridge: float | None
+) -> None:
+    depths = [len(anatomy(model).layers) for model in (student, teacher)]
+    if depths != [len(plan.kept), plan.n_layers]:
+        raise ValueError(
+            f"the plan keeps {len(plan.kept)} of {plan.n_layers} layers: "
+            "it does not lead from teacher to student"
+        )
+    if ridge is not None and not ridge > 0:
+        raise ValueError(
+            f"ridge={ridge} is not possible: it must be above 0, "
+            "or neurons that never fire have no solution"
+        )
+    if not is_possible(student):
+        raise ValueError(
+            f"{type(student).__name__} cannot be refitted: its MLPs do not end in one linear map "
+            "whose output is simply added"
+        )

@@ -27,8 +27,8 @@ class TeacherStates:
     4 d bytes a token in float32 (d: hidden size), at most `limit_bytes` in memory, and as much
     again below `folder` where one is given; what does not fit is computed anew each time.
 
-    On disk a window's file is named after its tokens, in a folder that is named after the
-    teacher's weights. A damaged file counts as none; where the disk is full, nothing more is written.
+    On disk a window's file is named after its tokens, in a folder named after the weights. A
+    damaged file counts as none; where the disk is full, nothing more is written.
     """
 
     def __init__(
@@ -39,11 +39,7 @@ class TeacherStates:
         self._memory_left, self._disk_left, self._folder = limit_bytes, 0, None
         if folder is not None:
             self._folder = Path(folder) / _name(teacher)
-            used = (
-                sum(f.stat().st_size for f in self._folder.glob("*"))
-                if self._folder.is_dir()
-                else 0
-            )
+            used = sum(file.stat().st_size for file in self._folder.glob("*"))
             self._disk_left = limit_bytes - used
 
     def of(self, ids: torch.Tensor) -> tuple[Decoder, torch.Tensor]:

@@ -104,9 +104,8 @@ def test_a_set_on_the_way_runs_no_layer_behind_its_last_branch(model, windows, s
 
 
 @pytest.mark.parametrize("k", [2, 3])
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_costs_of_sets_equal_brute_force(name, k):
-    model, windows = tiny(name), tiny_windows(lengths=(14, 5))
+def test_costs_of_sets_equal_brute_force(model, k):
+    windows = tiny_windows(lengths=(14, 5))
     n = len(layers_of(model))
     costs = subsets.set_costs(model, windows, subsets.up_to(n, k))
     sets = [s for size in range(1, k + 1) for s in itertools.combinations(range(n), size)]
@@ -148,8 +147,7 @@ def test_the_cost_function_measures_each_set_once_and_together(model, windows, m
     assert cost.known()(frozenset({3, 1})) == cost(frozenset({1, 3}))
 
 
-@pytest.mark.parametrize("k", [1, 2, 3])
-@pytest.mark.parametrize("rule", ["greedy", "exhaustive", "contiguous", "pairwise"])
+@pytest.mark.parametrize(("rule", "k"), [("greedy", 3), ("contiguous", 2), ("pairwise", 2)])
 def test_a_rule_chooses_as_it_does_from_brute_force(model, windows, rule, k):
     fast = choose(rule, Evidence(5, cost=subsets.CostFunction(model, windows)), k)
     brute = lambda dropped: brute_force_rise(model, windows, dropped)  # noqa: E731

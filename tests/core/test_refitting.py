@@ -1,0 +1,185 @@
+"""The closed-form start equals a plain least-squares solution, helps, and touches nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, FAMILIES, layers_of, plan_of, state_of, tiny, tiny_windows
+from torch import nn
+from transformers import PreTrainedModel
+
+from depthprune_core.evaluation import divergence
+from depthprune_core.pruning import drop_layers
+from depthprune_core.records import Plan
+from depthprune_core.refitting import fitted_layers, is_possible, refit
+from depthprune_core.text import Windows
+
+MANY = tiny_windows(seed=3, lengths=(60, 47, 33, 29))
+NORM_AFTER = {"gemma2", "gemma3_text"}  # a norm follows the MLP
+
+
+def maps_of(model: PreTrainedModel, layer: int) -> tuple[nn.Module, nn.Module]:
+    """The last maps of attention and MLP, by the family's own names."""
+    block = layers_of(model)[layer]
+    if model.config.model_type == "gpt2":
+        return block.attn.c_proj, block.mlp.c_proj
+    return block.self_attn.o_proj, block.mlp.down_proj
+
+
+def matrix(module: nn.Module) -> torch.Tensor:
+    """Inputs to hidden states.  (width, d)"""
+    weight = module.weight.detach().double()
+    return weight.T if isinstance(module, nn.Linear) else weight
+
+
+@torch.no_grad()
+def seen(model: PreTrainedModel, layer: int, windows: Windows) -> tuple[torch.Tensor, ...]:
+    """Heads' values, neurons and output of a layer at the unmasked tokens, by torch's own hooks."""
+    found = {}
+    hooks = [
+        m.register_forward_pre_hook(lambda module, args, name=name: found.update({name: args[0]}))
+        for name, m in zip(("values", "neurons"), maps_of(model, layer), strict=True)
+    ]
+    hooks.append(
+        layers_of(model)[layer].register_forward_hook(
+            lambda module, args, output: found.update(
+                output=output[0] if isinstance(output, tuple) else output
+            )
+        )
+    )
+    model(input_ids=windows.inputs)
+    for hook in hooks:
+        hook.remove()
+    return tuple(found[name][windows.mask].double() for name in ("values", "neurons", "output"))
+
+
+@torch.no_grad()
+def fit_plainly(
+    student: PreTrainedModel, layer: int, wanted: torch.Tensor, ridge: float, *, joint: bool
+) -> None:
+    """One dense least-squares problem, ridge as extra rows; the solution is added to the maps."""
+    values, neurons, output = seen(student, layer, MANY)
+    maps = maps_of(student, layer) if joint else maps_of(student, layer)[1:]
+    weight = wanted.square().mean(-1, keepdim=True).rsqrt()
+    a = torch.cat([values, neurons], 1) * weight if joint else neurons * weight
+    b = (wanted - output) * weight
+    penalty = (ridge * a.square().sum(0).mean()).sqrt() * torch.eye(a.shape[1], dtype=a.dtype)
+    rows, zeros = torch.cat([a, penalty]), torch.zeros(a.shape[1], b.shape[1], dtype=b.dtype)
+    change = torch.linalg.lstsq(rows, torch.cat([b, zeros])).solution
+    for m, part in zip(maps, change.split([len(matrix(m)) for m in maps]), strict=True):
+        m.weight += (part.T if isinstance(m, nn.Linear) else part).float()
+
+
+def error(student, layer: int, teacher, stands_for: int) -> float:
+    """Relative squared distance between the student's hidden state and the teacher's."""
+    mine, wanted = seen(student, layer, MANY)[2], seen(teacher, stands_for, MANY)[2]
+    return float(((mine - wanted).square().mean(-1) / wanted.square().mean(-1)).mean())
+
+
+@pytest.mark.parametrize(
+    ("dropped", "steps"),  # (layer of the student, layer of the teacher that it ends like, joint)
+    [
+        ((1,), [(0, 1, True), (1, 2, False)]),
+        ((2, 3), [(1, 3, True), (2, 4, False)]),
+        ((3, 4), [(2, 4, True)]),
+        ((1, 3), [(0, 1, True), (1, 3, True), (2, 4, False)]),
+    ],
+    ids=str,
+)
+def test_every_fit_is_the_plain_least_squares_solution_on_what_the_one_before_left(
+    model, dropped, steps
+):
+    plan = plan_of(model, *dropped)
+    student, plain = (drop_layers(model, plan) for _ in range(2))
+    refit(student, model, plan, MANY, ridge=0.05, behind=1, batch_size=2)
+    assert fitted_layers(plan, behind=1) == {layer: goal + 1 for layer, goal, _ in steps}
+    for layer, goal, joint in steps:
+        wanted = seen(model, goal, MANY)[2]
+        if joint:
+            fit_plainly(plain, layer, wanted, 0.05, joint=True)
+        fit_plainly(plain, layer, wanted, 0.05, joint=False)
+        for mine, expected in zip(maps_of(student, layer), maps_of(plain, layer), strict=True):
+            torch.testing.assert_close(matrix(mine), matrix(expected), rtol=1e-2, atol=1e-3)
+    untouched = drop_layers(model, plan)
+    moved = matrix(maps_of(student, steps[0][0])[1]) - matrix(maps_of(untouched, steps[0][0])[1])
+    assert moved.abs().max() > 0.01  # the fit matters
+
+
+@pytest.mark.parametrize("dropped", [(0,), (2,), (1, 3), (2, 3)], ids=str)
+def test_a_fitted_student_is_nearer_to_its_teacher(model, dropped):
+    plan = plan_of(model, *dropped)
+    student, plain = (drop_layers(model, plan) for _ in range(2))
+    refit(student, model, plan, MANY)
+    first, goal = next(iter(fitted_layers(plan).items()))
+    assert error(student, first, model, goal - 1) < 0.9 * error(plain, first, model, goal - 1)
+    kl = [divergence(s, model, MANY).mean_kl_nats for s in (student, plain)]
+    assert kl[0] < kl[1]
+
+
+def test_only_the_maps_around_the_cut_change_and_nothing_is_left_behind(model):
+    plan, seen_of = plan_of(model, 2), []
+    student, plain = (drop_layers(model, plan) for _ in range(2))
+    unchanged, progress = state_of(model), lambda *now: seen_of.append(now)
+    assert refit(student, model, plan, MANY, behind=1, progress=progress) is student
+    before = plain.state_dict()
+    changed = {name for name, t in student.state_dict().items() if not torch.equal(t, before[name])}
+    names = {
+        "gpt2": ("h.1.attn.c_proj", "h.1.mlp.c_proj", "h.2.mlp.c_proj"),
+        "llama": ("1.self_attn.o_proj", "1.mlp.down_proj", "2.mlp.down_proj"),
+    }[model.config.model_type]
+    assert len(changed) == 3 and all(any(n in name for n in names) for name in changed)
+    assert unchanged() and seen_of == [(1, 2, "layers refitted"), (2, 2, "layers refitted")]
+    leftovers = [(m._forward_hooks, m._forward_pre_hooks) for m in student.modules()]
+    assert not any(any(pair) for pair in leftovers)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_narrower_student_has_every_layer_fitted(name):
+    narrow = {"gpt2": {"n_inner": 64}, "llama": {"intermediate_size": 24}}[name]
+    model, student, plain = tiny(name), tiny(name, **narrow), tiny(name, **narrow)
+    none = Plan(5, (), "narrower")
+    assert fitted_layers(none) == {layer: layer + 1 for layer in range(5)}
+    refit(student, model, none, MANY)
+    for layer in (0, 4):
+        assert error(student, layer, model, layer) < error(plain, layer, model, layer)
+
+
+def test_padding_takes_no_part(model, windows):
+    noise = torch.where(windows.mask, windows.inputs, torch.full_like(windows.inputs, 7))
+    assert not torch.equal(noise, windows.inputs)
+    students = []
+    for text in (windows, dataclasses.replace(windows, inputs=noise)):
+        student = drop_layers(model, plan_of(model, 2))
+        students.append(refit(student, model, plan_of(model, 2), text, ridge=0.1, behind=0))
+    for one, two in zip(*(maps_of(s, 1) for s in students), strict=True):
+        torch.testing.assert_close(matrix(one), matrix(two))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_is_fitted_and_comes_nearer_or_is_refused(name):
+    model = tiny(name)
+    unchanged = state_of(model)
+    possible = is_possible(model)
+    assert unchanged() and possible == (
+        name not in NORM_AFTER | {"bloom"}
+    )  # no width in its config
+    student, plan = drop_layers(model, plan_of(model, 2)), plan_of(model, 2)
+    if possible:
+        before = divergence(student, model, MANY).mean_kl_nats
+        refit(student, model, plan, MANY)
+        assert divergence(student, model, MANY).mean_kl_nats < before
+    else:
+        as_was = state_of(student)
+        with pytest.raises(ValueError, match="simply added"):
+            refit(student, model, plan, MANY)
+        assert as_was()
+
+
+def test_a_plan_of_another_student_and_a_ridge_of_zero_are_refused(model):
+    student = drop_layers(model, plan_of(model, 2))
+    with pytest.raises(ValueError, match="keeps 3 of 5 layers"):
+        refit(student, model, Plan(5, (1, 2), "by hand"), MANY)
+    with pytest.raises(ValueError, match="ridge=0"):
+        refit(student, model, plan_of(model, 2), MANY, ridge=0.0)

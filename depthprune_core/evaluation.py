@@ -51,9 +51,15 @@ def divergence(
 ) -> Divergence:
     """KL(teacher || student) and top-1 agreement at the scored tokens, summed by document.
 
-    The two models must share a vocabulary.
+    Raises ValueError unless the two models have one vocabulary.
     """
     ours, theirs = anatomy(student), anatomy(teacher)
+    sizes = len(ours.head.weight), len(theirs.head.weight)
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the student has {sizes[0]:,} tokens and the teacher {sizes[1]:,}: their distributions "
+            "can only be compared over one vocabulary"
+        )
     training = student.training, teacher.training
     student.eval(), teacher.eval()
     kl_sums, agreements, counts = _zeros(windows), _zeros(windows), _zeros(windows)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from depthprune_core.records import Answers, Profile, Score
+from depthprune_core.records import Answers, Profile, Recipe, Score, Size
 from depthprune_study.results import statistics
+from depthprune_study.results.statistics import interval
 
 
 def score_of(*nll_nats: float, n_tokens: tuple[int, ...] | None = None) -> Score:
@@ -300,7 +301,7 @@ def test_rank_correlation_is_scipys_rho_ties_included():
 
 def test_rank_correlations_cover_the_truth_as_often_as_they_say(monkeypatch):
     """Sixty pairs of normal values with r = 0.6: Spearman's rho is 6 / pi x asin(r / 2)."""
-    monkeypatch.setattr(statistics, "RESAMPLES", 400)
+    monkeypatch.setattr(interval, "RESAMPLES", 400)
     rng = np.random.default_rng(6)
     truth = 6 / math.pi * math.asin(0.3)
     covered = 0
@@ -317,3 +318,77 @@ def test_rank_correlation_of_too_few_or_of_constant_values():
     assert short.note == "3 pairs are too few for an interval"
     constant = statistics.rank_correlation([1, 2, 3, 4, 5], [2, 2, 2, 2, 2])
     assert (constant.point, constant.low, constant.high) == (0, 0, 0)
+
+
+# ---------------------------------------------------------------- tables for the charts
+
+
+def test_ratios_are_against_the_whole_model_and_can_be_picked_by_a_suffix():
+    scores = {
+        "whole": score_of(300, 400),
+        "greedy-2": score_of(310, 430),
+        "last_k-3": score_of(9, 9),
+    }
+    assert list(statistics.ratios(scores)) == ["greedy-2", "last_k-3"]
+    picked = statistics.ratios(scores, suffix="-2")
+    assert picked == {"greedy": statistics.ppl_ratio(scores["greedy-2"], scores["whole"])}
+    assert statistics.rises(scores)["greedy-2"] == pytest.approx(0.2)
+    assert list(statistics.rises(scores)) == ["greedy-2", "last_k-3"]
+
+
+def test_accuracies_are_grouped_by_family():
+    answers = {"whole: copying": answers_of("1100"), "cut, late: copying": answers_of("1000")}
+    table = statistics.accuracies(answers)
+    assert {name: i.point for name, i in table["copying"].items()} == {
+        "whole": 0.5,
+        "cut, late": 0.25,
+    }
+
+
+def about(point: float) -> statistics.Interval:
+    return statistics.Interval(point, point - 0.1, point + 0.1, 24, 16.0)
+
+
+def test_names_tell_depth_seed_and_budget():
+    one, two = about(1.1), about(1.2)
+    assert statistics.by_depth({"cut, 2 fewer": one, "prune_and_comp, 3 fewer": two, "x": one}) == {
+        "cut": {2: one},
+        "prune_and_comp": {3: two},
+    }
+    assert statistics.by_seed({"3,7, seed 0": one, "3,7, seed 1": two, "cut": one}) == {
+        "3,7": {"seed 0": one, "seed 1": two}
+    }
+    budget = {"refitted": about(1.3), "articles, 250000 tokens": one, "articles, 4096 tokens": two}
+    assert statistics.by_budget(budget) == {"articles": {0: about(1.3), 4_096: two, 250_000: one}}
+
+
+def test_depth_is_told_by_the_share_of_parameters_and_seeds_by_their_mean():
+    sizes = {"0 fewer": Size(12, 100, 200), "3 fewer": Size(9, 80, 160)}
+    named = {
+        "3 fewer, cut": about(2.0),
+        "3 fewer, healed": about(1.1),
+        "3 fewer, healed, seed 0": about(1.1),  # the same run again
+        "3 fewer, healed, seed 1": about(1.3),
+        "whole, same text": about(0.9),
+    }
+    lines = statistics.by_share(named, sizes)
+    (share,) = lines["cut"]
+    assert share == pytest.approx(0.2) and list(lines) == ["cut", "healed"]
+    mean = lines["healed"][share]
+    assert (mean.point, mean.low, mean.high) == pytest.approx((1.2, 1.1, 1.3))
+    assert mean.note == "mean of 2 seeds" and lines["cut"][share] == about(2.0)
+
+
+def test_factors_are_compared_with_the_level_that_was_kept():
+    trials = {
+        "lr: 0.0001": score_of(310, 430),
+        "lr: 0.0004": score_of(300, 400),
+        "refit: refit_tokens 0": score_of(310, 430),
+        "refit: refit_tokens 4096": score_of(299, 400),
+    }
+    kept = Recipe(tokens=4_096, lr=1e-4, refit_tokens=4_096)
+    chosen = {"lr": "0.0001", "refit": "refit_tokens 4096"}
+    assert statistics.kept_levels(trials, kept) == chosen
+    table = statistics.by_factor(trials, kept)
+    assert all(table[factor][level].point == 1 for factor, level in chosen.items())
+    assert table["lr"]["0.0004"].point == pytest.approx(math.exp(-0.2))

@@ -1,0 +1,68 @@
+"""Over layers and other things that are ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import stats
+
+from depthprune_core.records import Profile
+from depthprune_study.results.statistics.documents import mean_per_token
+from depthprune_study.results.statistics.interval import Interval, bootstrap
+
+
+def layer_intervals(profile: Profile, criterion: str) -> list[Interval]:
+    """One interval a layer, for a criterion that is kept by document."""
+    return [mean_per_token(row, profile.teacher.n_tokens) for row in profile.by_document[criterion]]
+
+
+def rank_draws(profile: Profile, *, draws: int = 1_000, seed: int = 0) -> np.ndarray:
+    """Ranks by the drop-one cost in resampled documents, 0 = least sensitive: (draws, n_layers)."""
+    rises = np.asarray(profile.by_document["drop_nll_nats"])  # (n_layers, n_documents)
+    weights = np.asarray(profile.teacher.n_tokens, dtype=np.float64)
+    rows = np.random.default_rng(seed).integers(0, len(weights), size=(draws, len(weights)))
+    means = rises[:, rows].sum(axis=2) / weights[rows].sum(axis=1)  # (n_layers, draws)
+    return np.argsort(np.argsort(means, axis=0, kind="stable"), axis=0).T
+
+
+def rank_stability(profile: Profile, *, seed: int = 0) -> dict[int, float]:
+    """n -> mean Spearman correlation of the ranking from n random documents with that from all."""
+    rises = np.asarray(profile.by_document["drop_nll_nats"])
+    weights = np.asarray(profile.teacher.n_tokens, dtype=np.float64)
+    whole = rises.sum(axis=1) / weights.sum()
+    rng = np.random.default_rng(seed)
+    stability = {}
+    for n in range(1, len(weights) + 1):
+        subsets = [rng.choice(len(weights), size=n, replace=False) for _ in range(50)]
+        parts = [rises[:, rows].sum(axis=1) / weights[rows].sum() for rows in subsets]
+        stability[n] = float(np.mean([_rho(part, whole) for part in parts]))
+    return stability
+
+
+def spearman(criteria: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Rank correlation over the layers of every criterion with every other; 0 for a constant."""
+    arrays = {name: np.asarray(values, dtype=np.float64) for name, values in criteria.items()}
+    return {a: {b: float(_rho(x, y)) for b, y in arrays.items()} for a, x in arrays.items()}
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Interval:
+    """Spearman's rho of paired values with a bootstrap interval over the pairs.
+
+    0 where one side does not vary; no interval (-1 to 1) for fewer than four pairs.
+    """
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    n, rho = len(x), float(_rho(x, y))
+    if n < 4:
+        return Interval(rho, -1.0, 1.0, n, float(n), f"{n} pairs are too few for an interval")
+    low, high, note = bootstrap((x, y), _rho)
+    return Interval(rho, low, high, n, float(n), note)
+
+
+def _rho(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Spearman's rho along an axis, ties at their mean rank; 0 where one side does not vary."""
+    x, y = stats.rankdata(x, axis=axis), stats.rankdata(y, axis=axis)
+    x = x - x.mean(axis=axis, keepdims=True)
+    y = y - y.mean(axis=axis, keepdims=True)
+    scale = np.sqrt((x**2).sum(axis=axis) * (y**2).sum(axis=axis))
+    return np.where(scale > 0, (x * y).sum(axis=axis) / np.where(scale > 0, scale, 1), 0.0)

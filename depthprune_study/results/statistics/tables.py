@@ -1,0 +1,131 @@
+"""Records with names that tell what varies -> the tables that the charts draw."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from depthprune_core.records import Answers, Recipe, Score, Size
+from depthprune_study.results.statistics.documents import ppl_ratio
+from depthprune_study.results.statistics.interval import Interval
+from depthprune_study.results.statistics.items import proportion
+
+
+def ratios(
+    scores: Mapping[str, Score], *, whole: str = "whole", suffix: str = ""
+) -> dict[str, Interval]:
+    """Name -> PPL ratio to scores[whole], which is left out itself.
+
+    With `suffix`, only names that end with it, without it: `greedy-2` -> `greedy`.
+    """
+    return {
+        name.removesuffix(suffix): ppl_ratio(score, scores[whole])
+        for name, score in scores.items()
+        if name != whole and name.endswith(suffix)
+    }
+
+
+def rises(scores: Mapping[str, Score], *, whole: str = "whole") -> dict[str, float]:
+    """Name -> mean NLL above that of scores[whole], nats per token."""
+    zero = scores[whole].mean_nll_nats
+    return {name: s.mean_nll_nats - zero for name, s in scores.items() if name != whole}
+
+
+def accuracies(answers: Mapping[str, Answers]) -> dict[str, dict[str, Interval]]:
+    """`name: family` -> {family: {name: accuracy}}."""
+    table: dict[str, dict[str, Interval]] = {}
+    for key, given in answers.items():
+        name, _, family = key.rpartition(": ")
+        table.setdefault(family, {})[name] = proportion(given)
+    return table
+
+
+def by_depth(named: Mapping[str, Interval]) -> dict[str, dict[int, Interval]]:
+    """`method, k fewer` -> {method: {k: ratio}}; other names are passed over."""
+    table: dict[str, dict[int, Interval]] = {}
+    for name, ratio in named.items():
+        if match := re.fullmatch(r"(.+), (\d+) fewer", name):
+            table.setdefault(match[1], {})[int(match[2])] = ratio
+    return table
+
+
+def by_seed(named: Mapping[str, Interval]) -> dict[str, dict[str, Interval]]:
+    """`name, seed s` -> {name: {"seed s": ratio}}; other names are passed over."""
+    table: dict[str, dict[str, Interval]] = {}
+    for name, ratio in named.items():
+        if match := re.fullmatch(r"(.+), (seed \d+)", name):
+            table.setdefault(match[1], {})[match[2]] = ratio
+    return table
+
+
+def by_share(
+    named: Mapping[str, Interval], sizes: Mapping[str, Size]
+) -> dict[str, dict[float, Interval]]:
+    """`k fewer, stage[, seed s]` -> {stage: {share of the parameters removed: ratio}}.
+
+    Several seeds of one stage are one point, their mean. Other names are passed over.
+    """
+    of_stage: dict[str, dict[float, list[Interval]]] = {}
+    for name, ratio in named.items():
+        if match := re.fullmatch(r"(\d+ fewer), (.+?)(, seed \d+)?", name):
+            share = 1 - sizes[match[1]].n_parameters / sizes["0 fewer"].n_parameters
+            runs = of_stage.setdefault(match[2], {}).setdefault(share, [])
+            if ratio not in runs:  # the run without a number is one of the seeds
+                runs.append(ratio)
+    return {
+        stage: {share: _mean(runs) for share, runs in sorted(line.items())}
+        for stage, line in of_stage.items()
+    }
+
+
+def by_budget(named: Mapping[str, Interval]) -> dict[str, dict[int, Interval]]:
+    """`source, N tokens` -> {source: {N: ratio}}; `refitted` is 0 tokens of every source."""
+    table: dict[str, dict[int, Interval]] = {}
+    for name, ratio in named.items():
+        if match := re.fullmatch(r"(.+), ([\d,_]+) tokens", name):
+            table.setdefault(match[1], {})[int(re.sub(r"\D", "", match[2]))] = ratio
+    start = {0: named["refitted"]} if "refitted" in named else {}
+    return {source: {**start, **dict(sorted(line.items()))} for source, line in table.items()}
+
+
+def by_factor(trials: Mapping[str, Score], kept: Recipe) -> dict[str, dict[str, Interval]]:
+    """`factor: level` -> {factor: {level: PPL ratio to the level that was kept}}."""
+    chosen = kept_levels(trials, kept)
+    return {
+        factor: {level: ppl_ratio(score, levels[chosen[factor]]) for level, score in levels.items()}
+        for factor, levels in _levels(trials).items()
+    }
+
+
+def kept_levels(trials: Mapping[str, Score], kept: Recipe) -> dict[str, str]:
+    """Factor -> the level that was kept: the recipe's own, else the one with the lowest loss.
+
+    A factor that changes several fields at once is no field of the recipe.
+    """
+    return {factor: _kept(factor, levels, kept) for factor, levels in _levels(trials).items()}
+
+
+def _levels(trials: Mapping[str, Score]) -> dict[str, dict[str, Score]]:
+    table: dict[str, dict[str, Score]] = {}
+    for name, score in trials.items():
+        factor, _, level = name.partition(": ")
+        table.setdefault(factor, {})[level] = score
+    return table
+
+
+def _kept(factor: str, levels: Mapping[str, Score], kept: Recipe) -> str:
+    value = getattr(kept, factor, None)
+    labels = (str(value), f"{value:g}" if isinstance(value, float) else "")
+    best = min(levels, key=lambda name: (bool(levels[name].diverged), levels[name].mean_nll_nats))
+    return next((level for level in levels if level in labels), best)
+
+
+def _mean(runs: list[Interval]) -> Interval:
+    """The mean of several seeds' ratios; its bounds are the means of theirs."""
+    if len(runs) == 1:
+        return runs[0]
+    bounds = zip(*((run.point, run.low, run.high) for run in runs), strict=True)
+    point, low, high = (math.fsum(values) / len(runs) for values in bounds)
+    return replace(runs[0], point=point, low=low, high=high, note=f"mean of {len(runs)} seeds")

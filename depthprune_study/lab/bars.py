@@ -22,22 +22,27 @@ class Bar:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._piece, self._bar = folder, "", None
+        self._counts, self._done = ("", 0), 0
 
     def __call__(self, done: int, of: int, what: str) -> None:
-        if self._bar is None or (self._bar.total, self._bar.unit) != (of or None, f" {what}"):
+        if self._bar is None or self._counts != (what, of):
             self._close()
-            stream, shown = where()
-            self._bar = tqdm(
-                desc=self._piece,
-                total=of or None,
-                unit=f" {what}",
-                file=stream,
-                disable=not shown,
-                leave=False,
-                mininterval=1,
-                miniters=1,
-            )
-        self._bar.update(done - self._bar.n)
+            self._counts, self._bar = (what, of), self._new(what, of)
+        self._bar.update(done - self._done)
+        self._done = done
+
+    def _new(self, what: str, of: int) -> tqdm:
+        stream, shown = where()
+        return tqdm(
+            desc=self._piece,
+            total=of or None,
+            unit=f" {what}",
+            file=stream,
+            disable=not shown,
+            leave=False,
+            mininterval=1,
+            miniters=1,
+        )
 
     @contextmanager
     def of(self, piece: str) -> Iterator[None]:
@@ -55,7 +60,7 @@ class Bar:
     def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-            self._bar = None
+            self._bar, self._done = None, 0
 
 
 @cache

@@ -89,18 +89,20 @@ def stamped(
     dtype: str = "float32",
 ) -> storage.Stamp:
     """The stamp of a piece of work of this notebook; `shared`: of any notebook of the study."""
-    return provenance.stamp(
+    stamp = provenance.stamp(
         study=lab.study,
         notebook="any" if shared else lab.notebook,
         notebook_hash="" if shared else lab.notebook_hash,
         step=step,
-        modules=modules,
+        modules=(),
         parameters={} if shared else lab.parameters,
         inputs={f"{i} {_kind(item)}": content(item) for i, item in enumerate(on)},
         device=lab.device,
         dtype=dtype,
         seed=seed,
     )
+    codes = [lab.code.get(module) or provenance.code_hash(module) for module in modules]
+    return replace(stamp, code_hash=short_hash(codes))
 
 
 def kept(path: Path, stamp: storage.Stamp, *, by_content: bool = False) -> Any:

@@ -45,8 +45,7 @@ class Run:
         self.start, self.windows, self.validation, self.keep = start, windows, validation, keep
         teacher = lab.teacher if recipe.kl else "no teacher"
         tools = f"peft {provenance.version('peft')}" if recipe.trained == "lora" else ""
-        # The refit is in the start's content, and the windows say how many tokens there are.
-        on = [teacher, start, windows, recipe.but(refit_tokens=0), tools]
+        on = [teacher, start, windows, recipe, tools]
         options = {"seed": recipe.seed, "dtype": recipe.precision}
         self.stamp = cache.stamped(lab, "healed", on, modules=HEAL, shared=True, **options)
         self.path = path_of(lab, self.stamp)

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from depthprune_core import models, pruning, selection, sensitivity, speed, storage, subsets
+from depthprune_core import models, selection, sensitivity, speed, storage, subsets
 from depthprune_core.records import Facts, Plan, Profile, Score, SetCosts
 from depthprune_core.text import Windows
 from depthprune_study.errors import StudyError
@@ -118,7 +118,7 @@ def published(lab: Workspace) -> Facts:
         for n_layers in counts:
             model = models.shape(name, n_layers=n_layers)
             values[f"{name.removesuffix('-shape')}, {n_layers} layers"] = {
-                "n_parameters": pruning.size(model).n_parameters,
+                "n_parameters": sum(p.numel() for p in model.parameters()),
                 "weight_bytes_per_token": speed.weight_bytes_per_token(model),
             }
     return lab.save("published", Facts(values))

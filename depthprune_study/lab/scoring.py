@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
 
 Models = Mapping[str, Teacher | Student]
-SPEED = ("depthprune_core.speed",)
+SPEED, SIZE = ("depthprune_core.speed",), ("depthprune_core.pruning",)
 PUBLISHED = {"gpt2-shape": (12, 10, 9), "tinyllama-1.1b-shape": (22, 20, 19)}  # the source's layers
 PROMPT_WORDS = 16  # of a validation document, to be continued
 _SHORT = {"context": 128, "new_tokens": 32}  # tokens read at once, then written one by one
@@ -134,7 +134,8 @@ def shape_timing(lab: Workspace, shapes: Sequence[str], *, rounds: int) -> dict[
 
 def sizes(lab: Workspace, students: Models, *, name: str = "sizes") -> dict[str, Size]:
     """Layers, parameters and bytes on disk of each."""
-    return lab.save(name, {label: pruning.size(s.model) for label, s in students.items()})
+    found = _each(lab, "size", students, pruning.size, on=[], modules=SIZE)
+    return lab.save(name, found)
 
 
 def _on_test(lab: Workspace, students: Models, name: str, *, text: str | None) -> dict[str, Score]:

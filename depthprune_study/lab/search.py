@@ -12,7 +12,7 @@ from depthprune_core.records import Plan, Recipe, Score
 from depthprune_study import paths
 from depthprune_study.errors import StudyError
 from depthprune_study.lab import scored, students
-from depthprune_study.lab.workspace import whole_windows
+from depthprune_study.lab.devices import whole_windows
 
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace

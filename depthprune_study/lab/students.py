@@ -100,7 +100,7 @@ def refitted(
     """
     begun = start or cut(lab, plan)
     teacher = lab.teacher.model
-    if not refitting.fitted_layers(plan) or not refitting.is_possible(teacher):
+    if not refitting.fitted_layers(plan) or not lab.can_refit:
         return begun
     text = lab.training(recipe, tokens=recipe.refit_tokens) if windows is None else windows
     text = healing.first(text, recipe.refit_tokens)
@@ -110,9 +110,11 @@ def refitted(
     def solve(path: Path) -> PreTrainedModel:
         held.release()
         student = begun.fresh()
+        held.release()  # what it was made from
         with lab.progress.of("refit"):
             refitting.refit(student, teacher, plan, text, progress=lab.progress)
-        weights.save(student, path.with_suffix(".safetensors"), unlike=begun.model)
+        before = begun.model if start is None else None  # a cut takes no memory of its own
+        weights.save(student, path.with_suffix(".safetensors"), unlike=before)
         found = Facts({"name": "refitted", "weights": cache.weights_hash(student)})
         storage.write(path, found, stamp)
         return student

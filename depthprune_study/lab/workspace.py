@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from depthprune_core import decoder, models, speed, splits, storage, text
-from depthprune_core.products import has_bfloat16
+from depthprune_core import decoder, models, refitting, speed, splits, storage, text
 from depthprune_core.records import Facts, Recipe
 from depthprune_core.teachers import TeacherStates
 from depthprune_core.text import Document, Windows
@@ -25,6 +24,7 @@ from depthprune_study import parameters, paths, provenance
 from depthprune_study.errors import StudyError
 from depthprune_study.lab import cache, held, showing
 from depthprune_study.lab.bars import Bar
+from depthprune_study.lab.devices import device_of, fast_precision, whole_windows
 
 
 def open_workspace(notebook: str, cell: MutableMapping[str, Any]) -> Workspace:
@@ -50,7 +50,7 @@ class Workspace:
         self.device = device_of(values.get("device", "auto"))
         # Of code and notebook as they are now: edits while cells run have made none of the results.
         self.notebook_hash = provenance.notebook_hash(paths.notebooks() / f"{notebook}.ipynb")
-        provenance.code_hash(*cache.MODULES)
+        self.code = {module: provenance.code_hash(module) for module in cache.MODULES}
         self.progress = Bar(self.folder)
         self.sources = showing.Sources(self.folder)
         self.box_state = showing.Box()
@@ -70,13 +70,18 @@ class Workspace:
         """The teacher's hidden states, shared by all students that are healed, and kept on disk."""
         return TeacherStates(self.teacher.model, folder=self.folder / "teacher")
 
+    @cached_property
+    def can_refit(self) -> bool:
+        """Whether maps of this model's layers can be solved for in closed form."""
+        return refitting.is_possible(self.teacher.model)
+
     def other(self, model: str) -> Workspace:
         """The same notebook, study and records, with another model."""
         if model == self.model:
             return self
         other = copy.copy(self)
         other.model, other._pools, other._windows = model, {}, {}
-        for name in ("teacher", "states"):
+        for name in ("teacher", "states", "can_refit"):
             other.__dict__.pop(name, None)
         return other
 
@@ -214,26 +219,6 @@ class Workspace:
 
 
 _OWN = ("tokens", "seed", "trained", "precision")  # a notebook's parameters that go into its recipe
-
-
-def device_of(wanted: str) -> str:
-    """`cpu` or `cuda`; `auto` takes a GPU that is there. Raises StudyError for one that is not."""
-    there = torch.cuda.is_available()
-    if wanted == "cuda" and not there:
-        raise StudyError("device='cuda' is not possible: no GPU is there, take auto or cpu")
-    return "cuda" if wanted != "cpu" and there else "cpu"
-
-
-def fast_precision(device: str) -> str:
-    """float32 on a CPU, bfloat16 on a GPU that truly has it, else float16."""
-    if device != "cuda":
-        return "float32"
-    return "bfloat16" if has_bfloat16(device) else "float16"
-
-
-def whole_windows(batch_tokens: int, seq_len: int) -> int:
-    """The tokens of a step, rounded down to whole windows; one window at least."""
-    return max(1, batch_tokens // seq_len) * seq_len
 
 
 def _keep_freed_memory() -> None:

@@ -25,10 +25,11 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from depthprune_core import losses
-from depthprune_core.distillation import DivergedError, _Run, recover
+from depthprune_core.distillation import DivergedError, recover
 from depthprune_core.evaluation import divergence, score
 from depthprune_core.pruning import drop_layers, share_equal
 from depthprune_core.records import Recipe
+from depthprune_core.steps import Run
 from depthprune_core.teachers import TeacherStates
 from depthprune_core.text import Windows
 
@@ -71,7 +72,7 @@ def plain_gradients(student, teacher, windows: Windows, recipe: Recipe) -> tuple
 
 
 def recovery_gradients(student, teacher, windows, recipe, *, micro: int = 99) -> tuple[dict, dict]:
-    run = _Run(student, teacher, windows, recipe.but(batch_tokens=12 * len(windows), tokens=999))
+    run = Run(student, teacher, windows, recipe.but(batch_tokens=12 * len(windows), tokens=999))
     run.micro_batch_size = micro
     run.accumulate()
     gradients = {name: p.grad.clone() for name, p in student.named_parameters()}
@@ -346,6 +347,8 @@ def test_settings_that_cannot_work_are_refused():
         recover(student, None, TRAINING, RECIPE)
     with pytest.raises(ValueError, match="the states were made from another model"):
         recover(student, teacher, TRAINING, RECIPE, states=TeacherStates(tiny("llama")))
+    with pytest.raises(ValueError, match="vocabulary has 96 tokens and the teacher's 128"):
+        recover(tiny("llama", vocab_size=96), teacher, TRAINING, RECIPE)
     with pytest.raises(ValueError, match="its gradient is zero"):
         recover(tiny("llama"), teacher, TRAINING, RECIPE)
     shared = share_equal(pruned("llama", 2)[1], teacher, plan_of(teacher, 2))

@@ -235,7 +235,7 @@ def test_the_path_draws_every_stage_and_the_control_with_numbers_and_intervals()
     assert labels == ["whole model", "cut", "refitted", "healed", "student", "whole model"]
     alt = figure.get_label()
     assert alt.startswith(TITLE) and "healed 1.061 (1.041–1.081)" in alt
-    assert "trained on the text 0.921" in alt
+    assert "cut, trained on the text 0.921" in alt
 
 
 def test_a_cut_far_off_the_scale_is_written_at_the_edge_of_the_path():
@@ -350,7 +350,9 @@ def test_the_sweep_has_one_row_a_factor_and_fills_the_level_kept():
 
 def test_probes_name_the_students_once_and_show_every_share(drawn):
     said = texts(drawn["probes"])
-    assert {"90 % whole model", "80 % healed", "70 % trained on the text", "60 % cut"} <= set(said)
+    assert {"90 % whole model", "80 % healed", "70 % cut, trained on the text", "60 % cut"} <= set(
+        said
+    )
     assert {"90 %", "60 %"} <= set(said)
     assert points(drawn["probes"].axes[0]) == pytest.approx([0.9, 0.8, 0.7, 0.6] * 2)
 
@@ -464,10 +466,12 @@ def test_zoom_keeps_contenders_and_drops_what_is_four_times_further_out():
 
 
 def test_names_are_told_in_words():
-    assert wording.words("greedy-2") == "greedy, 2 fewer"
+    assert wording.words("greedy-2") == "greedy (SLEB), 2 fewer"
+    assert wording.words("random_0-2") == "random 0, 2 fewer"
     assert wording.words("1 fewer") == "1 layer fewer"
     assert wording.words("replaceme, 2 fewer") == "ReplaceMe, 2 fewer"
     assert wording.idea("replaceme, 2 fewer") == "rival"
+    assert wording.idea("whole, same text") == wording.idea(wording.words("whole, same text"))
     assert wording.idea("whole, same text") == "control"
     assert wording.idea("at once, healed") == "healed"
     assert wording.idea("ce") == "text" and wording.idea("block_influence-2") == "cut"

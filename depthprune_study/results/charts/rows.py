@@ -47,7 +47,7 @@ def value(ax: Axes, row: float, text: str, colour: str) -> None:
     """The number of a row, in a column at the right."""
     place = {"xycoords": ("axes fraction", "data"), "xytext": (9, 0), "textcoords": "offset points"}
     style: dict[str, Any] = {"fontsize": SMALL, "va": "center", "color": readable(colour)}
-    text = "\n".join(wrapped(text, 2.1, size=SMALL, weight="normal"))
+    text = "\n".join(wrapped(text, 2.4, size=SMALL, weight="normal"))
     ax.annotate(text, (1.0, row), **place, **style, annotation_clip=False)
 
 

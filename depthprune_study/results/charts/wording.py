@@ -13,8 +13,8 @@ BASELINE = "whole model"
 
 _NAMES = {
     "whole": "whole model",
-    "whole, same text": "whole model, same text",
-    "ce": "trained on the text",
+    "whole, same text": "whole, trained on the text",
+    "ce": "cut, trained on the text",
     "narrower, cut": "narrower, not healed",
     "adapters": "adapters, healed",
     "adapters, ce": "adapters, trained on the text",
@@ -23,7 +23,13 @@ _NAMES = {
     "prune_and_comp": "Prune&Comp",
     "linear_patch": "LinearPatch",
     "replaceme": "ReplaceMe",
-    "ghosted_layers": "GhostedLayers",
+    "ghosted_layers": "Ghosted Layers",
+}
+_RULES = {
+    "least_sensitive": "least sensitive (loss)",
+    "block_influence": "block influence (ShortGPT)",
+    "angular": "angular distance (Gromov)",
+    "greedy": "greedy (SLEB)",
 }
 _FACTORS = {
     "lr": "learning rate",
@@ -41,14 +47,16 @@ _RIVALS = ("narrower", "adapters", "Q8_0", "Q4_0", *list(_NAMES)[-4:])
 
 def words(name: str) -> str:
     """A record's name as a reader reads it: `random_0-2` is "random 0, 2 fewer"."""
-    if name in _NAMES:
-        return _NAMES[name]
+    if known := _NAMES.get(name) or _RULES.get(name):
+        return known
+    if plan := re.fullmatch(r"([a-z]\w*)-(\d+)", name):
+        return f"{words(plan[1])}, {plan[2]} fewer"
+    if count := re.fullmatch(r"(\d+) fewer", name):
+        return f"{count[1]} layer{'s' if count[1] != '1' else ''} fewer"
     first, comma, rest = name.partition(", ")
     if comma:
         return f"{words(first)}, {rest if rest.endswith('fewer') else words(rest)}"
-    if count := re.fullmatch(r"(\d+) fewer", name):
-        return f"{count[1]} layer{'s' if count[1] != '1' else ''} fewer"
-    return re.sub(r"-(\d+)$", r", \1 fewer", name).replace("_", " ")
+    return name.replace("_", " ")
 
 
 def without_common_end(labels: Sequence[str]) -> tuple[list[str], str]:
@@ -68,7 +76,7 @@ def factor(name: str) -> str:
 
 def idea(name: str) -> str:
     """Which idea of the study a name stands for (a key of style.IDEAS)."""
-    if "same text" in name:
+    if "same text" in name or re.search("^whole.*text", name):
         return "control"
     if name.startswith(_RIVALS):
         return "rival"
@@ -77,7 +85,7 @@ def idea(name: str) -> str:
         "healed": "healed",
         "refitted": "refit",
         "whole": "^whole",
-        "cut": r"\bcut\b|^\w+-\d+$",  # a plan: its rule and its number of layers
+        "cut": r"\bcut\b|^[a-z]\w*-\d+$",  # a plan: its rule and its number of layers
     }
     return next((key for key, sign in signs.items() if re.search(sign, name)), "other")
 

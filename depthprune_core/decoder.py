@@ -48,6 +48,12 @@ class Decoder:
 # Tensors by which a state decays: of Mamba and gated delta nets, of RWKV, of lightning attention.
 _DECAYS = ("A_log", "time_decay", "slope_rate")
 
+# What all layers hold together, as configs call it.
+_SHARED = {
+    "hidden_size_per_layer_input": "embeddings for each of its layers in one tensor",
+    "num_kv_shared_layers": "layers that use the keys and values of earlier ones",
+}
+
 _known: weakref.WeakKeyDictionary[nn.Module, Decoder] = weakref.WeakKeyDictionary()
 
 
@@ -87,6 +93,9 @@ def structure(model: PreTrainedModel) -> Decoder:
             f"{name} carries a state from token to token ({state}: a state-space or "
             "linear-attention model): only transformer decoders can be pruned here"
         )
+    for field, what in _SHARED.items():
+        if getattr(config, field, None):
+            raise ValueError(f"{name} has {what} ({field}), so no layer of it can be dropped")
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     n_layers = getattr(config, "num_hidden_layers", None)
     if head is None or n_layers is None:

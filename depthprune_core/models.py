@@ -143,7 +143,10 @@ def shape(name: str, *, n_layers: int | None = None) -> PreTrainedModel:
 
 def _check_cuttable(model: PreTrainedModel, name: str) -> None:
     """Raises ValueError where no student could be saved, or no layer at all can be dropped."""
-    configs.written(model.config)
+    try:
+        configs.written(model.config)
+    except ValueError as error:
+        raise ValueError(f"model {name}: {error}") from None
     if reasons := pruning.undroppable(model, first=True):
         raise ValueError(f"no layer of model {name} can be dropped: {next(iter(reasons.values()))}")
 

@@ -34,7 +34,8 @@ def probe_ids(model: PreTrainedModel) -> torch.Tensor:
     n_words = model.get_input_embeddings().weight.shape[0]
     words = [word for word in range(min(n_words, 1_000)) if word not in special] or [0]
     length = max(_LENGTH, 2 * max(windows))
-    length = min(length, getattr(config, "max_position_embeddings", None) or length)
+    context = getattr(config, "max_position_embeddings", None) or 0
+    length = min(length, context) if context > 0 else length
     row = [words[(7 * i * i + 3 * i) % len(words)] for i in range(length)]
     other = [*row[:-1], next((word for word in words if word != row[-1]), row[-1])]
     return torch.tensor([row, other], device=model.get_input_embeddings().weight.device)

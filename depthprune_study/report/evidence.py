@@ -44,10 +44,7 @@ class Evidence:
         path = self.path(notebook, name)
         if not path.is_file():
             raise StudyError(f"{path} is not there: run notebook {notebook} of {self.study} first")
-        try:
-            return _read(path, path.stat().st_mtime_ns)
-        except ValueError as error:
-            raise StudyError(str(error)) from None
+        return _whole(_read, path, path.stat().st_mtime_ns)
 
     def get(self, notebook: str, name: str) -> Any:
         """A record; an empty dict where this study has none."""
@@ -56,7 +53,7 @@ class Evidence:
     def parameters(self, notebook: str) -> dict[str, Any]:
         """What a notebook ran with, as its first record's stamp says; empty where it has none."""
         found = sorted((self.folder / "records" / notebook).glob("*.json"))
-        return storage.read_stamp(found[0]).parameters if found else {}
+        return _whole(storage.read_stamp, found[0]).parameters if found else {}
 
     def model(self, notebook: str) -> str:
         return str(self.parameters(notebook).get("model", ""))
@@ -109,3 +106,11 @@ def read_evidence(study: str, folder: Path | None = None) -> Evidence:
 @functools.lru_cache(maxsize=256)
 def _read(path: Path, changed: int) -> Any:
     return storage.read(path)
+
+
+def _whole(read: Callable[..., Any], *arguments: Any) -> Any:
+    """What `read` finds; StudyError for a damaged file."""
+    try:
+        return read(*arguments)
+    except ValueError as error:
+        raise StudyError(str(error)) from None

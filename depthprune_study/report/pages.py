@@ -34,39 +34,39 @@ QUESTIONS = {
 # ---------------------------------------------------------------- pieces
 
 
-def answer(evidence: Evidence, *, root: str = "") -> str:
+def answer(evidence: Evidence, *, root: str = "../") -> str:
     """The study's answer: the path of the headline cut, the matched control, speed, the tally."""
     lead = evidence.lead
     if not lead:
         return NOT_RUN
-    lines = [f"{line}\n" for line in answer_lines(evidence)]
+    *lines, tally = map(safe, answer_lines(evidence))
     title = of.path(evidence.record(lead, "test")).title
-    return "\n".join([*lines, _image(evidence, lead, "path", title, root)])
+    image = _image(evidence, lead, "path", title, root)
+    return "\n\n".join([*lines, f"**{tally}**", image])
 
 
 def answer_lines(evidence: Evidence) -> list[str]:
-    """The same without the figure, a paragraph each."""
+    """The same as plain text, the tally of the claims last; for the terminal too."""
     lead, model = evidence.lead, evidence.model(evidence.lead)
     scores, told = evidence.record(lead, "test"), []
     if kind(model) == STAND_IN:
-        told.append(
-            f"**{safe(model)} is a stand-in: this shows that the chain runs, and no more.**"
-        )
-    plans = evidence.get(lead, "plans") or {"main": evidence.get(lead, "plan")}
-    if plan := plans.get("main"):
-        layers = f"layers {w.listed(plan.dropped)} of {plan.n_layers}"
-        told.append(f"**{safe(model)} without {layers}.** {safe(of.path(scores).text)}")
+        told.append(f"{model} is a stand-in: this shows that the chain runs, and no more.")
+    plan = evidence.get(lead, "plan") or evidence.get(lead, "plans").get("main")
+    if plan:
+        which = f"{model} without layers {w.listed(plan.dropped)} of {plan.n_layers}"
+        told.append(f"{which}. {of.path(scores).text}")
     if {"ce", "whole, same text"} <= set(scores):
-        told.append(safe(of.control(scores).text))
+        told.append(of.control(scores).text)
     for notebook in (lead, "02_prune"):
         timing = evidence.get(notebook, "timing")
         if timing and evidence.model(notebook) == model:
-            told.append(safe(of.speed({next(iter(timing)): next(iter(timing.values()))}).text))
+            name = w.natural(timing)[0]
+            told.append(of.speed({name: timing[name]}).text)
             break
-    return [*told, f"**{verdicts.tally(judge(evidence))}**"]
+    return [*told, verdicts.tally(judge(evidence))]
 
 
-def claims(evidence: Evidence, *, root: str = "") -> str:
+def claims(evidence: Evidence, *, root: str = "../") -> str:
     """The claims as a matrix; folded below it, each rule and what stands beside the number."""
     judged, ran = judge(evidence), set(evidence.notebooks)
     rows = []
@@ -96,7 +96,7 @@ def _told(v: verdicts.Verdict) -> str:
     return safe(". ".join([f"Rule: {entry.in_words}", *changed, *notes, *deciding]) + ".")
 
 
-def findings(evidence: Evidence, *, root: str = "") -> str:
+def findings(evidence: Evidence, *, root: str = "../") -> str:
     """One figure a finding, grouped by the notebook's question; the smaller ones folded."""
     entries, parts = found(evidence), []
     for notebook, question in QUESTIONS.items():
@@ -120,13 +120,13 @@ def findings(evidence: Evidence, *, root: str = "") -> str:
     return "\n".join(parts)
 
 
-def failures(evidence: Evidence, *, root: str = "") -> str:
+def failures(evidence: Evidence, *, root: str = "../") -> str:
     """What failed, in at most seven bullets."""
     lines = failing.lines(evidence, [finding for _, _, finding in found(evidence)])
     return "".join(f"- {safe(line)}\n" for line in lines) or NOT_RUN
 
 
-def costs(evidence: Evidence, *, root: str = "") -> str:
+def costs(evidence: Evidence, *, root: str = "../") -> str:
     """Minutes and memory of every notebook; folded, where the records come from."""
     known = {name: cost for name, cost in evidence.costs.items() if name in QUESTIONS}
     if not known:
@@ -175,17 +175,17 @@ def _origins(evidence: Evidence) -> str:
 # ---------------------------------------------------------------- the whole page
 
 
-def page(evidence: Evidence, *, unfinished: Sequence[str] = ()) -> str:
+def page(evidence: Evidence, *, unfinished: bool = False) -> str:
     """The report of a study as one Markdown page, for reports/<study>/README.md."""
     parts = {
-        "Answer": answer(evidence),
-        "Claims": claims(evidence),
-        "Findings": findings(evidence),
-        "What failed": failures(evidence),
-        "What it took": costs(evidence),
+        "Answer": answer(evidence, root=""),
+        "Claims": claims(evidence, root=""),
+        "Findings": findings(evidence, root=""),
+        "What failed": failures(evidence, root=""),
+        "What it took": costs(evidence, root=""),
     }
     links = " · ".join(f"[{name}](#{anchor(name)})" for name in parts)
-    warning = f"**Unfinished: {w.listed(unfinished)} not run yet.**\n\n" if unfinished else ""
+    warning = "**Unfinished: what there is so far.**\n\n" if unfinished else ""
     how = (
         "A ratio is the perplexity over that of the whole model on the same articles: above 1 is"
         " worse. Brackets are 95 % intervals, from resampling whole articles. *Repair* is the"

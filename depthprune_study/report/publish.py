@@ -48,17 +48,16 @@ def publish(
             for path in sorted(runs.glob(pattern)):
                 _copy(runs, building, path.relative_to(runs).as_posix())
     _write(building / "costs.json", json.dumps({n: costs[n] for n in keys if n in costs}, indent=1))
-    notebooks = [n for n in pages.QUESTIONS if n not in keys] if unfinished else []
-    for name, text in made(study, building, notebooks).items():
+    for name, text in made(study, building, unfinished).items():
         _write(building / name, text)
-    about = {"keys": keys, "unfinished": notebooks, "files": hashes(building)}
+    about = {"keys": keys, "unfinished": unfinished, "files": hashes(building)}
     _write(building / MADE_FROM, json.dumps(about, indent=1) + "\n")
     _swap(building, target, old)
     _write(target.parent / "README.md", index(target.parent))
     return target
 
 
-def made(study: str, folder: Path, unfinished: list[str]) -> dict[str, str]:
+def made(study: str, folder: Path, unfinished: bool) -> dict[str, str]:
     """The pages of a report, from what lies in its folder."""
     markdown = pages.page(Evidence(study, folder), unfinished=unfinished)
     html = html_page(markdown, folder / "figures", title=f"depthprune, study {study}")
@@ -100,7 +99,7 @@ def index(reports: Path) -> str:
             continue
         evidence = Evidence(study, found[study])
         lines.append(f"## {study}\n\n{about[:1].upper()}{about[1:]}. {links}\n")
-        said = pages.answer_lines(evidence) if evidence.lead else [pages.NOT_RUN]
+        said = [pages.safe(line) for line in pages.answer_lines(evidence)] if evidence.lead else []
         lines.append("\n\n".join(said if study == "overnight" else said[-1:]) + "\n")
     return "\n".join(lines)
 

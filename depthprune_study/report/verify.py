@@ -75,7 +75,7 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _pages(folder: Path) -> Iterator[str]:
-    unfinished = publish.read_made_from(folder).get("unfinished", [])
+    unfinished = publish.read_made_from(folder).get("unfinished", False)
     try:
         made = publish.made(folder.name, folder, unfinished)
     except StudyError as error:

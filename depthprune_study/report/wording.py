@@ -10,24 +10,18 @@ from typing import Any
 
 from depthprune_core.records import Facts, Score
 from depthprune_study.results import statistics
+from depthprune_study.results.charts.wording import factor as factor
+from depthprune_study.results.charts.wording import words
 from depthprune_study.results.statistics import Interval
 
 LONGEST_TITLE = 75
 ABOVE, BELOW, OPEN = "above", "below", "open"
 STAGES = ("whole", "cut", "refitted", "healed", "ce", "whole, same text")
-NAMES = {
-    "ce": "trained on the text",
-    "whole, same text": "the whole model trained on the same text",
-    "adapters, ce": "adapters trained on the text",
-    "drop_nll_nats": "cost when dropped",
-    "drop_kl_nats": "KL when dropped",
+CRITERIA = {
+    "drop_nll_nats": "loss without it",
+    "drop_kl_nats": "KL without it",
     "taylor": "the Taylor score",
-    "magnitude": "weight magnitude",
-    "prune_and_comp": "Prune&Comp",
-    "linear_patch": "LinearPatch",
-    "replaceme": "ReplaceMe",
-    "ghosted_layers": "Ghosted Layers",
-    "lr": "learning rate",
+    "magnitude": "size of weights",
 }
 
 
@@ -124,8 +118,8 @@ def best(scores: Mapping[str, Score]) -> str:
 
 
 def name(key: str) -> str:
-    """A record's key in plain words."""
-    return NAMES.get(key, key.replace("_", " "))
+    """A record's key in the words that the charts have for it."""
+    return CRITERIA.get(key) or words(key)
 
 
 def up(text: str) -> str:

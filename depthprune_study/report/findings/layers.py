@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,15 +10,17 @@ from depthprune_core.records import Profile, Score, SetCosts
 from depthprune_study.report import wording as w
 from depthprune_study.report.wording import Finding
 from depthprune_study.results import statistics
+from depthprune_study.results.statistics import Interval
 
+FEW = 3  # layers that a title names
 DEAR = 2.0  # times the median layer's cost: dear
 ALIKE = 0.95  # rank correlation from which two rankings count as the same
 
 
-def dear_in_the_middle(profile: Profile) -> list[int]:
+def dear_in_the_middle(profile: Profile, costs: Sequence[Interval] | None = None) -> list[int]:
     """Layers of the middle half whose interval lies above twice the median layer's cost."""
     quarter, limit = max(1, profile.n_layers // 4), DEAR * float(np.median(profile.drop_one))
-    costs = statistics.layer_intervals(profile, "drop_nll_nats")
+    costs = costs or statistics.layer_intervals(profile, "drop_nll_nats")
     middle = range(quarter, profile.n_layers - quarter)
     return [layer for layer in middle if w.side(costs[layer], limit) == w.ABOVE]
 
@@ -28,7 +30,7 @@ def profile(profile: Profile) -> Finding:
     costs, rises = statistics.layer_intervals(profile, "drop_nll_nats"), profile.drop_one
     order, dear = (
         sorted(range(profile.n_layers), key=lambda i: rises[i]),
-        dear_in_the_middle(profile),
+        dear_in_the_middle(profile, costs),
     )
     ends = [
         layer for layer in (0, profile.n_layers - 1) if layer in order[-max(2, len(order) // 4) :]
@@ -38,19 +40,20 @@ def profile(profile: Profile) -> Finding:
         1: f"Of the two ends, only layer {ends and ends[0]} is dear",
     }
     start = which.get(len(ends), "Neither end layer is among the dear ones")
-    middle = f"so is {w.listed(dear)} in the middle" if dear else "no middle layer is"
+    few = w.listed(dear) if len(dear) <= FEW else f"{len(dear)} layers"
+    middle = f"so {'is' if len(dear) == 1 else 'are'} {few} in the middle"
     text = (
         f"Dropped alone, layer {order[-1]} costs most, {w.interval(costs[order[-1]])} nats per"
         f" token, and layer {order[0]} least, {w.interval(costs[order[0]])} (n = {costs[0].n}"
         " articles)."
     )
+    if not dear:
+        return Finding(
+            f"{start}; no middle layer is", f"{text} In the middle half no layer is dear."
+        )
     each = ", ".join(f"{layer} ({w.interval(costs[layer])})" for layer in dear)
-    told = (
-        f"dear all the same, above {DEAR:g} times the median layer: {each}"
-        if dear
-        else "no layer is dear"
-    )
-    return Finding(f"{start}; {middle}", f"{text} In the middle half, {told}.")
+    more = f"In the middle half, above {DEAR:g} times the median layer: {each}."
+    return Finding(f"{start}; {middle}", f"{text} {more}")
 
 
 def criteria(profile: Profile) -> Finding:
@@ -85,7 +88,7 @@ def criteria(profile: Profile) -> Finding:
         )
     title = (
         "Dear middle layers that some criteria miss:"
-        f" {w.listed(layer for layer in dear if missed[layer])}"
+        f" {w.listed([layer for layer in dear if missed[layer]][:FEW])}"
     )
     return Finding(
         title, f"{text} Of the dear middle layers, {'; '.join(told)} (ranked in the cheaper half)."

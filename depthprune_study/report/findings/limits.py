@@ -200,7 +200,9 @@ def recipe(trials: Mapping[str, Score], kept: Recipe) -> Finding:
         if worse:
             level = max(worse, key=lambda name: worse[name].point)
             clear[factor] = worse[level].point
-            told.append(f"{factor} {chosen} (kept) against {level}: {w.interval(worse[level])}")
+            told.append(
+                f"{w.factor(factor)} {chosen} (kept) against {level}: {w.interval(worse[level])}"
+            )
     n = len(next(iter(trials.values())).documents) if trials else 0
     open_ = [
         factor for factor in sorted(factors) if factor not in clear and len(factors[factor]) > 1
@@ -211,12 +213,12 @@ def recipe(trials: Mapping[str, Score], kept: Recipe) -> Finding:
         else "No level is clearly worse than the kept one"
     )
     text += f" (n = {n} validation articles)." + (
-        f" Not told apart: the levels of {w.listed(map(w.name, open_))}." if open_ else ""
+        f" Not told apart: the levels of {w.listed(map(w.factor, open_))}." if open_ else ""
     )
     if not clear:
         return Finding("No factor of the recipe is shown to matter", text)
     return Finding(
-        f"What matters most in the recipe: {w.name(max(clear, key=lambda f: clear[f]))}", text
+        f"What matters most in the recipe: {w.factor(max(clear, key=lambda f: clear[f]))}", text
     )
 
 

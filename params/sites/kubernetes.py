@@ -1,6 +1,7 @@
-"""A Kubernetes cluster: pods of one GPU and one worker each. Needs `pip install kubernetes`, and NVIDIA's device plugin in the cluster.
+"""A Kubernetes cluster: pods of one GPU and one worker each.
 
-The image holds this package; the claim is a volume that all pods share, where runs and cache lie. Start the sweep with
+Needs `pip install kubernetes`, and NVIDIA's device plugin in the cluster. The image holds this
+package; the claim is a volume that all pods share, where runs and cache lie. Start the sweep with
 DEPTHPRUNE_RUNS naming the same folder of that volume.
 """
 
@@ -29,6 +30,10 @@ def config() -> Config:
         extra_limits={"nvidia.com/gpu": "1"},
     )
     workers = HighThroughputExecutor(
-        label="kubernetes", provider=provider, address=address_by_hostname(), available_accelerators=1, max_workers_per_node=1
+        label="kubernetes",
+        provider=provider,
+        address=address_by_hostname(),
+        available_accelerators=1,
+        max_workers_per_node=1,
     )
     return Config(executors=[workers], retries=1)

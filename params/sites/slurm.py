@@ -1,4 +1,7 @@
-"""A Slurm cluster: blocks of one node, one worker a GPU. Change the lines in capitals; the checkout must lie where every node sees it."""
+"""A Slurm cluster: blocks of one node, one worker a GPU.
+
+Change the lines in capitals; the checkout must lie where every node sees it.
+"""
 
 from parsl.config import Config
 from parsl.executors import HighThroughputExecutor
@@ -24,5 +27,7 @@ def config() -> Config:
         init_blocks=1,
         max_blocks=8,
     )
-    workers = HighThroughputExecutor(label="slurm", provider=provider, available_accelerators=GPUS_PER_NODE)
+    workers = HighThroughputExecutor(
+        label="slurm", provider=provider, available_accelerators=GPUS_PER_NODE
+    )
     return Config(executors=[workers], retries=1)

@@ -12,7 +12,8 @@ from depthprune_core.records import Plan
 from depthprune_study import paths
 from depthprune_study.results.statistics import Interval
 
-WHOLE, CUT, SAVED = "whole model", "cut, not healed", "as saved"  # the card's rows
+WHOLE, CUT, SAVED = "whole", "cut", "saved"  # whose scores a card shows
+_TITLES = {WHOLE: "whole model", CUT: "cut, not healed", SAVED: "as saved"}
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Card:
     """What a model card tells.
 
     hub, revision: the base model on the hub, if it is there. source: the folder by which mergekit
-    finds it, or empty. perplexities: row -> perplexity a token on held-out passages; ratios: row ->
-    ratio to the whole model's.
+    finds it, or empty. perplexities: WHOLE, CUT, SAVED -> perplexity a token on held-out passages;
+    ratios: CUT, SAVED -> ratio to the whole model's.
     """
 
     base: str
@@ -115,5 +116,5 @@ def _rows(card: Card) -> str:
             continue
         left = f"{ppl.point:.2f} [{ppl.low:.2f}, {ppl.high:.2f}]" if ppl else ""
         right = f"{ratio.point:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]" if ratio else "1"
-        rows.append(f"| {row} | {left} | {right} | {ratio.n if ratio else ppl.n} |")
+        rows.append(f"| {_TITLES[row]} | {left} | {right} | {ratio.n if ratio else ppl.n} |")
     return "\n".join(rows)

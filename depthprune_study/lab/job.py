@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from depthprune_study.lab.devices import device_of, fast_precision, whole_window
 
 MOST_TOKENS = 10**9  # of healing: they lie in memory
 LR, LORA_TIMES = 1e-4, 10  # without params/recipe.yaml; adapters take a higher rate
-REFIT_TOKENS = 25_600
+REFIT_TOKENS = 102_400  # without params/recipe.yaml
+CHOICE_TOKENS = 512  # of each passage that layers are chosen by, at most
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9}
 
 
@@ -39,6 +41,7 @@ class Job:
     rule: str
     recipe: Recipe | None  # None: nothing is trained
     seq_len: int
+    score_tokens: int  # of each held-out passage
     seed: int
     checkpoint_activations: bool
     micro_batch: int  # windows a pass; 0 = a whole step
@@ -47,25 +50,32 @@ class Job:
     progress: Progress
     say: Callable[[str], None]
 
-    def windows(self, part: str, tokens: int | None = None) -> text.Windows:
-        """Scoring windows of a split's passages: the first `tokens` of each."""
+    def windows(self, part: str) -> text.Windows:
+        """Scoring windows of a split's passages: the first tokens of each, fewer to choose by."""
+        n_tokens = self.score_tokens if part == "test" else min(self.score_tokens, CHOICE_TOKENS)
         return text.scoring_windows(
             self.parts[part],
             self.teacher.tokenizer,
             start=self.teacher.start,
             seq_len=self.seq_len,
-            tokens_per_document=tokens,
+            tokens_per_document=n_tokens,
         )
 
-    def sample(self, tokens: int) -> text.Windows:
-        """Windows to train on, drawn by the seed."""
+    def sample(self, tokens: int, *, once: bool = False) -> text.Windows:
+        """Windows to train on, drawn by the seed; `once`: no more than there are."""
         pool = text.training_windows(
             self.parts["recovery"],
             self.teacher.tokenizer,
             start=self.teacher.start,
             seq_len=self.seq_len,
         )
-        return text.draw(pool, n_tokens=tokens, seed=self.seed)
+        most = pool.inputs.numel() if once else tokens
+        return text.draw(pool, n_tokens=min(tokens, most), seed=self.seed)
+
+    @property
+    def context(self) -> int:
+        """The longest text that the model can read, in tokens."""
+        return context_of(self.teacher)
 
     @property
     def work(self) -> Path:
@@ -87,6 +97,7 @@ def prepare(
     checkpoint_activations: bool = False,
     micro_batch: int = 0,
     seq_len: int = 512,
+    score_tokens: int = 1_024,
     seed: int = 0,
     device: str = "auto",
     push_to: str = "",
@@ -104,7 +115,7 @@ def prepare(
     if not layers:
         _goal(drop)
     lr = lr or 0.0
-    _check_numbers(recover_tokens, lr, micro_batch, seq_len, seed)
+    _check_numbers(recover_tokens, lr, micro_batch, seq_len, score_tokens, seed)
     for name, value, known in (
         ("rule", rule, tuple(selection.RULES)),
         ("trained", trained, TRAINED_PARTS),
@@ -121,8 +132,7 @@ def prepare(
     teacher = models.load(found.loaded_by, cache=paths.cache(), device=on, seed=seed)
     if teacher.note:
         say(f"{model}: {teacher.note}")
-    context = getattr(text_config(teacher.model.config), "max_position_embeddings", None)
-    seq_len = min(seq_len, context or seq_len)
+    seq_len = min(seq_len, context_of(teacher))
     return Job(
         base=found,
         teacher=teacher,
@@ -134,6 +144,7 @@ def prepare(
         rule=rule,
         recipe=_recipe(recover_tokens, lr, trained, seq_len, seed, on) if recover_tokens else None,
         seq_len=seq_len,
+        score_tokens=score_tokens,
         seed=seed,
         checkpoint_activations=checkpoint_activations,
         micro_batch=micro_batch,
@@ -142,6 +153,12 @@ def prepare(
         progress=progress or now_and_then(say),
         say=say,
     )
+
+
+def context_of(teacher: Teacher) -> int:
+    """The longest text that the model can read, in tokens."""
+    config = text_config(teacher.model.config)
+    return getattr(config, "max_position_embeddings", None) or sys.maxsize
 
 
 def now_and_then(say: Callable[[str], None], *, every_seconds: float = 10) -> Progress:
@@ -166,6 +183,8 @@ def _check_numbers(
         )
     if seq_len < 2:
         raise StudyError(f"seq_len={seq_len} is not possible: 2 tokens a window or more")
+    if score_tokens < 2:
+        raise StudyError(f"score_tokens={score_tokens} is not possible: 2 tokens a passage or more")
     if micro_batch < 0:
         raise StudyError(f"micro_batch={micro_batch} is not possible: windows a pass (0: a step's)")
     if not 0 <= seed < 2**63:
@@ -188,6 +207,7 @@ def _recipe(tokens: int, lr: float, trained: str, seq_len: int, seed: int, devic
         raise StudyError(f"recover_tokens={tokens} is less than one step of {batch:,} tokens")
     values |= {"tokens": tokens, "lr": lr or usual, "trained": trained, "seq_len": seq_len}
     values |= {"batch_tokens": batch, "seed": seed, "precision": fast_precision(device)}
+    values.setdefault("refit_tokens", REFIT_TOKENS)
     return Recipe(**values)
 
 

@@ -34,14 +34,13 @@ from depthprune_study.errors import StudyError
 from depthprune_study.lab import cache, export, weights
 from depthprune_study.lab.card import CUT, SAVED, WHOLE
 from depthprune_study.lab.describing import describe
-from depthprune_study.lab.job import REFIT_TOKENS, Job, prepare
+from depthprune_study.lab.job import Job, prepare
 from depthprune_study.results import statistics
 from depthprune_study.results.statistics import Interval
 
 __all__ = ["Pruned", "prepare", "prune"]
 
 BY_PROFILE = ("least_sensitive", "most_sensitive", "block_influence", "angular")
-CALIBRATION_TOKENS, TEST_TOKENS = 512, 1_024  # of each passage
 N_PROMPTS, PROMPT_CHARS, NEW_TOKENS = 3, 120, 24
 LOCK = ".lock"  # in the work folder
 
@@ -75,7 +74,8 @@ def prune(model: str, *, say: Callable[[str], None] = print, **options: Any) -> 
     lr: learning rate; 0 = that of params/recipe.yaml, times ten for adapters.
     trained: `all`, or `lora`: adapters alone, which takes far less memory.
     checkpoint_activations, micro_batch: less memory, same result; windows a pass (0 = a step's).
-    seq_len, seed, device: tokens a window; of windows; auto, cpu or cuda.
+    seq_len, score_tokens: tokens a window, and of each held-out passage.
+    seed, device: draws the windows; auto, cpu or cuda.
     push_to: a repository of the hub to push the folder to; "" = none.
 
     An interrupted run goes on from its last checkpoint when it is started again.
@@ -113,7 +113,7 @@ def prune(model: str, *, say: Callable[[str], None] = print, **options: Any) -> 
 
 def profile(job: Job, *, gradients: bool = False) -> Profile:
     """What each layer is worth, on the calibration passages."""
-    windows = job.windows("calibration", CALIBRATION_TOKENS)
+    windows = job.windows("calibration")
     return sensitivity.profile(
         job.teacher.model, windows, gradients=gradients, progress=job.progress
     )
@@ -126,7 +126,7 @@ def choose(job: Job, known: Profile | None = None) -> Plan:
         return Plan(n_layers, job.layers, "named")
     if known is None and job.rule in BY_PROFILE:
         known = profile(job)
-    windows = job.windows("calibration", CALIBRATION_TOKENS)
+    windows = job.windows("calibration")
     cost = subsets.CostFunction(job.teacher.model, windows, progress=job.progress)
     evidence = selection.Evidence(n_layers, known, cost, job.seed)
     return selection.choose(job.rule, evidence, job.n_dropped)
@@ -150,9 +150,10 @@ def refit(job: Job, student: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     A model or a cut that allows no refit stays as it is. A run that goes on takes up the maps that
     the interrupted one solved: another machine would round otherwise.
     """
-    if not refitting.is_possible(student) or not refitting.fitted_layers(plan):
+    n_tokens = job.recipe.refit_tokens if job.recipe else 0
+    if not n_tokens or not refitting.is_possible(student) or not refitting.fitted_layers(plan):
         return student
-    windows = job.sample(REFIT_TOKENS)
+    windows = job.sample(n_tokens, once=True)
     begin = cache.weights_hash(student)
     kept = job.work / f"{cache.short_hash([begin, windows.token_hash])}.safetensors"
     content = kept.with_suffix(".content")
@@ -188,7 +189,7 @@ def heal(
         job.teacher.model,
         windows,
         job.recipe,
-        validation=job.windows("validation", CALIBRATION_TOKENS) if watched else None,
+        validation=job.windows("validation") if watched else None,
         validate_every_tokens=max(1, job.recipe.tokens // 4) if watched else None,
         checkpoint=job.work / f"{name}.ckpt",
         micro_batch_size=job.micro_batch or None,
@@ -201,7 +202,7 @@ def heal(
 
 def score(job: Job, named: Mapping[str, PreTrainedModel]) -> dict[str, Score]:
     """On passages that nothing was chosen by or trained on. Raises FloatingPointError for NaN."""
-    windows, scores = job.windows("test", TEST_TOKENS), {}
+    windows, scores = job.windows("test"), {}
     for name, model in named.items():
         scores[name] = evaluation.score(model, windows, progress=job.progress)
         if not math.isfinite(scores[name].mean_nll_nats):
@@ -210,9 +211,22 @@ def score(job: Job, named: Mapping[str, PreTrainedModel]) -> dict[str, Score]:
     return scores
 
 
+def validation(job: Job, model: PreTrainedModel) -> Score:
+    """On the validation passages, with which `heal` watches."""
+    windows = job.windows("validation")
+    return evaluation.score(model, windows, progress=job.progress)
+
+
 def prompts(job: Job) -> list[str]:
-    """The first words of some held-out passages."""
-    return [d.text[:PROMPT_CHARS].rsplit(" ", 1)[0] for d in job.parts["test"][:N_PROMPTS]]
+    """The first words of some held-out passages: as many as leave room for what is to follow."""
+    room, texts = max(1, job.context - NEW_TOKENS - 1), []
+    for passage in job.parts["test"][:N_PROMPTS]:
+        begin = passage.text[:PROMPT_CHARS].rsplit(" ", 1)[0]
+        found = job.teacher.tokenizer(
+            begin, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        texts.append(begin[: found["offset_mapping"][:room][-1][1]])
+    return texts
 
 
 def continuations(job: Job, named: Mapping[str, PreTrainedModel]) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: the table, printed row by row and saved under benchmarks/results/."""
+"""`python -m benchmarks`: speed and memory beside the plain loop, printed as Markdown and saved."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ import sys
 import time
 from dataclasses import asdict
 
-from benchmarks import decode, figure, machine, rows, table
-from benchmarks.measure import Row
+from benchmarks import busy, decode, machine, rows, table
 
 
 def main() -> None:
-    """Run every row (or the named ones) and save the table, as JSON and as a figure."""
+    """Run every part, or the rows that are named; only all of them are saved."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    parser.add_argument("--only", default="", help="rows whose work contains this text; nothing is saved then")
-    only = parser.parse_args().only
-    start = time.monotonic()
+    parser.add_argument("--only", default="", help="rows whose name contains this; not saved")
+    only, start = parser.parse_args().only, time.monotonic()
 
     def tell(done: int, of: int, what: str) -> None:
-        print(f"[{time.monotonic() - start:5.0f} s] {done} of {of} {what}", file=sys.stderr, flush=True)
+        seconds = time.monotonic() - start
+        print(f"[{seconds:5.0f} s] {done} of {of} {what}", file=sys.stderr, flush=True)
 
-    done: list[Row] = []
+    print(table.header(table.WORK))
+    done = []
     for row in rows.all_rows(tell, only=only):
         done.append(row)
-        print(table.line(row), flush=True)
-    if only and only not in "decode":
+        print(table.work(row), flush=True)
+    if not only or only in "decode":
+        depths = decode.depths(lambda *_: None)
+        print("", table.header(table.DECODE), *map(table.decode, depths), sep="\n", flush=True)
+    if only:
         return
-    depths, timings, constants = decode.depths(lambda *_: None)
-    print(table.decode_lines(depths), flush=True)
-    if not only:
-        path = machine.save(
-            "table", {"rows": [asdict(row) for row in done], "decode": [asdict(d) for d in depths], "floor": constants}
-        )
-        figure.save(path.with_suffix(".png"), done, timings)
-        print(f"saved {path}, {time.monotonic() - start:.0f} s")
+    content = {"rows": [asdict(row) for row in done], "decode": [asdict(d) for d in depths]}
+    print(f"saved {machine.save('table', content)}")
+    sys.argv[1:] = []
+    busy.main()
+    print(f"{time.monotonic() - start:.0f} s in all")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from depthprune_core import speed
-from depthprune_core.records import write_atomically
-from depthprune_study import provenance
+from depthprune_core import models, speed, splits, text
+from depthprune_core.storage import write_atomically
+from depthprune_core.text import Windows
+from depthprune_study import paths, provenance
 
 MEASURED = ("subsets", "distillation", "speed", "refitting")
 RESULTS = Path(__file__).parent / "results"
@@ -36,3 +38,24 @@ def save(what: str, content: dict[str, Any]) -> Path:
     path = RESULTS / f"{what}.json"
     write_atomically(path, json.dumps({**stamp, **content}, indent=1) + "\n")
     return path
+
+
+def load(name: str) -> models.Teacher:
+    """A named model, on the GPU where there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return models.load(name, cache=paths.cache(), device=device)
+
+
+def windows(teacher: models.Teacher, split: str, *, seq_len: int, count: int) -> Windows:
+    """Full windows of the articles."""
+    documents = splits.split_named("wikipedia-excerpt", cache=paths.cache())[split]
+    pool = text.training_windows(documents, teacher.tokenizer, start=teacher.start, seq_len=seq_len)
+    return pool.take(slice(0, count))
+
+
+def copy_weights(source: dict[str, torch.Tensor], model: PreTrainedModel) -> PreTrainedModel:
+    """The model, with these weights again."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(source[name])
+    return model

@@ -13,13 +13,9 @@ from typing import Any
 
 import torch
 
-from depthprune_core import intervals
-from depthprune_core.intervals import Interval
+from depthprune_study.results.statistics import Interval, median_ratio
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-MEMORY_TARGET = 0.4  # of the plain side's peak, at most
-ABOUT_MEMORY = f"about memory: the target is at most {MEMORY_TARGET}x of the plain side's"
 
 
 @dataclass
@@ -29,23 +25,23 @@ class Row:
     work: str
     model: str
     size: str  # what one repetition worked on
-    plain_seconds: list[float] = field(default_factory=list)  # of the whole work, each repetition; scaled up where sampled
+    plain_seconds: list[float] = field(default_factory=list)  # of the whole work, each repetition
     our_seconds: list[float] = field(default_factory=list)
     plain_peak_bytes: int = 0  # on top of weights; 0 = not measured
     our_peak_bytes: int = 0
     counts_allow: float = 0.0  # ratio by operation counts; 0 = none
-    target: float = 0.0
-    largest_difference: float = 0.0  # between the two sides' numbers
+    largest_difference: float = 0.0  # between the two sides' numbers, nats per token
     note: str = ""
-    unit: str = "nats"  # of the largest difference; per token
 
     @property
     def ratio(self) -> Interval:
-        return intervals.median_ratio(self.plain_seconds, self.our_seconds)
+        return median_ratio(self.plain_seconds, self.our_seconds)
 
 
-def in_turn(row: Row, plain: Callable[[int], Any], ours: Callable[[int], Any], *, repetitions: int) -> list[tuple[Any, Any]]:
-    """Plain, ours, plain, ours ...: fills the row's times and peaks, returns both sides' results."""
+def in_turn(
+    row: Row, plain: Callable[[int], Any], ours: Callable[[int], Any], *, repetitions: int
+) -> list[tuple[Any, Any]]:
+    """Plain, ours, plain, ours ...: fills the row, returns both sides' results."""
     results = []
     for repetition in range(repetitions):
         a, seconds, peak = timed(lambda r=repetition: plain(r))
@@ -61,34 +57,28 @@ def in_turn(row: Row, plain: Callable[[int], Any], ours: Callable[[int], Any], *
 def timed(work: Callable[[], Any]) -> tuple[Any, float, int]:
     """Result, seconds, and the most memory (bytes) above what the process held before."""
     _give_back()
-    before = _held()
+    before = _bytes("VmRSS", torch.cuda.memory_allocated)
     start = time.perf_counter()
     result = work()
     seconds = time.perf_counter() - start
-    return result, seconds, max(0, _most() - before)
+    return result, seconds, max(0, _bytes("VmHWM", torch.cuda.max_memory_allocated) - before)
 
 
 def _give_back() -> None:
-    """Freed memory goes back to the system and the high-water mark to where we are (a GPU, or Linux; elsewhere no peak)."""
+    """Freed memory goes back to the system, and the high-water mark to where we are."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    elif CLEAR.exists():
+    elif CLEAR.exists():  # Linux; elsewhere there is no peak
         ctypes.CDLL(None).malloc_trim(0)
         CLEAR.write_text("5")
 
 
-def _held() -> int:
-    return torch.cuda.memory_allocated() if torch.cuda.is_available() else _status("VmRSS")
-
-
-def _most() -> int:
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")
-
-
-def _status(what: str) -> int:
+def _bytes(status: str, of_gpu: Callable[[], int]) -> int:
+    if torch.cuda.is_available():
+        return of_gpu()
     if not STATUS.exists():
         return 0
-    return int(re.search(rf"{what}:\s+(\d+) kB", STATUS.read_text())[1]) * 1024
+    return int(re.search(rf"{status}:\s+(\d+) kB", STATUS.read_text())[1]) * 1024

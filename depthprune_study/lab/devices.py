@@ -1,4 +1,4 @@
-"""What a run computes on, and in which precision. No notebook machinery: the command line uses it."""
+"""What a run computes on, and in which precision. The command line uses it without notebooks."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_changed_code_makes_work_anew(open_lab: Callable[..., Workspace]) -> Non
     make, calls = counted(1)
     lab = open_lab()
     cache.once(lab, lab.record_path("facts"), make, on=[])
-    lab.code = {module: "edited" for module in lab.code}
+    lab.code = dict.fromkeys(lab.code, "edited")
     cache.once(lab, lab.record_path("facts"), make, on=[])
     assert len(calls) == 2
 

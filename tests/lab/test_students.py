@@ -44,7 +44,7 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     calls: list[tuple[int, ...]] = []
 
     @torch.no_grad()
-    def refit(student, teacher, plan, windows, *, progress):  # noqa: ANN001, ANN202
+    def refit(student, teacher, plan, windows, *, progress):
         calls.append(plan.dropped)
         mlp_outputs(student)[1].weight.mul_(1.1)
         return student
@@ -216,7 +216,7 @@ def test_a_staged_student_reads_each_window_once(
 ) -> None:
     seen, recover = [], distillation.recover
 
-    def watched(student, teacher, windows, recipe, **options):  # noqa: ANN001, ANN003, ANN202
+    def watched(student, teacher, windows, recipe, **options):
         seen.append((len(student.model.layers), windows))
         return recover(student, teacher, windows, recipe, **options)
 

@@ -1,0 +1,152 @@
+"""Measurements: each student once by content, the test split guarded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from depthprune_core import evaluation, storage
+from depthprune_core.records import Plan, Score
+from depthprune_study.errors import StudyError
+from depthprune_study.lab import scoring, search, students
+from depthprune_study.lab.workspace import Workspace
+
+Open = Callable[..., Workspace]
+
+
+def plan_of(lab: Workspace, *dropped: int) -> Plan:
+    return Plan(lab.n_layers, dropped, "by hand")
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the layers of every model that is scored."""
+    scored, score = [], evaluation.score
+
+    def watched(model, windows, **options):
+        scored.append(model.config.num_hidden_layers)
+        return score(model, windows, **options)
+
+    monkeypatch.setattr(evaluation, "score", watched)
+    return scored
+
+
+@pytest.mark.parametrize("model", ["llama-tiny", "gpt2-mini"])
+def test_validation_scores_are_the_cores_own(open_lab: Open, model: str) -> None:
+    lab = open_lab(model=model)
+    student = students.cut(lab, plan_of(lab, 1))
+    found = scoring.validation(lab, {"whole": lab.teacher, "cut": student})
+    windows = lab.windows("validation", tokens=60)
+    assert found["whole"] == evaluation.score(lab.teacher.model, windows)
+    assert found["cut"] == evaluation.score(student.model, windows)
+    assert lab.read(lab.notebook, "validation") == found
+    assert set(found["whole"].n_tokens) == {60}
+
+
+def test_equal_students_are_scored_once_under_any_name(open_lab: Open, counted: list[int]) -> None:
+    lab = open_lab()
+    one, same = students.cut(lab, plan_of(lab, 1)), students.cut(lab, plan_of(lab, 1))
+    first = scoring.validation(lab, {"a": one, "b": same})
+    assert counted == [5]
+    lab = open_lab(seed=0)
+    again = scoring.validation(lab, {"c": students.cut(lab, plan_of(lab, 1))}, name="before")
+    assert counted == [5]
+    assert again["c"] == first["a"]
+    assert lab.has(lab.notebook, "before")
+
+
+def test_the_test_split_is_refused_elsewhere(lab: Workspace) -> None:
+    for ask in (lab.documents, lab.windows):
+        with pytest.raises(StudyError, match=r"the test split is read by scoring.test"):
+            ask("test")
+
+
+def test_the_test_articles_are_none_that_anything_else_reads(lab: Workspace) -> None:
+    found = scoring.test(lab, {"whole": lab.teacher})
+    names = set(found["whole"].documents)
+    assert len(names) == 3
+    for split in ("recovery", "calibration", "validation"):
+        assert not names & {document.name for document in lab.documents(split)}
+
+
+def test_test_articles_are_read_once_under_a_name(lab: Workspace) -> None:
+    whole, cut = {"whole": lab.teacher}, {"cut": students.cut(lab, plan_of(lab, 1))}
+    found = scoring.test(lab, whole)
+    assert scoring.test(lab, whole) == found  # a cell that is run again
+    with pytest.raises(StudyError, match="score every student in one call"):
+        scoring.test(lab, cut)
+    scoring.test(lab, whole | cut, name="rivals")
+    assert set(lab.read(lab.notebook, "rivals")) == {"whole", "cut"}
+
+
+def test_no_choice_is_made_after_test_articles_were_read(lab: Workspace) -> None:
+    scoring.test(lab, {"whole": lab.teacher})
+    recipe = lab.recipe(seq_len=48, batch_tokens=96, refit_tokens=0)
+    with pytest.raises(StudyError, match="choices come before"):
+        search.best_rate(lab, "text", plan_of(lab, 1), recipe, [1e-4], tokens=192)
+
+
+def test_elsewhere_is_another_text(lab: Workspace) -> None:
+    found = scoring.elsewhere(lab, "news-excerpt", {"whole": lab.teacher})
+    assert lab.read(lab.notebook, "elsewhere") == found
+    names = {document.name for document in lab.split("test", "news-excerpt")}
+    assert set(found["whole"].documents) == names
+
+
+def test_the_teacher_diverges_from_itself_by_nothing(lab: Workspace) -> None:
+    nothing = students.cut(lab, plan_of(lab))
+    cut = students.cut(lab, plan_of(lab, 1, 2))
+    found = scoring.divergences(lab, {"nothing": nothing, "cut": cut})
+    assert found["nothing"].mean_kl_nats == pytest.approx(0, abs=1e-5)
+    assert found["nothing"].agreement == 1
+    assert found["cut"].mean_kl_nats > 0.01
+
+
+def test_continuations_name_prompts_and_samples(open_lab: Open) -> None:
+    lab = open_lab(model="gpt2-mini")
+    everyone = {"whole": lab.teacher, "cut": students.cut(lab, plan_of(lab, 1, 2))}
+    facts = scoring.continuations(lab, everyone, n_prompts=2, new_tokens=3)
+    assert [len(prompt.split()) for prompt in facts.values["prompts"]] == [16, 16]
+    assert {name: len(texts) for name, texts in facts.values["samples"].items()} == {
+        "whole": 2,
+        "cut": 2,
+    }
+    assert facts == lab.read(lab.notebook, "continuations")
+
+
+def test_times_are_taken_once_on_a_machine(open_lab: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(lab: Workspace) -> dict:
+        cut = students.cut(lab, plan_of(lab, 1))
+        everyone = {"0 fewer": lab.teacher, "1 fewer": cut}
+        return scoring.timing(lab, everyone, rounds=3, context=16, new_tokens=2)
+
+    first = timed(open_lab())
+    assert len(first["1 fewer"].student_decode_ms_per_token) == 3
+    assert timed(open_lab()) == first
+    monkeypatch.setattr(Workspace, "machine", "another machine")
+    assert timed(open_lab()) != first
+
+
+def test_unknown_shapes_are_refused(lab: Workspace) -> None:
+    with pytest.raises(StudyError, match=r"'gpt5' is not one of gpt2-shape, tinyllama-1.1b-shape"):
+        scoring.shape_timing(lab, ["gpt5"], rounds=3)
+
+
+def test_sizes_count_layers_and_parameters(lab: Workspace) -> None:
+    cut = students.cut(lab, plan_of(lab, 1, 2))
+    sizes = scoring.sizes(lab, {"0 fewer": lab.teacher, "2 fewer": cut})
+    assert [size.n_layers for size in sizes.values()] == [6, 4]
+    layer = sum(p.numel() for p in lab.teacher.model.model.layers[0].parameters())
+    assert sizes["0 fewer"].n_parameters - sizes["2 fewer"].n_parameters == 2 * layer
+
+
+def test_a_score_of_other_windows_is_measured_anew(open_lab: Open, counted: list[int]) -> None:
+    scores: list[dict[str, Score]] = []
+    for score_tokens in (60, 30):
+        lab = open_lab(score_tokens=score_tokens)
+        scores.append(scoring.validation(lab, {"whole": lab.teacher}))
+    assert counted == [6, 6]
+    assert scores[0] != scores[1]
+    stamp = storage.read_stamp(lab.record_path("validation"))
+    assert stamp.parameters == lab.parameters

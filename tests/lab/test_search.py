@@ -1,0 +1,104 @@
+"""Choices among recipes, by validation articles alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from depthprune_core.records import Plan, Recipe, Score
+from depthprune_study import parameters
+from depthprune_study.errors import StudyError
+from depthprune_study.lab import scored, search, students
+from depthprune_study.lab.workspace import Workspace
+
+PLAN = Plan(6, (2, 3), "by hand")
+BASE = Recipe(tokens=192, lr=1e-4, batch_tokens=96, seq_len=48)
+
+
+def score_of(nll: float, diverged: str = "") -> Score:
+    return Score(("a",), (nll,), (1,), (4,), diverged)
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Recipe]]:
+    """Trials that are quick: the further from lr = 3e-4 and temperature 2, the worse."""
+    tried: list[tuple[str, Recipe]] = []
+
+    def trial(lab, name, plan, recipe, *, start=None):
+        tried.append((name, recipe))
+        return score_of(abs(recipe.lr - 3e-4) + abs(recipe.temperature - 2) + recipe.ce)
+
+    monkeypatch.setattr(search, "trial", trial)
+    return tried
+
+
+def test_the_best_rate_is_that_of_the_lowest_validation_loss(lab: Workspace) -> None:
+    recipe, trials = search.best_rate(lab, "text", PLAN, BASE, [1e-5, 1e-3, 1e30], tokens=192)
+    assert set(trials) == {"text, lr 1e-05", "text, lr 0.001", "text, lr 1e+30"}
+    assert trials["text, lr 1e+30"].diverged
+    sound = {lr: trials[f"text, lr {lr:g}"].mean_nll_nats for lr in (1e-5, 1e-3)}
+    assert recipe.lr == min(sound, key=sound.get)
+    assert recipe.but(lr=1e-4) == BASE
+    student = students.recover(lab, "x", PLAN, recipe, keep_weights=False)
+    assert scored.score(lab, "x", student, scored.validation_windows(lab)) in trials.values()
+
+
+def test_the_whole_model_is_searched_the_same_way(lab: Workspace) -> None:
+    nothing = Plan(6, (), "none")
+    on_text = BASE.but(kl=0.0, ce=1.0)
+    recipe, trials = search.best_rate(lab, "same text", nothing, on_text, [1e-3], tokens=192)
+    assert (recipe.lr, len(trials)) == (1e-3, 1)
+
+
+def test_a_student_that_is_no_cut_is_searched_from_its_start(lab: Workspace) -> None:
+    start = students.cut(lab, PLAN)
+    by_start = search.best_rate(lab, "a", None, BASE, [1e-3], tokens=192, start=start)[1]
+    by_plan = search.best_rate(lab, "b", PLAN, BASE, [1e-3], tokens=192)[1]
+    assert list(by_start.values()) == list(by_plan.values())
+    with pytest.raises(StudyError, match="without a plan, start="):
+        search.best_rate(lab, "c", None, BASE, [1e-3], tokens=192)
+
+
+def test_each_factors_best_level_is_kept_while_the_next_is_tried(
+    lab: Workspace, pretended: list[tuple[str, Recipe]]
+) -> None:
+    factors = {
+        "lr": [1e-4, 3e-4],
+        "temperature": [1.0, 2.0],
+        "loss": [{"kl": 1.0}, {"kl": 0.5, "ce": 0.5}],
+        "seq_len": [48, 40],
+    }
+    kept, trials = search.one_factor_at_a_time(lab, PLAN, BASE, factors, tokens=192)
+    assert list(trials) == [
+        "lr: 0.0001",
+        "lr: 0.0003",
+        "temperature: 1",
+        "temperature: 2",
+        "loss: kl 1",
+        "loss: kl 0.5, ce 0.5",
+        "seq_len: 48",
+        "seq_len: 40",
+    ]
+    assert all(recipe.lr == 3e-4 for name, recipe in pretended[2:])
+    assert pretended[-1][1].batch_tokens == 80  # whole windows
+    assert kept == BASE.but(lr=3e-4, temperature=2.0)  # the earlier level wins a tie
+
+
+def test_the_earlier_of_two_that_tie_wins_and_none_that_diverged() -> None:
+    trials = {"a": score_of(2), "b": score_of(1), "c": score_of(1), "d": score_of(0, "nan")}
+    assert search.lowest(trials) == "b"
+    with pytest.raises(StudyError, match=r"every trial diverged \(d, e\)"):
+        search.lowest({"d": score_of(0, "nan"), "e": score_of(0, "inf")})
+
+
+def test_a_written_recipe_is_read_back_by_every_notebook(tmp_path: Path) -> None:
+    recipe = Recipe(tokens=4096, lr=1e-4, warmup=0.02, temperature=2.0, refit_tokens=102_400)
+    path = tmp_path / "recipe.yaml"
+    search.write_recipe(recipe, path, because="chosen on\nvalidation articles")
+    assert path.read_text().startswith("# chosen on\n# validation articles\n")
+    values = parameters.recipe_values(path)
+    assert values.pop("precision") == "auto"
+    assert "tokens" not in values
+    assert "seed" not in values
+    assert recipe.but(**values) == recipe

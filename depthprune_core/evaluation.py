@@ -57,8 +57,8 @@ def divergence(
     sizes = len(ours.head.weight), len(theirs.head.weight)
     if sizes[0] != sizes[1]:
         raise ValueError(
-            f"the student has {sizes[0]:,} tokens and the teacher {sizes[1]:,}: their distributions "
-            "can only be compared over one vocabulary"
+            f"the student has {sizes[0]:,} tokens and the teacher {sizes[1]:,}: distributions can "
+            "only be compared over one vocabulary"
         )
     training = student.training, teacher.training
     student.eval(), teacher.eval()
@@ -146,9 +146,9 @@ def _write(model: PreTrainedModel, parts: Any, start: int, chances: torch.Tensor
         for chance in chances.to(model.device).T:
             out = parts.base(input_ids=ids, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
-            logits = parts.logits(out.last_hidden_state[:, -1]).double()  # (batch, vocabulary)
+            logits = parts.logits(out.last_hidden_state[:, -1])  # (batch, vocabulary)
             logits[:, start] = -torch.inf
-            cumulated = logits.softmax(-1).cumsum(-1)
+            cumulated = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
             # the last sum is 1 but for rounding; the product keeps the number below it
             wanted = chance[:, None] * cumulated[:, -1:]
             ids = torch.searchsorted(cumulated, wanted, right=True)

@@ -43,7 +43,7 @@ README = """\
 
 ## wikipedia-excerpt.json.gz
 
-A JSON list of [title, text]: {n_pages} articles of the English Wikipedia, of which the {n_used} with
+A JSON list of [title, text]: {n_pages} articles of the English Wikipedia. The {n_used} of
 {min_chars:,} characters or more are the text `wikipedia-excerpt`. sha256 of the unpacked file:
 `{sha256}`.
 
@@ -54,8 +54,8 @@ A JSON list of [title, text]: {n_pages} articles of the English Wikipedia, of wh
 - **Authors.** The contributors to the articles below. Each link opens the revision that was used;
   its history names them.
 - **Licence.** The articles were published under the Creative Commons Attribution-ShareAlike
-  License 3.0 ([CC BY-SA 3.0](https://creativecommons.org/licenses/by-sa/3.0/)), Wikipedia's licence at that
-  time. This adaptation of them is under
+  License 3.0 ([CC BY-SA 3.0](https://creativecommons.org/licenses/by-sa/3.0/)), Wikipedia's
+  licence at that time. This adaptation of them is under
   [CC BY-SA 4.0](https://creativecommons.org/licenses/by-sa/4.0/), as section 4(b) of version 3.0
   allows. It is not under the licence of depthprune's code. Whoever passes the text on, or a model's
   output that repeats it, names the source and keeps the licence.

@@ -321,6 +321,13 @@ def test_a_data_set_of_the_hub_is_streamed_by_column(hub_data_set, monkeypatch):
         load("org/name:body")
 
 
+def test_a_configuration_stands_behind_a_second_slash(monkeypatch):
+    asked = []
+    monkeypatch.setattr(reading, "_stream", lambda source: asked.append(source) or iter(ROWS))
+    assert len(load("org/name/config:text")) == len(load("org/name")) == 3
+    assert asked == [{"path": "org/name", "name": "config"}, {"path": "org/name"}]
+
+
 def test_a_data_set_that_the_hub_does_not_give_is_told_in_a_sentence():
     """Offline, as in every test."""
     with pytest.raises(

@@ -146,7 +146,7 @@ def test_divergence_equals_kl_of_full_logits_at_the_scored_positions(model):
 
 
 def test_models_of_two_vocabularies_are_not_compared():
-    with pytest.raises(ValueError, match="student has 64 tokens and the teacher 128: .*one vocab"):
+    with pytest.raises(ValueError, match=r"student has 64 tokens and the teacher 128: .*one vocab"):
         divergence(tiny("llama", vocab_size=64), tiny("llama"), windows_of(20))
 
 

@@ -1,3 +1,4 @@
+# ruff: noqa: C408 - a line of keywords reads best here
 """Decoder families of transformers, one line each: each cut is right as saved, or refused."""
 
 from __future__ import annotations

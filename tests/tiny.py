@@ -1,4 +1,4 @@
-"""Tiny random decoders of eleven architectures, and windows of random tokens: what the core's tests run on."""
+"""Tiny random decoders, tokenizers and windows: what the tests run on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from depthprune_core.text import Windows
 
 VOCABULARY = 128
 BYTES = 257  # of byte_tokenizer
-# Weights are drawn ten times wider than usual: at 0.02 a random layer changes almost nothing, and no test would notice it gone.
+# Weights are drawn ten times wider than usual: at 0.02 no test would notice a layer gone.
 _COMMON = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -107,7 +107,7 @@ def tiny(name: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
 def tiny_windows(
     *, seed: int = 0, seq_len: int = 12, lengths: tuple[int, ...] = (29, 12, 5)
 ) -> Windows:
-    """Documents of random tokens, cut into windows that begin with BOS (0); the last window of a document is padded."""
+    """Documents of random tokens, cut into windows that begin with BOS (0); the last is padded."""
     generator = torch.Generator().manual_seed(seed)
     rows, owners = [], []
     for owner, length in enumerate(lengths):
@@ -168,7 +168,7 @@ def saved(model: PreTrainedModel, folder: Path, **config: Any) -> Path:
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The layers, by the architecture's own path: a reference that does not go through the core's search."""
+    """The layers by the architecture's own path: a reference beside the core's search."""
     paths = {
         "gpt2": "transformer.h",
         "bloom": "transformer.h",
@@ -186,7 +186,7 @@ def final_norm_of(model: PreTrainedModel) -> nn.Module:
 
 @contextmanager
 def skipping(model: PreTrainedModel, dropped: tuple[int, ...]) -> Iterator[PreTrainedModel]:
-    """The original, in which the dropped layers hand on their input: hooks of torch's own, nothing of the core's."""
+    """The original, whose dropped layers hand on their input: by torch's own hooks."""
 
     def skip(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         unchanged = args[0] if args else kwargs["hidden_states"]
@@ -240,7 +240,7 @@ def plan_of(model: PreTrainedModel, *dropped: int) -> Plan:
 
 
 def state_of(model: PreTrainedModel) -> Callable[[], bool]:
-    """Remembers a model: weights, config, layer numbers, flags. The result tells whether it still is as it was."""
+    """Remembers weights, config, numbers, flags. The result tells whether all is as it was."""
 
     def look() -> tuple[Any, ...]:
         weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Dropping layers gives a model that always was that shallow; compared with plain transformers on every architecture."""
+"""Dropping layers gives a model that always was that shallow, as plain transformers has it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def reloaded(student: PreTrainedModel, folder) -> PreTrainedModel:
     return again.eval()
 
 
-# ---------------------------------------------------------------- the same computation, less the layers
+# ---------------------------------------------------------------- the same, less the layers
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -78,7 +78,7 @@ def test_dropped_layers_are_skipped_layers_and_stay_so_when_saved_and_reloaded(
 )
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_cached_generation_matches_uncached_after_drop(name, dropped, share):
-    """A stale layer number corrupts the KV cache, silently or with an IndexError: seen here step by step."""
+    """A stale layer number corrupts the KV cache, silently or with an IndexError."""
     model = tiny(name)
     student = drop_layers(model, plan_of(model, *dropped), share=share)
     prompt = IDS[:2, :5]
@@ -194,7 +194,7 @@ def test_the_student_keeps_the_way_attention_is_computed(model, attention):
 
 
 def tensors_in(held: Any) -> Iterator[torch.Tensor]:
-    """Every tensor that a module holds, as a parameter, a buffer or a plain attribute, in whatever containers."""
+    """Every tensor that a module holds, as whatever, in whatever containers."""
     if isinstance(held, torch.Tensor):
         yield held
     elif isinstance(held, nn.Module):

@@ -16,7 +16,6 @@ from depthprune_study import paths
 from depthprune_study.errors import StudyError
 
 MODELS, TEXTS = ("model", "models"), ("text", "texts", "elsewhere")  # parameters that name some
-SHIPPED = (paths.CODE / "depthprune_core" / "data", paths.models())
 Parameters = Mapping[str, Mapping[str, Any]]  # notebook -> name -> value
 
 
@@ -33,7 +32,12 @@ def contents(values: Mapping[str, Any]) -> dict[str, str]:
     """Path -> hash of each local model and text named, and of the data that is shipped."""
     local = [Path(v) for v in _named(values, *MODELS, *TEXTS) if os.path.isabs(v)]
     found = {str(path): _hash_of(path) for path in local if path.exists()}
-    return found | {path.name: _hash_of(path) for path in SHIPPED if path.exists()}
+    return found | {path.name: _hash_of(path) for path in shipped() if path.exists()}
+
+
+def shipped() -> tuple[Path, ...]:
+    """The texts and models that come with the package."""
+    return paths.CODE / "depthprune_core" / "data", paths.models()
 
 
 def fetch(steps: Parameters, say: Callable[[str], None]) -> None:

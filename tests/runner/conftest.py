@@ -22,7 +22,7 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("DEPTHPRUNE_RUNS", "DEPTHPRUNE_REPORTS", "DEPTHPRUNE_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(paths, "shipped", lambda name: folder / name)
-    monkeypatch.setattr("depthprune_study.runner.prepare.SHIPPED", ())
+    monkeypatch.setattr("depthprune_study.runner.prepare.shipped", tuple)
     return folder
 
 

@@ -214,11 +214,16 @@ def stop_at(tokens: int) -> Callable[[int, int, str], None]:
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"precision": "float16"}, {"trained": "lora", "lora_rank": 2}, {"kl": 0.0, "ce": 1.0}],
+    ("name", "changes"),
+    [
+        ("gpt2", {}),
+        ("llama", {}),
+        ("llama", {"precision": "float16"}),
+        ("gpt2", {"trained": "lora", "lora_rank": 2}),
+        ("llama", {"kl": 0.0, "ce": 1.0}),
+    ],
     ids=str,
 )
-@pytest.mark.parametrize("name", FAMILIES)
 def test_interrupted_recovery_equals_uninterrupted(name, changes, tmp_path):
     teacher, student = pruned(name, 2)
     recipe = RECIPE.but(**changes)

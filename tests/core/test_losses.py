@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import FAMILIES, plain_logits, tiny
+from tiny import plain_logits, tiny
 from torch import nn
 from torch.nn import functional
 
@@ -117,8 +117,9 @@ def test_masked_tokens_add_neither_loss_nor_gradient(chunk):
 
 
 @pytest.mark.parametrize("terms", [{"ce": 1.0}, {"kl": 1.0}, {"ce": 0.3, "kl": 0.7}], ids=str)
-@pytest.mark.parametrize("scale", [1.0, 0.25])
-@pytest.mark.parametrize("name", [*FAMILIES, "gemma2"])  # gemma2 caps its logits
+@pytest.mark.parametrize(  # gemma2 caps its logits
+    ("name", "scale"), [("gpt2", 1.0), ("llama", 0.25), ("gemma2", 1.0), ("gemma2", 0.25)]
+)
 def test_gradients_are_those_of_plain_autograd_on_full_logits(name, scale, terms, windows, chunk):
     student, teacher, temperature = tiny(name), tiny(name, seed=1), 2.0
     mask, parts = windows.mask, [replace(anatomy(m), scale=scale) for m in (student, teacher)]

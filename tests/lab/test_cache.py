@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PARAMETERS, write_notebook
+from little_notebook import PARAMETERS, write_notebook
 from tiny import FAMILIES, tiny, tiny_windows
 
 from depthprune_core import storage

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import NOTEBOOK, PARAMETERS, write_notebook
+from little_notebook import NOTEBOOK, PARAMETERS, write_notebook
 from matplotlib.figure import Figure
 
 from depthprune_core import storage
@@ -243,6 +243,8 @@ lab.show("curve", Figure(figsize=(4, 3)), found, of=[curve], lead=True)"""
     notebook = nbformat.read(home / f"{NOTEBOOK}.ipynb", as_version=4)
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     first, second = (c.outputs for c in notebook.cells[1:])
+    streams = [output.text for output in first + second if output.output_type == "stream"]
+    assert not streams
     assert [output.output_type for output in first + second] == ["display_data"] * 3
     assert "**Found.** It was found." in first[0].data["text/markdown"]
     assert list(second[0].metadata["depthprune"]["sources"]) == [f"records/{NOTEBOOK}/curve.json"]

@@ -55,16 +55,37 @@ def undroppable(model: PreTrainedModel, *, first: bool = False) -> dict[int, str
     parts = structure(model)
     reasons: dict[int, str] = {}
     n_layers = len(parts.layers)
+    kinds = [str(guard.facts(layer)) for layer in parts.layers]
+    tried: dict[str, str] = {}  # what is left -> why it cannot be; like layers are tried once
     for layer in sorted(range(n_layers), key=lambda i: abs(i - n_layers // 2)):
         kept = tuple(i for i in range(n_layers) if i != layer)
-        try:
-            if kept:
-                _outline(model, parts, kept)
-            if first:
-                return {}
-        except ValueError as error:
-            reasons[layer] = str(error)
+        reason = _reason(model, parts, kept, [kinds[i] for i in kept], tried) if kept else ""
+        if reason:
+            reasons[layer] = reason
+        elif first:
+            return {}
     return dict(sorted(reasons.items()))
+
+
+def _reason(
+    model: PreTrainedModel,
+    parts: Decoder,
+    kept: tuple[int, ...],
+    kinds: list[str],
+    tried: dict[str, str],
+) -> str:
+    """Why no student of these layers can be made; empty where it can."""
+    try:
+        key = f"{slice_config(model.config, kept).to_json_string()} {kinds}"
+    except ValueError as error:
+        return str(error)
+    if key not in tried:
+        try:
+            _outline(model, parts, kept)
+            tried[key] = ""
+        except ValueError as error:
+            tried[key] = str(error)
+    return tried[key]
 
 
 def share_equal(student: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> PreTrainedModel:

@@ -187,9 +187,8 @@ def test_a_pattern_that_the_config_cannot_say_names_its_field_before_anything_is
     experts = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24}
     model = tiny("ernie4_5_moe", moe_layer_interval=2, moe_layer_start_index=0, **experts)
     reasons = pruning.undroppable(model)
-    assert sorted(reasons) == [0, 1, 2, 3] and all(
-        "moe_layer_interval" in r for r in reasons.values()
-    )
+    assert sorted(reasons) == [0, 2, 3]  # without 1, each third one is sparse
+    assert all("moe_layer_interval" in reason for reason in reasons.values())
     assert pruning.undroppable(model, first=True) == {}  # the last one can go
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from depthprune_core import reading
-from depthprune_core.records import Plan
+from depthprune_core.records import Plan, Score
 from depthprune_study.lab import base
 from depthprune_study.lab.card import Card
 from depthprune_study.lab.job import Job
+from depthprune_study.results import statistics
 from depthprune_study.results.statistics import Interval
 
 NAMED_TEXTS = ("wikipedia-excerpt", "news-excerpt", "wikitext-2")
@@ -19,7 +21,7 @@ def describe(
     job: Job,
     n_parameters: int,
     plan: Plan,
-    perplexities: Mapping[str, Interval],
+    scores: Mapping[str, Score],
     ratios: Mapping[str, Interval],
 ) -> Card:
     """The card of what the job made; it names no path of the maker's machine."""
@@ -38,11 +40,16 @@ def describe(
         dataset=dataset,
         recipe=_in_words(job),
         ratios=ratios,
-        perplexities=perplexities,
+        perplexities={name: _perplexity(found) for name, found in scores.items()},
         license=base.licence(job.base),
         revision=job.base.revision,
         source=job.base.source,
     )
+
+
+def _perplexity(found: Score) -> Interval:
+    """Perplexity with its interval: the ratio to a model that knows every token."""
+    return statistics.ppl_ratio(found, replace(found, nll_nats=(0.0,) * len(found.nll_nats)))
 
 
 def _in_words(job: Job) -> str:

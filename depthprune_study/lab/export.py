@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
 from depthprune_core import models, pruning
 from depthprune_core.decoder import anatomy
@@ -72,6 +74,18 @@ def cast(model: PreTrainedModel, dtypes: Dtypes) -> PreTrainedModel:
     for name, p in model.named_parameters():
         p.data = p.data.to(dtypes.get(name, p.dtype))
     return model
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without transformers' own bars, which would stay in a notebook's output."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def check_free(out: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -17,14 +16,14 @@ from depthprune_core.progress import Progress
 from depthprune_core.records import TRAINED_PARTS, Plan, Recipe
 from depthprune_study import parameters, paths
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import base, export
+from depthprune_study.lab import base, export, goal
 from depthprune_study.lab.devices import device_of, fast_precision, whole_windows
 
 MOST_TOKENS = 10**9  # of healing: they lie in memory
 LR, LORA_TIMES = 1e-4, 10  # without params/recipe.yaml; adapters take a higher rate
 REFIT_TOKENS = 102_400  # without params/recipe.yaml
+REFIT_TIMES = 10  # the tokens of healing, at most
 CHOICE_TOKENS = 512  # of each passage that layers are chosen by, at most
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9}
 
 
 @dataclass(frozen=True)
@@ -110,26 +109,17 @@ def prepare(
     Raises StudyError or ValueError, in a sentence.
     """
     out, layers = Path(out), tuple(layers)
-    if not layers and str(drop).strip() in ("", "0"):
-        raise StudyError("drop is missing: a number of layers, 8% of the parameters, or 120M")
-    if not layers:
-        _goal(drop)
     lr = lr or 0.0
+    _check_words(drop, layers, rule, trained, device)
     _check_numbers(recover_tokens, lr, micro_batch, seq_len, score_tokens, seed)
-    for name, value, known in (
-        ("rule", rule, tuple(selection.RULES)),
-        ("trained", trained, TRAINED_PARTS),
-        ("device", device, ("auto", "cpu", "cuda")),
-    ):
-        if value not in known:
-            raise StudyError(f"{name}={value!r} is not known: name one of {', '.join(known)}")
     if not replace:
         export.check_free(out)
     export.check_push(push_to)
     found = base.find(model)
     parts = splits.split_named(text, cache=paths.cache())
     on = device_of(device)
-    teacher = models.load(found.loaded_by, cache=paths.cache(), device=on, seed=seed)
+    with export.quietly():
+        teacher = models.load(found.loaded_by, cache=paths.cache(), device=on, seed=seed)
     if teacher.note:
         say(f"{model}: {teacher.note}")
     seq_len = min(seq_len, context_of(teacher))
@@ -139,7 +129,7 @@ def prepare(
         parts=parts,
         text=text,
         out=out,
-        n_dropped=len(layers) or _n_dropped(teacher, drop, say),
+        n_dropped=len(layers) or goal.n_dropped(teacher, drop, say),
         layers=_layers(teacher, layers),
         rule=rule,
         recipe=_recipe(recover_tokens, lr, trained, seq_len, seed, on) if recover_tokens else None,
@@ -174,8 +164,24 @@ def now_and_then(say: Callable[[str], None], *, every_seconds: float = 10) -> Pr
     return tell
 
 
+def _check_words(
+    drop: int | str, layers: tuple[int, ...], rule: str, trained: str, device: str
+) -> None:
+    if not layers and str(drop).strip() in ("", "0"):
+        raise StudyError("drop is missing: a number of layers, 8% of the parameters, or 120M")
+    if not layers:
+        goal.parsed(drop)
+    for name, value, known in (
+        ("rule", rule, tuple(selection.RULES)),
+        ("trained", trained, TRAINED_PARTS),
+        ("device", device, ("auto", "cpu", "cuda")),
+    ):
+        if value not in known:
+            raise StudyError(f"{name}={value!r} is not known: name one of {', '.join(known)}")
+
+
 def _check_numbers(
-    recover_tokens: int, lr: float, micro_batch: int, seq_len: int, seed: int
+    recover_tokens: int, lr: float, micro_batch: int, seq_len: int, score_tokens: int, seed: int
 ) -> None:
     if not (math.isfinite(lr) and lr >= 0):
         raise StudyError(
@@ -207,55 +213,11 @@ def _recipe(tokens: int, lr: float, trained: str, seq_len: int, seed: int, devic
         raise StudyError(f"recover_tokens={tokens} is less than one step of {batch:,} tokens")
     values |= {"tokens": tokens, "lr": lr or usual, "trained": trained, "seq_len": seq_len}
     values |= {"batch_tokens": batch, "seed": seed, "precision": fast_precision(device)}
-    values.setdefault("refit_tokens", REFIT_TOKENS)
+    refit_tokens = values.get("refit_tokens", REFIT_TOKENS)
+    values["refit_tokens"] = min(refit_tokens, REFIT_TIMES * tokens)
     return Recipe(**values)
 
 
 def _layers(teacher: Teacher, layers: tuple[int, ...]) -> tuple[int, ...]:
     """Checked against the model: ValueError as `Plan` raises it."""
     return Plan(len(anatomy(teacher.model).layers), layers, "named").dropped if layers else ()
-
-
-def _goal(drop: int | str) -> tuple[str, float]:
-    """`2` -> layers, `8%` -> share of the parameters, `120M` -> parameters left."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|[KMBG]?)\s*", str(drop), re.IGNORECASE)
-    number, unit = (float(match[1]), match[2].upper()) if match else (0.0, "")
-    if match and unit == "%" and 0 < number < 100:
-        return "share", number / 100
-    if match and unit in _UNITS and unit and number > 0:
-        return "size", number * _UNITS[unit]
-    if match and unit == "" and number >= 1 and number == int(number):
-        return "layers", number
-    raise StudyError(
-        f"drop={drop!r} is not possible: a number of layers (2), a share of the parameters (8%), "
-        "or the size to reach (120M)"
-    )
-
-
-def _n_dropped(teacher: Teacher, drop: int | str, say: Callable[[str], None]) -> int:
-    """How many layers come nearest to the goal. Raises StudyError for one that is out of reach."""
-    kind, value = _goal(drop)
-    layers, n = anatomy(teacher.model).layers, teacher.model.num_parameters()
-    if len(layers) == 1:
-        raise StudyError(
-            f"drop={drop} is not possible: {teacher.name} has one layer, which must stay"
-        )
-    most = len(layers) - 1
-    if kind == "layers":
-        if value > most:
-            raise StudyError(
-                f"drop={drop} is not possible: {teacher.name} has {len(layers)} layers, 1..{most} "
-                "can go"
-            )
-        return int(value)
-    each = sum(p.numel() for layer in layers for p in layer.parameters()) / len(layers)
-    wanted = (value * n if kind == "share" else n - value) / each
-    if not 0 < wanted <= most + 0.5:
-        least = n - most * each
-        raise StudyError(
-            f"drop={drop} is out of reach: {teacher.name} has {n:,} parameters, and {least:,.0f} "
-            "without all layers but one"
-        )
-    k = max(1, min(most, round(wanted)))
-    say(f"{drop}: {k} of {len(layers)} layers, about {k * each / n:.1%} of the parameters")
-    return k

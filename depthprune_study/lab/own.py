@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
 from depthprune_core import (
@@ -32,6 +30,7 @@ from depthprune_core.decoder import anatomy
 from depthprune_core.records import Curve, Plan, Profile, Score
 from depthprune_study.errors import StudyError
 from depthprune_study.lab import cache, export, weights
+from depthprune_study.lab.alone import alone
 from depthprune_study.lab.card import CUT, SAVED, WHOLE
 from depthprune_study.lab.describing import describe
 from depthprune_study.lab.job import Job, prepare
@@ -42,7 +41,6 @@ __all__ = ["Pruned", "prepare", "prune"]
 
 BY_PROFILE = ("least_sensitive", "most_sensitive", "block_influence", "angular")
 N_PROMPTS, PROMPT_CHARS, NEW_TOKENS = 3, 120, 24
-LOCK = ".lock"  # in the work folder
 
 
 @dataclass(frozen=True)
@@ -91,19 +89,16 @@ def prune(model: str, *, say: Callable[[str], None] = print, **options: Any) -> 
         say(f"layers {', '.join(map(str, plan.dropped))} go ({plan.rule})")
         student = cut(job, plan)
         scores = score(job, {WHOLE: job.teacher.model, CUT: student})
-        say(f"perplexity ratio to the whole model, cut: {_ratios(scores)[CUT]}")
-        before = continuations(job, {"cut": student})
+        say(f"perplexity ratio as cut: {statistics.ratios(scores, whole=WHOLE)[CUT]}")
+        spoken = _spoken(job, {"whole": job.teacher.model, "cut": student})
         if job.recipe is not None:
             refit(job, student, plan)
             heal(job, student, plan)
         made = save(job, student, plan, scores)
-        whole, after = (
-            continuations(job, {name: model})
-            for name, model in (("whole", job.teacher.model), ("saved", student))
-        )
-        for at, prompt in enumerate(prompts(job)):
+        spoken |= _spoken(job, {"saved": student})
+        for at, prompt in enumerate(prompts(job) if spoken else ()):
             say(f"\n{prompt} ...")
-            for name, found in (whole | before | after).items():
+            for name, found in spoken.items():
                 say(f"  {name}: {' '.join(found[at].split())}")
         return made
 
@@ -139,7 +134,8 @@ def cut(job: Job, plan: Plan) -> PreTrainedModel:
     """
     student = pruning.drop_layers(job.teacher.model, plan)
     job.work.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=job.work.parent, prefix=f".{job.out.name}.") as folder:
+    place = {"dir": job.work.parent, "prefix": f".{job.out.name}."}
+    with export.quietly(), tempfile.TemporaryDirectory(**place) as folder:
         pruning.check_saved(student, Path(folder))
     return student
 
@@ -248,42 +244,22 @@ def save(job: Job, student: PreTrainedModel, plan: Plan, scores: Mapping[str, Sc
     dtypes = export.file_dtypes(job.teacher.model, student, plan)
     export.cast(export.cast(student, dtypes), dict.fromkeys(dtypes, torch.float32))
     scores = {**scores, **score(job, {SAVED: student})}
-    ratios = _ratios(scores)
-    perplexities = {name: _perplexity(found) for name, found in scores.items()}
-    card = describe(job, student.num_parameters(), plan, perplexities, ratios)
+    ratios = statistics.ratios(scores, whole=WHOLE)
+    card = describe(job, student.num_parameters(), plan, scores, ratios)
     if job.replace and job.out.is_dir():
         shutil.rmtree(job.out)
-    export.folder(job.out, student, job.teacher.tokenizer, card, dtypes=dtypes)
+    with export.quietly():
+        export.folder(job.out, student, job.teacher.tokenizer, card, dtypes=dtypes)
     shutil.rmtree(job.work, ignore_errors=True)
     address = export.push(job.out, job.push_to) if job.push_to else ""
     return Pruned(plan, scores, ratios, job.out, address)
 
 
-# ---------------------------------------------------------------- parts
-
-
-@contextmanager
-def alone(job: Job) -> Iterator[None]:
-    """One process at a time writes `out`. Raises StudyError for a second one."""
-    job.work.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(job.work / LOCK)
+def _spoken(job: Job, named: Mapping[str, PreTrainedModel]) -> dict[str, list[str]]:
+    """Continuations for a reader; a model that cannot generate is pruned all the same."""
     try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise StudyError(f"{job.out} is being written by another process: wait for it") from None
-    try:
-        yield
-    finally:
-        lock.release()
-        if job.work.exists() and {path.name for path in job.work.iterdir()} <= {LOCK}:
-            shutil.rmtree(job.work, ignore_errors=True)
-
-
-def _ratios(scores: Mapping[str, Score]) -> dict[str, Interval]:
-    others = {name: found for name, found in scores.items() if name != WHOLE}
-    return {name: statistics.ppl_ratio(found, scores[WHOLE]) for name, found in others.items()}
-
-
-def _perplexity(found: Score) -> Interval:
-    """Perplexity with its interval: the ratio to a model that knows every token."""
-    return statistics.ppl_ratio(found, replace(found, nll_nats=(0.0,) * len(found.nll_nats)))
+        return continuations(job, named)
+    except Exception as error:  # of any model's own way to generate
+        reason = " ".join(str(error).split())[:120]
+        job.say(f"{' and '.join(named)} cannot generate ({type(error).__name__}: {reason})")
+        return {}

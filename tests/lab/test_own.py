@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, FalconConfig, Falc
 
 from depthprune_core import distillation, models, pruning, refitting
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import base, export, job, own
+from depthprune_study.lab import base, export, goal, job, own
 from depthprune_study.lab.card import CUT, SAVED
 
 IDS = torch.arange(1, 13)[None]
@@ -104,14 +104,14 @@ def test_a_goal_is_a_number_of_layers_a_share_or_a_size(
     drop: Any, n: int, words: Path, tmp_path: Path
 ):
     teacher = models.load(folder(tmp_path / "base", tiny("llama")), cache=tmp_path)
-    assert job._n_dropped(teacher, drop, lambda line: None) == n
+    assert goal.n_dropped(teacher, drop, lambda line: None) == n
     model, plan = teacher.model, plan_of(teacher.model, *range(n))
     if not str(drop).isdigit():
         left = pruning.drop_layers(model, plan, share=True).num_parameters()
-        goal = (1 - float(drop[:-1]) / 100) * model.num_parameters() if "%" in drop else None
-        goal = goal or float(drop[:-1]) * {"K": 1e3, "M": 1e6}[drop[-1]]
+        wanted = (1 - float(drop[:-1]) / 100) * model.num_parameters() if "%" in drop else None
+        wanted = wanted or float(drop[:-1]) * {"K": 1e3, "M": 1e6}[drop[-1]]
         layer = sum(p.numel() for p in model.model.layers[0].parameters())
-        assert abs(left - goal) <= layer / 2
+        assert abs(left - wanted) <= layer / 2
 
 
 def test_held_out_passages_are_never_trained_on(words: Path, tmp_path: Path):
@@ -175,7 +175,9 @@ def test_adapters_share_the_whole_models_weights_and_leave_a_plain_folder(
     def watched(student: Any, teacher: Any, *args: Any, **options: Any) -> Any:
         shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
         seen.append((len(shared), options["micro_batch_size"], options["checkpoint_activations"]))
-        return honest(student, teacher, *args, **options)
+        healed = honest(student, teacher, *args, **options)
+        assert torch.equal(plain_logits(teacher, IDS), plain_logits(tiny(name), IDS))
+        return healed
 
     monkeypatch.setattr(distillation, "recover", watched)
     options = {"trained": "lora", "micro_batch": 2, "checkpoint_activations": True}

@@ -7,7 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+import pytest
+
+from depthprune_study import paths
+
+ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = 'study: str = "quick"  # folder\ntokens: int = 8  # of training\n'
 SAVE = """\
 from pathlib import Path
@@ -86,4 +90,15 @@ def checkout(folder: Path) -> Path:
     for package in ("depthprune_core", "depthprune_study"):
         ignored = shutil.ignore_patterns("__pycache__", "*.gz")
         shutil.copytree(ROOT / package, folder / package, ignore=ignored)
+    return folder
+
+
+def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in this folder as if it were a checkout; its kernels import the code from here."""
+    monkeypatch.setenv("DEPTHPRUNE_HOME", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name in ("DEPTHPRUNE_RUNS", "DEPTHPRUNE_REPORTS", "DEPTHPRUNE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(paths, "shipped", lambda name: folder / name)
+    monkeypatch.setattr("depthprune_study.runner.prepare.shipped", tuple)
     return folder

@@ -1,0 +1,51 @@
+"""One recovery with a checkpoint every step, as a script: `recovery.py FOLDER`.
+
+FOLDER/told has a file a start: tokens after each step, a line each. FOLDER/ended has a hash of the
+student and its curve.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from killing import digest
+from tiny import tiny, tiny_windows
+
+from depthprune_core import distillation, pruning
+from depthprune_core.records import Plan, Recipe
+
+STEPS = 60
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    teacher, some = tiny("llama"), tiny_windows()
+    windows = some.take([i % len(some) for i in range(2 * STEPS)])
+    student = pruning.drop_layers(teacher, Plan(5, (2,), "by hand"))
+    step = 2 * windows.seq_len
+    recipe = Recipe(
+        tokens=STEPS * step, lr=1e-3, batch_tokens=step, seq_len=windows.seq_len, seed=0
+    )
+    (folder / "told").mkdir(parents=True, exist_ok=True)
+    number = len(list((folder / "told").iterdir()))
+    with open(folder / "told" / f"{number:03d}", "w", encoding="utf-8", buffering=1) as told:
+        student, curve = distillation.recover(
+            student,
+            teacher,
+            windows,
+            recipe,
+            checkpoint=folder / "checkpoint",
+            checkpoint_every_seconds=0,
+            progress=lambda done, of, what: told.write(f"{done}\n"),
+        )
+    weights = [tensor.numpy().tobytes() for _, tensor in sorted(student.state_dict().items())]
+    curve_text = json.dumps(asdict(curve), sort_keys=True).encode()
+    (folder / "ended").write_text(digest(curve_text, *weights))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

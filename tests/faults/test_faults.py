@@ -1,0 +1,144 @@
+"""Kills, damaged files, spoilt parameters: nothing finished is lost, nothing wrong is kept."""
+
+from __future__ import annotations
+
+import io
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import killing
+import pytest
+import toy
+import yaml
+from toy import enter
+
+from depthprune_core import storage
+from depthprune_study import parameters, paths
+from depthprune_study.errors import StudyError
+from depthprune_study.runner import chain
+
+DAMAGES = ("cut", "flipped", "emptied", "gone", "of another")
+RUN_TOY = (
+    "from depthprune_study.errors import StudyError\nfrom depthprune_study.runner import chain\n"
+    "import sys\ntry:\n    chain.run('toy', say=print)\n"
+    "except StudyError as error:\n    sys.exit(str(error))"
+)
+
+
+def test_a_recovery_that_is_killed_goes_on_and_ends_as_a_calm_one(tmp_path: Path) -> None:
+    state = killing.harry_recovery(tmp_path, kills=3, seed=0)
+    assert state["kills"] == 3 and state["wrong"] == state["repeated"] == 0
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_ends_in_the_records_of_a_calm_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = toy.checkout(tmp_path / "toy")
+    command = [sys.executable, "-c", RUN_TOY]
+    monkeypatch.setattr(killing, "ROOT", home)
+    monkeypatch.chdir(home)
+    where, records = {"DEPTHPRUNE_HOME": str(home)}, home / "runs" / "toy" / "records"
+    assert killing.killed(command, where, "runner", 600) == ""  # a calm one
+    expected = killing.contents(records)
+    shutil.rmtree(home / "runs")
+    state = killing.harry(home, command, records, expected, kills=4, seed=0, seconds=(1.5, 6))
+    assert len(expected) == 3 and state["lost"] == state["wrong"] == []
+
+
+def damage(path: Path, how: str, seed: int) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "gone":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "emptied":
+        path.write_bytes(b"")
+    elif how == "of another":
+        others = [p for p in path.parents[1].rglob(f"*{path.suffix}") if p != path]
+        path.write_bytes(others[0].read_bytes() if others else b"{}")
+    else:
+        at = random.Random(seed).randrange(len(content))
+        content[at] ^= 1
+        path.write_bytes(content)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", DAMAGES)
+def test_whatever_file_of_a_run_is_damaged_it_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    enter(toy.build(tmp_path / "toy"), monkeypatch)
+
+    def run() -> None:
+        chain.run("toy", say=lambda line: None, terminal=io.StringIO())
+
+    run()
+    expected = killing.contents(paths.runs("toy") / "records")
+    files = sorted(p for p in paths.runs("toy").rglob("*") if p.suffix in (".json", ".ipynb"))
+    for seed, path in enumerate(files):
+        damage(path, how, seed)
+    run()
+    assert killing.contents(paths.runs("toy") / "records") == expected
+    assert all(step.done for step in chain.plan("toy"))
+
+
+def test_a_flipped_bit_in_a_record_is_always_found(tmp_path: Path) -> None:
+    from depthprune_core.records import Facts
+
+    stamp = storage.Stamp("s", "n/x", "c", "h", {}, {}, {}, "cpu", "float32", 0, "commit")
+    path = storage.write(tmp_path / "r.json", Facts({"n": 1.5, "w": "word"}), stamp)
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        for bit in (1, 16):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
+            try:
+                assert storage.read(path).values == {"n": 1.5, "w": "word"}
+            except ValueError:
+                continue
+
+
+def spoilt(text: str, seed: int) -> str:
+    """A parameter file with one to three places changed."""
+    draw, lines = random.Random(seed), text.splitlines() or ["study: ci"]
+    for _ in range(draw.randint(1, 3)):
+        at = draw.randrange(len(lines))
+        line = lines[at]
+        lines[at] = draw.choice(
+            [
+                line[: draw.randrange(len(line) + 1)],
+                line.replace(":", draw.choice(["", "::", ": -", ": [", ": !!"])),
+                line.split(":")[0]
+                + ": "
+                + draw.choice(["1e-4", "no", ".nan", "[]", "'x'", "1e99"]),
+                line + "\n" + line,
+                line.replace("0", draw.choice(["", "9" * 40, "-0", "0x"])),
+                draw.choice(["\t", "- x", "{", "? y", "&a [*a]", "%"]) + line,
+            ]
+        )
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("hundred", range(3))
+def test_a_spoilt_parameter_file_is_taken_or_refused_in_readable_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hundred: int
+) -> None:
+    shutil.copytree(toy.ROOT / "params", tmp_path / "params")
+    real = paths.shipped
+    monkeypatch.setattr(
+        paths, "shipped", lambda name: tmp_path / name if name == "params" else real(name)
+    )
+    files = sorted((tmp_path / "params/ci").glob("*.yaml"))
+    for seed in range(100 * hundred, 100 * hundred + 100):
+        path = files[seed % len(files)]
+        whole = path.read_text()
+        path.write_text(spoilt(whole, seed))
+        try:
+            found = parameters.of_study("ci")
+            assert yaml.safe_load(path.read_text()) is None or path.stem in found
+        except StudyError as error:
+            assert all(5 < len(line) < 600 for line in str(error).splitlines())
+            assert path.name in str(error)
+        path.write_text(whole)

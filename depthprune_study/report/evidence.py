@@ -16,6 +16,7 @@ from depthprune_study.errors import StudyError
 OWN = ("gpt2", "tinyllama-1.1b")  # the source's models
 SHAPES = {"gpt2-shape": "gpt2", "tinyllama-1.1b-shape": "tinyllama-1.1b"}  # random weights
 STAND_INS = ("gpt2-mini", "llama-tiny", *SHAPES)
+KEPT = 8  # results of each kind
 SOURCE, REAL, STAND_IN = 0, 1, 2  # how much a model can decide about the source's claims
 
 
@@ -84,16 +85,20 @@ class Evidence:
 
 
 def remembered(make: Callable[[Evidence], Any]) -> Callable[[Evidence], Any]:
-    """The result is kept until a file of the study's records changes."""
-
-    @functools.lru_cache(maxsize=8)
-    def of(evidence: Evidence, files: tuple) -> Any:
-        return make(evidence)
+    """The latest results are kept, by the records that they come from, wherever these lie."""
+    known: dict[tuple, Any] = {}
 
     @functools.wraps(make)
     def made(evidence: Evidence) -> Any:
         records = sorted((evidence.folder / "records").glob("*/*.json"))
-        return of(evidence, tuple((path, path.stat().st_mtime_ns) for path in records))
+        about = [(p.parent.name, p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in records]
+        key = (evidence.study, *about)
+        if key not in known:
+            result = make(evidence)
+            while len(known) >= KEPT:
+                del known[next(iter(known))]
+            known[key] = result
+        return known[key]
 
     return made
 

@@ -106,7 +106,7 @@ def index(reports: Path) -> str:
 
 def _copy(source: Path, target: Path, name: str) -> None:
     (target / name).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source / name, target / name)
+    shutil.copy2(source / name, target / name)  # with its time, by which results are remembered
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -244,4 +245,28 @@ def write(
             more = {"drop_counts": [1, 2, 3, 4, 5]}
             about = stamp(notebook, models.get(notebook, model), **more)
             storage.write(folder / "records" / notebook / f"{name}.json", record, about)
+    return folder
+
+
+def draw(folder: Path) -> Path:
+    """A figure for every finding that has one, and executed notebooks, as a run leaves them."""
+    from matplotlib.figure import Figure
+
+    from depthprune_study.report.found import TABLE
+    from depthprune_study.report.pages import QUESTIONS
+    from depthprune_study.results import charts
+
+    figure = Figure(figsize=(2, 1))
+    figure.set_label("a figure")
+    svg = charts.svg(figure)
+    for notebook, name, _ in TABLE:
+        records = sorted((folder / "records" / notebook).glob("*.json"))[:1]
+        sources = {p.relative_to(folder).as_posix(): storage.data_hash(p) for p in records}
+        path = folder / "figures" / f"{notebook}-{name}.png"
+        storage.write_atomically(path, charts.png(figure, sources=sources))
+        storage.write_atomically(path.with_suffix(".svg"), svg)
+    for notebook in QUESTIONS:
+        storage.write_atomically(folder / "notebooks" / f"{notebook}.ipynb", '{"cells": []}')
+    costs = {notebook: {"seconds": 90.0, "peak_bytes": 2**30} for notebook in QUESTIONS}
+    storage.write_atomically(folder / "costs.json", json.dumps(costs))
     return folder

@@ -1,0 +1,132 @@
+"""The report's pages: links that lead somewhere, nothing of a record as markup, two forms alike."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import handmade as h
+import pytest
+
+from depthprune_study.report import pages, readme
+from depthprune_study.report.evidence import Evidence
+from depthprune_study.report.html_page import html_page
+
+EVIL = "<script>x</script>[a](javascript:b)|$c$`d`*e*"
+
+
+@pytest.fixture
+def evidence(tmp_path: Path) -> Evidence:
+    h.draw(h.write(tmp_path, h.study()))
+    return Evidence("overnight", tmp_path)
+
+
+class Tags(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def test_every_link_of_the_page_leads_to_a_file_or_a_heading(evidence: Evidence) -> None:
+    page = pages.page(evidence)
+    anchors = {pages.anchor(line[3:]) for line in page.splitlines() if line.startswith("## ")}
+    links = re.findall(r"(?<!\\)\]\(([^)]+)\)", page)
+    assert len(links) > 20
+    for link in links:
+        assert link[1:] in anchors if link[0] == "#" else (evidence.folder / link).is_file(), link
+
+
+def test_pieces_link_from_the_notebooks_folder(evidence: Evidence) -> None:
+    """10_report shows them, and its executed copy lies in notebooks/."""
+    for piece in (pages.answer, pages.claims, pages.findings, pages.costs):
+        for link in re.findall(r"(?<!\\)\]\(([^)]+)\)", piece(evidence)):
+            assert (evidence.folder / "notebooks" / link).resolve().is_file()
+
+
+def test_what_was_not_run_is_said(tmp_path: Path) -> None:
+    empty = Evidence("quick", tmp_path)
+    assert pages.answer(empty) == pages.failures(empty) == pages.costs(empty) == pages.NOT_RUN
+    assert "Not run in this study: 01, 02" in pages.findings(empty)
+    assert pages.claims(empty).count("not tested here**") == 14
+    page = html_page(pages.page(empty), tmp_path / "figures", title="x")
+    assert page.endswith("</html>\n")
+
+
+def test_a_part_of_the_notebooks_gives_a_page_too(tmp_path: Path) -> None:
+    for names in (["01_sensitivity"], ["02_prune", "03_recovery"], ["05_seed_stability"]):
+        folder = tmp_path / names[0]
+        h.write(folder, {name: h.study()[name] for name in names})
+        assert "Not run in this study: " in pages.page(Evidence("quick", folder))
+
+
+def test_text_of_records_is_no_markup(tmp_path: Path) -> None:
+    made = h.study()
+    made["02_prune"]["timing"] = {EVIL: h.timing(1.1)}
+    made["07_choice"]["before"] |= h.scores(**{EVIL: 1.0})
+    made["07_choice"]["after"] |= h.scores(**{EVIL: 2.0})
+    h.write(tmp_path, made, model=EVIL)
+    page = pages.page(Evidence(EVIL, tmp_path))
+    assert "<script" not in page and "](javascript" not in page.replace("\\](", "")
+    html = html_page(page, tmp_path / "figures", title=EVIL)
+    tags = Tags(html).found
+    assert not [attrs for tag, attrs in tags if tag == "script"]
+    assert not [attrs for _, attrs in tags if str(attrs.get("href", "")).startswith("javascript")]
+    assert "&lt;script&gt;" in html
+
+
+def test_the_html_page_is_one_offline_file(evidence: Evidence) -> None:
+    page = pages.page(evidence)
+    html = html_page(page, evidence.folder / "figures", title="x")
+    tags = Tags(html).found
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in tags}
+    images = [attrs for tag, attrs in tags if tag == "img"]
+    assert len(images) == page.count("![") > 5
+    assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in images)
+    assert all(image["alt"] for image in images)
+    ids = {attrs["id"] for _, attrs in tags if "id" in attrs}
+    inside = [attrs["href"][1:] for tag, attrs in tags if tag == "a" and attrs["href"][0] == "#"]
+    assert inside and set(inside) <= ids
+    assert html.count("class='chip") == 14, "a chip a claim"
+
+
+def test_both_costs_stand_side_by_side(evidence: Evidence) -> None:
+    answer = pages.answer(evidence)
+    assert "Repair: " in answer and "Matched: " in answer and "adaptation" in answer
+
+
+def test_failures_are_at_most_seven_and_name_missed_targets(tmp_path: Path) -> None:
+    made = h.study()
+    made["08_limits"]["depth"] |= h.scores(**{"2 fewer, healed": 1.06})
+    made["08_limits"]["budget"] = h.scores(**{"articles, 16384 tokens": 1.05})
+    made["09_recipe"]["trials"]["lr: 1"] = h.score(9.0, diverged="the loss is not finite")
+    made["03_recovery"]["test"] |= h.scores(healed=1.4)
+    lines = pages.failures(Evidence("overnight", h.write(tmp_path, made))).splitlines()
+    assert 4 <= len(lines) <= 7
+    assert "at most 1.04 with 2 layers fewer is missed: 1.050" in lines[0]
+    assert any("diverged: lr: 1 (notebook 09)" in line for line in lines)
+    assert lines[-1].startswith("- Limits: smollm2-135m, healed on 20,480 tokens")
+
+
+def test_a_stand_in_is_called_one(tmp_path: Path) -> None:
+    h.write(tmp_path, h.study(), model="gpt2-mini")
+    assert "gpt2-mini is a stand-in" in pages.answer(Evidence("ci", tmp_path))
+
+
+def test_the_readme_is_filled_twice_alike_and_small(evidence: Evidence, tmp_path: Path) -> None:
+    blocks = "".join(f"<!-- {b} -->\nstale\n<!-- /{b} -->\n\n" for b in readme.BLOCKS)
+    root = tmp_path / "root"
+    (root / "reports").mkdir(parents=True)
+    unfilled = readme.filled(f"# x\n\n{blocks}", root)
+    assert unfilled.count(readme.NOT_EXECUTED) == 3 and "stale" not in unfilled
+    (root / "reports" / "overnight").symlink_to(evidence.folder)
+    text = readme.filled(unfilled, root)
+    assert text == readme.filled(text, root)
+    assert len(text.encode()) < 8_500
+    for link in re.findall(r"(?<!\\)\]\((?!http)([^)]+)\)", text):
+        assert (root / link).is_file() or link.startswith("reports/overnight/README"), link
+    assert "| C4 | TinyLlama" in text and "nbviewer.org/github/" in text

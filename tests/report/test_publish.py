@@ -1,0 +1,186 @@
+"""Publishing: swapped in one step, whatever interrupts it; verify finds a flipped bit anywhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import handmade as h
+import pytest
+
+from depthprune_core.records import Facts
+from depthprune_study.errors import StudyError
+from depthprune_study.report import publish, verify
+from depthprune_study.report.pages import QUESTIONS
+
+KEYS = {notebook: f"key of {notebook}" for notebook in QUESTIONS}
+COSTS = {notebook: {"seconds": 90.0, "peak_bytes": 2**30} for notebook in QUESTIONS}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which the study has run."""
+    home = tmp_path_factory.mktemp("home")
+    h.draw(h.write(home / "runs" / "overnight", h.study()))
+    return home
+
+
+@pytest.fixture
+def home(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(finished, tmp_path / "home")
+    monkeypatch.setenv("DEPTHPRUNE_HOME", str(tmp_path / "home"))
+    for name in ("DEPTHPRUNE_RUNS", "DEPTHPRUNE_REPORTS"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "home"
+
+
+def published(**more: object) -> Path:
+    return publish.publish("overnight", keys=KEYS, costs=COSTS, **more)
+
+
+def test_a_report_is_whole_current_and_verified(home: Path) -> None:
+    folder = published()
+    assert folder == home / "reports" / "overnight"
+    there = " ".join(sorted(path.name for path in folder.iterdir()))
+    files = "README.md costs.json figures made-from.json notebooks records report.html"
+    assert there == files
+    assert verify.differences(folder) == []
+    assert all(publish.is_current("overnight", KEYS).values())
+    changed = publish.is_current("overnight", KEYS | {"07_choice": "another"})
+    assert [name for name, current in changed.items() if not current] == ["07_choice"]
+    assert not any(publish.is_current("quick", KEYS).values())
+
+
+def test_publishing_again_gives_the_same_files(home: Path) -> None:
+    first = publish.hashes(published())
+    assert publish.hashes(published()) == first
+    assert sorted(p.name for p in (home / "reports").iterdir()) == ["README.md", "overnight"]
+
+
+@pytest.mark.parametrize("call", [1, 90, 124, 125, 126, 127])
+def test_an_interrupted_publication_leaves_the_old_report(
+    home: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    before = publish.hashes(published())
+    calls = {"n": 0}
+
+    def stops(real):
+        def at(*arguments: object, **more: object) -> object:
+            calls["n"] += 1
+            if calls["n"] == call:
+                raise KeyboardInterrupt
+            return real(*arguments, **more)
+
+        return at
+
+    with monkeypatch.context() as patched:
+        patched.setattr(publish.os, "replace", stops(os.replace))
+        patched.setattr(publish.shutil, "copy2", stops(shutil.copy2))
+        with suppress(KeyboardInterrupt):
+            published()
+    target = home / "reports" / "overnight"
+    old = target.with_name(".overnight.old")
+    there = target if target.exists() else old
+    assert publish.hashes(there) == before, "one of the two is whole"
+    assert verify.differences(published()) == []
+
+
+def test_a_swap_that_was_interrupted_is_mended_by_the_next_publication(home: Path) -> None:
+    folder = published()
+    os.replace(folder, folder.with_name(".overnight.old"))
+    assert verify.differences(published()) == []
+    assert not folder.with_name(".overnight.old").exists()
+
+
+def test_an_unfinished_study_is_published_as_such(home: Path) -> None:
+    keys = {name: KEYS[name] for name in ("01_sensitivity", "02_prune")}
+    folder = publish.publish("overnight", keys=keys, costs=COSTS, unfinished=True)
+    assert "Unfinished" in (folder / "README.md").read_text(encoding="utf-8")
+    assert verify.differences(folder) == []
+    assert not (folder / "records" / "03_recovery").exists()
+
+
+def test_a_study_that_did_not_run_is_refused(home: Path) -> None:
+    with pytest.raises(StudyError, match="no finished notebook 01_sensitivity"):
+        publish.publish("quick", keys=KEYS, costs={})
+    with pytest.raises(StudyError, match="no finished notebook at all"):
+        publish.publish("quick", keys={}, costs={})
+
+
+def test_the_index_leads_with_overnight_and_gives_ci_a_line(home: Path) -> None:
+    for study in ("ci", "quick"):
+        shutil.copytree(home / "runs" / "overnight", home / "runs" / study)
+        publish.publish(study, keys=KEYS, costs=COSTS)
+    published()
+    index = (home / "reports" / "README.md").read_text(encoding="utf-8")
+    assert index.index("## overnight") < index.index("## quick") < index.index("- **ci**")
+    assert "without layers 16 and 17 of 30" in index.split("## quick")[0]
+    for link in ("overnight/README.md", "ci/report.html"):
+        assert f"({link})" in index and (home / "reports" / link).is_file()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "records/03_recovery/test.json",
+        "records/01_sensitivity/profile.json",
+        "figures/03_recovery-path.png",
+        "figures/03_recovery-path.svg",
+        "notebooks/03_recovery.ipynb",
+        "README.md",
+        "report.html",
+        "costs.json",
+    ],
+)
+def test_verify_finds_a_flipped_bit(home: Path, name: str) -> None:
+    folder = published()
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    assert any(name in line for line in verify.differences(folder))
+
+
+def test_verify_finds_a_record_that_is_intact_but_another(home: Path) -> None:
+    """With checksums made anew, the figures and the pages still tell."""
+    folder = published()
+    other = h.study()["03_recovery"] | {"continuations": Facts({"samples": {}})}
+    h.write(folder, {"03_recovery": other})
+    found = " ".join(verify.differences(folder))
+    assert (
+        "03_recovery-path.png was drawn from another records/03_recovery/continuations.json"
+        in found
+    )
+
+
+def test_verify_finds_pages_of_other_rules(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from depthprune_study.report import pages
+
+    folder = published()
+    monkeypatch.setattr(pages, "NOT_RUN", "changed")
+    monkeypatch.setattr(pages, "failures", lambda evidence, root="": "nothing failed")
+    assert "README.md is not what the records and params/claims.yaml say" in verify.differences(
+        folder
+    )
+
+
+@pytest.mark.parametrize("name", ["made-from.json", "notebooks/02_prune.ipynb", "README.md"])
+def test_verify_finds_what_is_missing(home: Path, name: str) -> None:
+    folder = published()
+    (folder / name).unlink()
+    assert any(name in line for line in verify.differences(folder))
+
+
+def test_verify_finds_what_does_not_belong(home: Path) -> None:
+    folder = published()
+    (folder / "extra.html").write_text("x", encoding="utf-8")
+    assert verify.differences(folder) == ["extra.html is no part of the report as it was published"]
+    misplaced = folder / "records" / "05_seed_stability" / "path.json"
+    shutil.copy(folder / "records" / "03_recovery" / "test.json", misplaced)
+    assert any("lies in another notebook's place" in line for line in verify.differences(folder))
+
+
+def test_what_is_no_report_is_told(tmp_path: Path) -> None:
+    assert verify.differences(tmp_path) == [f"{tmp_path} is no report: it has no records/"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -145,9 +146,9 @@ def training_windows(
 def draw(pool: Windows, *, n_tokens: int, seed: int) -> Windows:
     """A training sample of `n_tokens // seq_len` windows; each seed draws its own documents.
 
-    Documents come in random order, as many as are needed (of the last one its first windows); then
-    their windows are shuffled. The whole pool is used before anything comes again, each time in a
-    new order.
+    Half of the documents, in random order, or more where half is too few; from these, windows in
+    turn, so that a short sample reads many documents too. The windows are then shuffled. The whole
+    pool is used before anything comes again, each time in a new order.
     """
     wanted = n_tokens // pool.seq_len
     if wanted < 1:
@@ -155,12 +156,25 @@ def draw(pool: Windows, *, n_tokens: int, seed: int) -> Windows:
     generator = torch.Generator().manual_seed(seed)
     drawn: list[torch.Tensor] = []
     while wanted:
-        order = torch.randperm(len(pool.names), generator=generator)
-        # a stable sort keeps the windows of a document together and in order
-        rows = torch.argsort(torch.argsort(order)[pool.document], stable=True)[:wanted]
+        place = torch.randperm(len(pool.names), generator=generator)[pool.document]
+        turn = _turns(pool.document)
+        half = max(len(pool.names) // 2, int(place.sort().values[:wanted].max()) + 1)
+        # documents of the half first; among these, every document's first window, then its second
+        rank = torch.where(place < half, turn, turn + len(pool)) * len(pool.names) + place
+        rows = rank.argsort()[:wanted]
         drawn.append(rows[torch.randperm(len(rows), generator=generator)])
         wanted -= len(rows)
     return pool.take(torch.cat(drawn))
+
+
+def _turns(document: torch.Tensor) -> torch.Tensor:
+    """Of each window, how many windows of its document stand before it.  (n,) -> (n,)"""
+    counts: Counter[int] = Counter()
+    turns = []
+    for owner in document.tolist():
+        turns.append(counts[owner])
+        counts[owner] += 1
+    return torch.tensor(turns)
 
 
 def _tokens(

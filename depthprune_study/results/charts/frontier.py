@@ -55,12 +55,19 @@ def budget(curves: Mapping[str, Mapping[int, Interval]], *, title: str) -> Figur
     figure, ax = new_figure(title, HEIGHT)
     ax.set_xscale("log")
     known = {name: _TEXTS.get(name, wording.idea(name)) for name in curves}
-    told = _lines(ax, curves, known=known)
-    ticks = sorted({x for line in curves.values() for x in line})
-    ax.set_xticks(ticks, [_tokens(tick) for tick in ticks])
+    trained = [x for line in curves.values() for x in line if x > 0]
+    untrained = min(trained, default=4) // 4  # no place on a log scale: to the left of the others
+    placed = {
+        name: {x or untrained: ratio for x, ratio in line.items()} for name, line in curves.items()
+    }
+    told = _lines(ax, placed, known=known)
+    ticks = sorted({x for line in placed.values() for x in line})
+    ax.set_xticks(ticks, ["refit alone" if x == untrained else _tokens(x) for x in ticks])
     ax.minorticks_off()
     ax.set_xlabel("tokens of training, log scale")
-    told = {f"{name} tokens": ratio for name, ratio in told.items()}
+    told = {
+        name.replace(f" at {untrained:,}", " at 0") + " tokens": ratio for name, ratio in told.items()
+    }
     figure.set_label(wording.alt(title, f"{wording.RATIO} by tokens of training", told))
     return figure
 

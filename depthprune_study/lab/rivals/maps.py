@@ -91,7 +91,8 @@ def prune_and_comp(teacher: PreTrainedModel, plan: Plan, windows: Windows) -> Pr
     patched = drop_layers(teacher, plan)
     for cut in cuts(plan):
         ratios = [
-            float(y.abs().mean() / x.abs().mean()) for x, y in _states(teacher, cut, windows, 1)
+            float(y.abs().mean() / x.abs().mean())
+            for x, y in _states(teacher, cut, windows, by_window=True)
         ]
         alpha = math.fsum(ratios) / len(ratios)
         _patch(patched, plan, cut, lambda hidden, alpha=alpha: hidden * alpha)
@@ -115,7 +116,7 @@ def linear_patch(teacher: PreTrainedModel, plan: Plan, windows: Windows) -> PreT
     for cut in cuts(plan):
         scales = [
             (y @ rotation).abs().mean(0) / (x @ rotation).abs().mean(0)
-            for x, y in _states(teacher, cut, windows, 1)
+            for x, y in _states(teacher, cut, windows, by_window=True)
         ]
         scale = torch.stack(scales).mean(0)  # (d,)
         _patch(patched, plan, cut, _multiply((rotation * scale) @ rotation.T))
@@ -132,7 +133,7 @@ def ghosted_layers(teacher: PreTrainedModel, plan: Plan, windows: Windows) -> Pr
     patched = drop_layers(teacher, plan)
     for cut in cuts(plan):
         normal, moment = 0.0, 0.0
-        for x, y in _states(teacher, cut, windows, BATCH):
+        for x, y in _states(teacher, cut, windows):
             normal, moment = normal + x.T @ x, moment + x.T @ (y - x)
         change = _solve(normal, moment)
         _patch(patched, plan, cut, _multiply(change + torch.eye(len(change)).to(change)))
@@ -161,7 +162,7 @@ def replaceme(teacher: PreTrainedModel, plan: Plan, windows: Windows) -> PreTrai
             continue
         normal, moment = 0.0, 0.0
         inside = mlp_outputs(teacher)[cut.first - 1]
-        for x, y, mlp in _states(teacher, cut, windows, BATCH, inside=inside):
+        for x, y, mlp in _states(teacher, cut, windows, inside=inside):
             normal, moment = normal + mlp.T @ mlp, moment + mlp.T @ (y - (x - mlp))
         target = mlp_outputs(patched)[plan.kept.index(cut.first - 1)]
         _merge(target, _solve(normal, moment))
@@ -179,13 +180,13 @@ def _states(
     model: PreTrainedModel,
     cut: Cut,
     windows: Windows,
-    batch_size: int,
     *,
+    by_window: bool = False,
     inside: nn.Module | None = None,
 ) -> Iterator[tuple[torch.Tensor, ...]]:
-    """X and Y of each batch, and what the module `inside` gives; scored tokens.  (n, d) float64"""
+    """X and Y of each batch (or window), and what the module `inside` gives.  (n, d) float64"""
     layers, seen = anatomy(model).layers, []
-    for batch in windows.batches(batch_size):
+    for batch in windows.batches(BATCH):
         hook = inside and inside.register_forward_hook(lambda _, args, output: seen.append(output))
         try:
             with recording(layers) as inputs:
@@ -193,11 +194,15 @@ def _states(
         finally:
             if hook is not None:
                 hook.remove()
-        mask = batch.mask.to(model.device).flatten()
         found = [inputs[cut.first], inputs[cut.after], *seen]
         seen.clear()
-        if mask.any():
-            yield tuple(state.reshape(len(mask), -1)[mask].double() for state in found)
+        shape = inputs[cut.first].shape
+        mask = batch.mask.to(model.device)
+        rows = mask.split(1) if by_window else [mask]
+        for number, row in enumerate(rows):
+            at = slice(number, number + 1) if by_window else slice(None)
+            if row.any():
+                yield tuple(state.reshape(shape)[at][row].double() for state in found)
 
 
 def _patch(model: PreTrainedModel, plan: Plan, cut: Cut, change: Callable) -> None:

@@ -60,7 +60,7 @@ def answer_lines(evidence: Evidence) -> list[str]:
     for notebook in (lead, "02_prune"):
         timing = evidence.get(notebook, "timing")
         if timing and evidence.model(notebook) == model:
-            name = w.natural(timing)[0]
+            name = next(name for name in w.natural(timing) if not name.startswith("0 "))
             told.append(of.speed({name: timing[name]}).text)
             break
     return [*told, verdicts.tally(judge(evidence))]

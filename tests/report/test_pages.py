@@ -97,6 +97,7 @@ def test_the_html_page_is_one_offline_file(evidence: Evidence) -> None:
 def test_both_costs_stand_side_by_side(evidence: Evidence) -> None:
     answer = pages.answer(evidence)
     assert "Repair: " in answer and "Matched: " in answer and "adaptation" in answer
+    assert "2 fewer: decoding is 1.05" in answer, "not the whole model beside itself"
 
 
 def test_failures_are_at_most_seven_and_name_missed_targets(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def sizes(sizes: Mapping[str, Size]) -> Finding:
 
 def speed(timings: Mapping[str, Timing]) -> Finding:
     """How much faster decoding is, beside what layer count and weight bytes allow."""
+    timings = {name: t for name, t in timings.items() if t.by_layer_count > 1} or timings
     gains = {name: statistics.decode_gain(timing) for name, timing in timings.items()}
     told = []
     for name in w.natural(timings):

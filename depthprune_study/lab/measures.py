@@ -15,9 +15,7 @@ from depthprune_study.lab import cache, scored, scoring
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
 
-COSTS = ("02_prune", "costs")
 AT_ONCE = 16  # windows: what is lost, at most, where the measuring of many sets is stopped
-DEFAULT_TOKENS = 256  # of each calibration document, where 02 has not said how many
 
 
 def profile(
@@ -71,16 +69,14 @@ def plans(
     return lab.save(name, chosen)
 
 
-def cuts(lab: Workspace, drop_counts: Sequence[int]) -> dict[int, Plan]:
+def cuts(lab: Workspace, drop_counts: Sequence[int], *, after: str) -> dict[int, Plan]:
     """One chain of cuts, each with more layers than the last: greedy, on the calibration articles.
 
-    On the windows and costs of notebook 02 where it has run.
+    after: the notebook whose record `costs` it goes on from, on the same windows.
     """
-    costs, tokens = None, DEFAULT_TOKENS
-    if lab.has(COSTS[0], COSTS[1]):
-        costs = lab.read(*COSTS)
-        stamp = storage.read_stamp(lab.record_path(COSTS[1], COSTS[0]))
-        tokens = stamp.parameters.get("calibration_tokens", tokens)
+    costs = lab.read(after, "costs")
+    stamp = storage.read_stamp(lab.record_path("costs", after))
+    tokens = stamp.parameters["calibration_tokens"]
     cost = _Cost(lab, lab.windows("calibration", tokens=tokens), costs)
     known = selection.Evidence(lab.n_layers, cost=cost)
     return {k: _chosen("greedy", known, k) for k in drop_counts}

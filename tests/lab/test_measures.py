@@ -116,7 +116,7 @@ def test_cuts_are_one_chain_from_the_costs_of_notebook_02(
     stamp = replace(stamp, parameters={"calibration_tokens": 40})
     storage.write(lab.record_path("costs", "02_prune"), costs, stamp)
     del calls[:]
-    plans = measures.cuts(lab, [1, 2, 3])
+    plans = measures.cuts(lab, [1, 2, 3], after="02_prune")
     assert {n_sets for n_sets, _ in calls} == {1 + 4}  # a third layer, and the whole model
     chain = [set(plan.dropped) for plan in plans.values()]
     assert list(plans) == [1, 2, 3]

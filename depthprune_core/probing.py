@@ -1,16 +1,16 @@
-"""What a few tokens tell of a model: how its layers talk, how its logits come about."""
+"""What a few tokens tell of a model: how its layers talk, how its logits come about.
+
+`parts` is a `decoder.Decoder` (whose file imports this one).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-
-if TYPE_CHECKING:
-    from depthprune_core.decoder import Decoder
 
 _LENGTH = 16  # tokens of a probe, and twice any window that is not longer than the next
 _SMALL_WINDOW = 64
@@ -48,7 +48,7 @@ def tolerance(model: PreTrainedModel, logits: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def probe(model: PreTrainedModel, parts: Decoder) -> dict[str, Any]:
+def probe(model: PreTrainedModel, parts: Any) -> dict[str, Any]:
     """The fields of `Decoder` that only running tells: scale and returns_tuple.
 
     Raises ValueError where the layers cannot be passed over one by one, where the logits are not
@@ -105,7 +105,7 @@ def _hidden(output: Any) -> torch.Tensor:
 
 
 def _listen(
-    model: PreTrainedModel, parts: Decoder, ids: torch.Tensor
+    model: PreTrainedModel, parts: Any, ids: torch.Tensor
 ) -> tuple[list[tuple[int, torch.Tensor | None, Any]], torch.Tensor]:
     """The model's own logits; of each layer's run its number, its input and its output."""
     seen: list[tuple[int, torch.Tensor | None, Any]] = []
@@ -129,9 +129,7 @@ def _listen(
     return seen, logits
 
 
-def _scale(
-    model: PreTrainedModel, parts: Decoder, hidden: torch.Tensor, logits: torch.Tensor
-) -> float:
+def _scale(model: PreTrainedModel, parts: Any, hidden: torch.Tensor, logits: torch.Tensor) -> float:
     """The constant by which the head's output is multiplied, such that logits come out right."""
     raw = parts.logits(hidden)
     # A softcap rounds in the model's dtype, here in float32.
@@ -166,7 +164,7 @@ def _scale(
 
 def _check_resuming(
     model: PreTrainedModel,
-    parts: Decoder,
+    parts: Any,
     ids: torch.Tensor,
     seen: list[tuple[int, torch.Tensor | None, Any]],
     hidden: torch.Tensor,

@@ -64,6 +64,7 @@ _TINY_LLAMA_SHAPE = {
     "eos_token_id": 0,
 }
 
+LENDS_ITS_TOKENIZER = "gpt2-mini"  # to models of random weights
 SOURCES: dict[str, Source] = {
     "gpt2": Source(
         "hub",

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
 from depthprune_core.sources import SOURCES
-from depthprune_study import paths
+from depthprune_study import paths, provenance
 from depthprune_study.errors import StudyError
 
 MODELS, TEXTS = ("model", "models"), ("text", "texts", "elsewhere")  # parameters that name some
@@ -134,9 +138,21 @@ def _is_16_bit(values: Mapping[str, Any]) -> bool:
 
 
 def _check_packages(steps: Parameters) -> None:
-    """Raises StudyError where a notebook asks for lm-eval's tasks and lm-eval is not there."""
+    """Raises StudyError for a library outside the declared range, where pip was told not to look
+    (Colab), and for tasks of lm-eval where that is not there.
+    """
+    declared: list[str] = []
+    with suppress(importlib.metadata.PackageNotFoundError):  # code that runs uninstalled
+        declared = importlib.metadata.requires("depthprune") or []
+    for needed in map(Requirement, declared):
+        found = provenance.version(needed.name)
+        fits = found == "absent" or needed.specifier.contains(found, prereleases=True)
+        if needed.marker is None and not fits:
+            wanted = f"{needed.name}{needed.specifier}"
+            raise StudyError(f"{needed.name} {found} is here, not {wanted}: pip install '{wanted}'")
     for notebook, values in steps.items():
-        if values.get("tasks") and importlib.util.find_spec("lm_eval") is None:
+        asked = any(name.endswith("tasks") and value for name, value in values.items())
+        if asked and importlib.util.find_spec("lm_eval") is None:
             raise StudyError(f"{notebook} asks for tasks of lm-eval: pip install lm-eval")
 
 

@@ -229,3 +229,11 @@ def test_where_there_is_no_terminal_progress_is_one_line_every_half_a_minute() -
     screen = execute._Screen(log, terminal, every_seconds=0)
     screen.write("\r 1%\r 2%")
     assert (log.getvalue(), terminal.getvalue()) == ("\r 1%\r 2%", "  2%\n")
+
+
+def test_a_library_outside_its_range_stops_the_study_before_any_work(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: ["numpy>=99", "x>=1"])
+    with pytest.raises(StudyError, match=r"is here, not numpy>=99: pip install 'numpy>=99'"):
+        run()

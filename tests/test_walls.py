@@ -73,16 +73,16 @@ def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def edges(module: str, *, late: bool = True) -> dict[str, int]:
-    """Modules of ours that a module imports -> line. Without `late`: when it is imported itself."""
-    tree = TREES[module]
+    """Modules of ours that a module imports -> line; those for annotations alone are no imports.
+
+    Without `late`: what is imported when the module is.
+    """
+    tree = ast.Module([n for n in TREES[module].body if not _only_for_types(n)], [])
     if not late:
-        tree = ast.Module(body=[n for n in tree.body if not _only_for_types(n)], type_ignores=[])
-        inside = {
-            id(m) for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) for m in ast.walk(n)
-        }
+        functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+        inside = {id(m) for function in functions for m in ast.walk(function)}
         found = [n for n in ast.walk(tree) if id(n) not in inside]
-        tree = ast.Module(body=[n for n in found if isinstance(n, ast.Import | ast.ImportFrom)],
-                          type_ignores=[])  # fmt: skip
+        tree = ast.Module([n for n in found if isinstance(n, ast.Import | ast.ImportFrom)], [])
     named = {name: line for line, name in imported(tree) if name in MODULES}
     # `from package import module` means the module.
     packages = {n for n in named if MODULES[n].name == "__init__.py" and any(

@@ -151,7 +151,8 @@ class Workspace:
     def recipe(self, **changes: Any) -> Recipe:
         """params/recipe.yaml with these changes; tokens and seed are the notebook's.
 
-        Windows are no longer than the model can read; a step takes whole windows.
+        Windows are no longer than the model can read; a step takes whole windows; the refit sees
+        no more text than training does.
         """
         values = parameters.recipe_values()
         own = {name: self.parameters[name] for name in _OWN if name in self.parameters} | changes
@@ -163,6 +164,8 @@ class Workspace:
             values["precision"] = fast_precision(self.device)
         if "tokens" not in values:
             raise StudyError(f"notebook {self.notebook} names no tokens: lab.recipe(tokens=...)")
+        if "refit_tokens" not in changes:
+            values["refit_tokens"] = min(values.get("refit_tokens", 0), values["tokens"])
         try:
             return Recipe(**values)
         except (TypeError, ValueError) as error:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from depthprune_core.decoder import anatomy, attention_outputs, mlp_outputs
+from depthprune_core.decoder import anatomy, mlp_outputs
 from depthprune_core.products import linear
 from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Plan
@@ -19,7 +16,7 @@ from depthprune_core.text import Windows
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # tried for every map where none is given
 HELD_OUT = 5  # every fifth batch chooses among them
-BEHIND = 2  # layers after a cut that are fitted too
+BEHIND = 1  # layers after a cut that are fitted too; further ones were seen to gain nothing
 
 
 @torch.no_grad()
@@ -34,34 +31,28 @@ def refit(
     batch_size: int = 4,
     progress: Progress = silent,
 ) -> PreTrainedModel:
-    """Fit, in place, the maps around each cut: later layers see what they saw in the teacher.
+    """Fit, in place, the last MLP map before each cut and in the `behind` layers after it.
 
-    From the front, in the layer before each cut: `o_proj` and `down_proj` jointly, then `down_proj`
-    once more, since its neurons have changed; and in the `behind` layers after the cut `down_proj`.
-    With n the inputs of the maps at a token (heads' values, MLP neurons), x the layer's output and
-    h the teacher's state that it stands for, the change V minimises the sum of |n V - (h - x)|^2 /
-    mean(h^2) over the unmasked tokens, plus ridge x |V|^2 x the mean of the normal matrix'
-    diagonal. Without a ridge each map's is chosen on every fifth batch, which the others are fitted
-    without; the map is then fitted on all. Size and speed stay as they are: the student is a plain
-    checkpoint. ReplaceMe (Shopkhoev et al. 2025, 2505.02819) fits a map of the MLP's output, of
-    rank d: here every neuron counts by itself.
+    From the front, each so that its layer ends as in the teacher, on what the fits before it left.
+    With n the MLP's neurons of a token (width,), x the layer's output and h the teacher's state
+    that it stands for (d,), the change V minimises the sum of |n V - (h - x)|^2 / mean(h^2) over
+    the unmasked tokens, plus ridge x |V|^2 x the mean of the normal matrix' diagonal. Without a ridge
+    each map's is chosen on every fifth batch, which the others are fitted without; the map is then
+    fitted on all. Size and speed stay as they are: the student is a plain checkpoint. ReplaceMe
+    (Shopkhoev et al. 2025, 2505.02819) fits a map of the MLP's output, of rank d: here every neuron
+    counts by itself.
 
-    A cut with no layer before it leaves only those behind it. With a plan that drops nothing (a
-    student that is narrower in every layer) all layers are fitted.
+    With a plan that drops nothing (a student that is narrower in every layer) all are fitted.
 
     Raises ValueError where the student does not have the plan's layers, or where its MLPs do not
     end in one linear map whose output is added (`is_possible`).
     """
     _check(student, teacher, plan, ridge)
     fitting = _Fitting(student, teacher, list(windows.batches(batch_size)), ridge)
-    before_a_cut, goals = fitted_layers(plan, behind=0), fitted_layers(plan, behind=behind)
-    downs = mlp_outputs(student)
-    outs = _attention_outputs(student)
+    maps, goals = mlp_outputs(student), fitted_layers(plan, behind=behind)
     for done, (layer, goal) in enumerate(goals.items()):
         fitting.go_to(layer, goal)
-        if layer in before_a_cut and outs is not None:
-            fitting.fit([outs[layer], downs[layer]])
-        fitting.fit([downs[layer]])
+        fitting.fit(maps[layer])
         progress(done + 1, len(goals), "layers refitted")
     return student
 
@@ -83,9 +74,20 @@ def fitted_layers(plan: Plan, *, behind: int = BEHIND) -> dict[int, int]:
 def is_possible(model: PreTrainedModel) -> bool:
     """Whether an MLP ends in one linear map whose output is added as it is (no norm follows)."""
     try:
-        return _is_added(model, mlp_outputs(model)[0])
+        last = mlp_outputs(model)[0]
     except ValueError:
         return False
+    probe, weight = torch.tensor([[1, 2, 3, 2]]), last.weight.clone()
+    neurons, before = _inside(model, last, probe, None, 0)
+    try:
+        last.weight.mul_(2)
+        _, after = _inside(model, last, probe, None, 0)
+    finally:
+        last.weight.copy_(weight)
+    added = neurons.double() @ (weight if isinstance(last, Conv1D) else weight.T).double()
+    tolerance = max(1e-3, 8 * torch.finfo(model.dtype).eps)
+    atol = tolerance * float(added.abs().max())
+    return torch.allclose((after - before).double(), added, rtol=tolerance, atol=atol)
 
 
 class _Fitting:
@@ -110,22 +112,19 @@ class _Fitting:
             self.wanted[i] = _advance(self.teacher, batch.inputs, self.wanted[i], self.goal, goal)
         self.layer, self.goal = layer, goal
 
-    def fit(self, maps: Sequence[nn.Module]) -> None:
-        """Change these maps of the layer together."""
+    def fit(self, last: nn.Module) -> None:
+        """Change the last map of the layer's MLP."""
         fitted, held_out = _Problem(), _Problem()
         for i, batch in enumerate(self.batches):
-            inputs, output = _inside(self.student, maps, batch.inputs, self.mine[i], self.layer)
+            neurons, output = _inside(self.student, last, batch.inputs, self.mine[i], self.layer)
             mask = batch.mask.to(output.device)
             h = self.wanted[i][mask].float()
             weight = h.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
-            features = torch.cat([part[mask].float() for part in inputs], -1) * weight
             problem = held_out if self.ridge is None and i % HELD_OUT == HELD_OUT - 1 else fitted
-            problem.add(features, (h - output[mask].float()) * weight)
+            problem.add(neurons[mask].float() * weight, (h - output[mask].float()) * weight)
         ridge = _best_ridge(fitted, held_out) if self.ridge is None else self.ridge
-        change = (fitted + held_out).solve(ridge)
-        sizes = [m.weight.shape[0 if isinstance(m, Conv1D) else 1] for m in maps]
-        for m, part in zip(maps, change.split(sizes), strict=True):
-            m.weight += (part if isinstance(m, Conv1D) else part.T).to(m.weight.dtype)
+        change = (fitted + held_out).solve(ridge).to(last.weight.dtype)  # (width, d)
+        last.weight += change if isinstance(last, Conv1D) else change.T
 
 
 class _Problem:
@@ -162,38 +161,6 @@ def _best_ridge(fitted: _Problem, held_out: _Problem) -> float:
     return max(RIDGES, key=lambda ridge: held_out.gain(fitted.solve(ridge)))
 
 
-def _attention_outputs(student: PreTrainedModel) -> list[nn.Module] | None:
-    """Of each layer; None where they are not known, or where something follows them."""
-    try:
-        maps = attention_outputs(student)
-        return maps if _is_added(student, maps[0], alone=mlp_outputs(student)[0]) else None
-    except ValueError:
-        return None
-
-
-def _is_added(model: PreTrainedModel, linear: nn.Module, *, alone: nn.Module | None = None) -> bool:
-    """Whether doubling a map of layer 0 adds to the layer's output just what the map gives.
-
-    `alone`: another map, silenced meanwhile, whose input depends on this one.
-    """
-    probe = torch.tensor([[1, 2, 3, 2]])
-    kept = [(m.weight, m.weight.clone()) for m in (linear, alone) if m is not None]
-    try:
-        if alone is not None:
-            alone.weight.zero_()
-        (inputs,), before = _inside(model, [linear], probe, None, 0)
-        linear.weight.mul_(2)
-        _, after = _inside(model, [linear], probe, None, 0)
-    finally:
-        for weight, values in kept:
-            weight.copy_(values)
-    weight = kept[0][1] if isinstance(linear, Conv1D) else kept[0][1].T
-    added = inputs.double() @ weight.double()
-    tolerance = max(1e-3, 8 * torch.finfo(model.dtype).eps)
-    atol = tolerance * float(added.abs().max())
-    return torch.allclose((after - before).double(), added, rtol=tolerance, atol=atol)
-
-
 def _advance(
     model: PreTrainedModel, ids: torch.Tensor, hidden: torch.Tensor | None, start: int, stop: int
 ) -> torch.Tensor:
@@ -210,31 +177,19 @@ def _advance(
 
 def _inside(
     model: PreTrainedModel,
-    maps: Sequence[nn.Module],
+    last: nn.Module,
     ids: torch.Tensor,
     hidden: torch.Tensor | None,
     layer: int,
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The inputs of some maps of a layer (batch, seq, width) and its output (batch, seq, d)."""
-    with _inputs_of(maps) as seen:
-        output = _advance(model, ids, hidden, layer, layer + 1)
-    # some layers flatten batch and sequence
-    return [seen[m].reshape(*output.shape[:2], -1) for m in maps], output
-
-
-@contextmanager
-def _inputs_of(maps: Sequence[nn.Module]) -> Iterator[dict[nn.Module, torch.Tensor]]:
-    seen: dict[nn.Module, torch.Tensor] = {}
-
-    def keep(module: nn.Module, args: tuple) -> None:
-        seen[module] = args[0]
-
-    hooks = [module.register_forward_pre_hook(keep) for module in maps]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A layer's neurons (batch, seq, width) and its output (batch, seq, d)."""
+    seen: list[torch.Tensor] = []
+    hook = last.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
-        yield seen
+        output = _advance(model, ids, hidden, layer, layer + 1)
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
+    return seen[0].reshape(*output.shape[:2], -1), output  # some layers flatten batch and sequence
 
 
 def _check(

@@ -36,11 +36,10 @@ def refit(
     From the front, each so that its layer ends as in the teacher, on what the fits before it left.
     With n the MLP's neurons of a token (width,), x the layer's output and h the teacher's state
     that it stands for (d,), the change V minimises the sum of |n V - (h - x)|^2 / mean(h^2) over
-    the unmasked tokens, plus ridge x |V|^2 x the mean of the normal matrix' diagonal. Without a ridge
-    each map's is chosen on every fifth batch, which the others are fitted without; the map is then
-    fitted on all. Size and speed stay as they are: the student is a plain checkpoint. ReplaceMe
-    (Shopkhoev et al. 2025, 2505.02819) fits a map of the MLP's output, of rank d: here every neuron
-    counts by itself.
+    the unmasked tokens, plus ridge x |V|^2 x the mean of the normal matrix' diagonal. Without a
+    ridge each map's is chosen on every fifth batch, which the others are fitted without; the map is
+    then fitted on all. Size and speed stay: the student is a plain checkpoint. ReplaceMe (Shopkhoev
+    et al. 2025, 2505.02819) fits a map of the MLP's output, of rank d: here every neuron counts.
 
     With a plan that drops nothing (a student that is narrower in every layer) all are fitted.
 

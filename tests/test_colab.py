@@ -1,0 +1,193 @@
+"""Colab as it ships, imitated: its own versions, `google.colab` in every kernel, an empty folder.
+
+Never tried here: Colab itself, its GPUs, its page and its drive.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from depthprune_study import parameters, paths
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[1]
+PINS = Path(__file__).parent / "data" / "colab-2026-08-19.txt"
+LATER = ("depthprune", "gguf")  # what the set-up cell has to bring
+ABSENT = {*LATER, "papermill", "jupyterlab", "jedi", "bitsandbytes", "lm-eval"}
+RED = re.compile(r"ERROR|Traceback|\x1b\[(1;)?[39]1m")
+MINUTES = 60
+# Colab loads its package by IPython's configuration: in the kernels that papermill starts as well.
+CONFIGURATION = 'get_config().InteractiveShellApp.extensions = ["google.colab"]\n'
+IMITATION = """import os
+
+
+def load_ipython_extension(shell):
+    with open(os.environ["COLAB_KERNELS"], "a") as file:
+        print(os.getpid(), file=file)
+"""
+
+
+class Colab(NamedTuple):
+    """An environment as Colab has it, and what a browser would do with it."""
+
+    python: Path
+    environment: dict[str, str]
+    folder: Path
+
+    def machine(self) -> Path:
+        """A new machine: an empty `content`, nothing of ours installed."""
+        content = self.folder / "content"
+        shutil.rmtree(content, ignore_errors=True)
+        content.mkdir()
+        self.pip("uninstall", "-y", "-q", *LATER)
+        return content
+
+    def pip(self, *words: str) -> str:
+        command = [str(self.python), "-m", "pip", *words]
+        return _called(command, env=self.environment).stdout
+
+    def versions(self) -> dict[str, str]:
+        listed = json.loads(self.pip("list", "--format", "json"))
+        return {package["name"].lower(): package["version"] for package in listed}
+
+    def n_kernels(self) -> int:
+        """How many kernels have loaded google.colab."""
+        return len(Path(self.environment["COLAB_KERNELS"]).read_text().splitlines())
+
+    def opened(self, name: str, content: Path, *, fails: bool = False, **changed: str) -> dict:
+        """A notebook opened from its badge and executed; `changed`: lines of its parameters cell.
+
+        Papermill drives it from our own environment: the kernel's has none.
+        """
+        notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
+        (cell,) = (c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", ()))
+        for key, value in changed.items():
+            pattern = re.compile(rf"^{key}: (\w+) = .*?(?=  #)", re.MULTILINE)
+            cell["source"], n = pattern.subn(rf"{key}: \1 = {value}", "".join(cell["source"]))
+            assert n == 1
+        source, executed = self.folder / f"{name}.ipynb", self.folder / f"{name}-executed.ipynb"
+        source.write_text(json.dumps(notebook), encoding="utf-8")
+        command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--kernel", "colab"]
+        command += ["--cwd", str(content), str(source), str(executed)]
+        done = _called(command, env=self.environment, cwd=content, may_fail=fails)
+        assert (done.returncode != 0) == fails, done.stderr[-3_000:]
+        return json.loads(executed.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def colab(tmp_path_factory: pytest.TempPathFactory) -> Colab:
+    folder = tmp_path_factory.mktemp("colab")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("DEPTHPRUNE", "PYTHON", "PYTEST", "HF_", "VIRTUAL_ENV"))
+    }
+    python = _environment(folder, kept)
+    kernel = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (folder / "jupyter" / "kernels" / "colab").mkdir(parents=True)
+    (folder / "jupyter" / "kernels" / "colab" / "kernel.json").write_text(
+        json.dumps({"argv": kernel, "display_name": "Colab", "language": "python"})
+    )
+    (folder / "kernels.txt").touch()
+    environment = kept | {
+        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+        "JUPYTER_PATH": str(folder / "jupyter"),
+        "IPYTHONDIR": str(folder / "ipython"),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "COLAB_KERNELS": str(folder / "kernels.txt"),
+        "DEPTHPRUNE_CACHE": str(paths.cache()),
+        "OMP_NUM_THREADS": "1",
+        "GOMP_SPINCOUNT": "10000",
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{_repository(folder).as_uri()}.insteadOf",
+        "GIT_CONFIG_VALUE_0": f"https://github.com/{paths.REPOSITORY}.git",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
+    return Colab(python, environment, folder)
+
+
+def _environment(folder: Path, variables: dict[str, str]) -> Path:
+    """Colab's packages installed in an environment of their own, with our torch beside them."""
+    venv.create(folder / "env", with_pip=True)
+    python = folder / "env" / "bin" / "python"
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(_called([str(python), "-c", where], env=variables).stdout.strip())
+    shared = folder / "torch"
+    shared.mkdir()
+    torch = Path(str(importlib.metadata.distribution("torch").locate_file("")))
+    for path in (*map(torch.joinpath, ("torch", "torchgen", "functorch")), *torch.glob("torch-*")):
+        if path.exists():
+            (shared / path.name).symlink_to(path)
+    (site / "torch.pth").write_text(f"{shared}\n")
+    words = ["install", "--quiet", "--no-deps", "--no-compile", "--only-binary=:all:"]
+    command = [str(python), "-m", "pip", *words, "-r", str(PINS)]
+    installed = _called(command, env=variables, may_fail=True)
+    if installed.returncode:
+        reason = installed.stderr.strip().splitlines()[-1]
+        pytest.skip(f"pip cannot fetch Colab's versions for this Python: {reason}")
+    (site / "google" / "colab").mkdir(parents=True)
+    (site / "google" / "colab" / "__init__.py").write_text(IMITATION)
+    (folder / "env" / "etc" / "ipython").mkdir(parents=True)
+    (folder / "env" / "etc" / "ipython" / "ipython_config.py").write_text(CONFIGURATION)
+    return python
+
+
+def _repository(folder: Path) -> Path:
+    """What is cloned in place of the address: the working tree's files, on the branch named."""
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git repository here to clone from")
+    copy = folder / "repository"
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file() and (not name.startswith("reports/") or "costs" in name):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    git = ["git", "-C", str(copy), "-c", "user.name=t", "-c", "user.email=t@localhost"]
+    for words in (["init", "-q", "-b", paths.BRANCH], ["add", "-A"], ["commit", "-q", "-m", "t"]):
+        _called([*git, *words])
+    return copy
+
+
+def _called(
+    command: list[str], *, may_fail: bool = False, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=20 * MINUTES, check=False, **options
+    )
+    assert may_fail or done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"[-4_000:]
+    return done
+
+
+def flaws(notebook: dict) -> Iterator[str]:
+    """What a reader should not see in an executed notebook."""
+    for number, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] != "code" or not "".join(cell["source"]).strip():
+            continue
+        if cell["execution_count"] is None:
+            yield f"cell {number} was not executed"
+        for output in cell["outputs"]:
+            data = output.get("data") or {"text": output.get("text", "")}
+            text = "".join("".join(value) for value in data.values() if isinstance(value, list | str))
+            if output["output_type"] == "error":
+                yield f"cell {number}: {output['ename']}: {output['evalue']}"
+            elif output.get("name") == "stderr":
+                yield f"cell {number}, stderr: {text}"
+            elif not text.strip():
+                yield f"cell {number}: an empty output"
+            elif any(kind.startswith("image/") for kind in data):
+                if "alt" not in output["metadata"].get("image/png", {}):
+                    yield f"cell {number}: a picture without a text"
+            elif RED.search(text):
+                yield f"cell {number}: {text}"

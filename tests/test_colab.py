@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from depthprune_core import storage
 from depthprune_study import parameters, paths
 
 pytestmark = pytest.mark.slow
@@ -27,7 +28,7 @@ PINS = Path(__file__).parent / "data" / "colab-2026-08-19.txt"
 LATER = ("depthprune", "gguf")  # what the set-up cell has to bring
 ABSENT = {*LATER, "papermill", "jupyterlab", "jedi", "bitsandbytes", "lm-eval"}
 RED = re.compile(r"ERROR|Traceback|\x1b\[(1;)?[39]1m")
-MINUTES = 60
+MINUTES_20 = 1_200
 # Colab loads its package by IPython's configuration: in the kernels that papermill starts as well.
 CONFIGURATION = 'get_config().InteractiveShellApp.extensions = ["google.colab"]\n'
 IMITATION = """import os
@@ -46,13 +47,17 @@ class Colab(NamedTuple):
     environment: dict[str, str]
     folder: Path
 
-    def machine(self) -> Path:
-        """A new machine: an empty `content`, nothing of ours installed."""
+    def empty(self) -> Path:
+        """A new machine's disk: an empty `content`."""
         content = self.folder / "content"
         shutil.rmtree(content, ignore_errors=True)
         content.mkdir()
-        self.pip("uninstall", "-y", "-q", *LATER)
         return content
+
+    def machine(self) -> Path:
+        """A new machine: nothing of ours is installed."""
+        self.pip("uninstall", "-y", "-q", *LATER)
+        return self.empty()
 
     def pip(self, *words: str) -> str:
         command = [str(self.python), "-m", "pip", *words]
@@ -164,7 +169,7 @@ def _called(
     command: list[str], *, may_fail: bool = False, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=20 * MINUTES, check=False, **options
+        command, capture_output=True, text=True, timeout=MINUTES_20, check=False, **options
     )
     assert may_fail or done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"[-4_000:]
     return done
@@ -179,7 +184,9 @@ def flaws(notebook: dict) -> Iterator[str]:
             yield f"cell {number} was not executed"
         for output in cell["outputs"]:
             data = output.get("data") or {"text": output.get("text", "")}
-            text = "".join("".join(value) for value in data.values() if isinstance(value, list | str))
+            text = "".join(
+                "".join(value) for value in data.values() if isinstance(value, list | str)
+            )
             if output["output_type"] == "error":
                 yield f"cell {number}: {output['ename']}: {output['evalue']}"
             elif output.get("name") == "stderr":
@@ -191,3 +198,68 @@ def flaws(notebook: dict) -> Iterator[str]:
                     yield f"cell {number}: a picture without a text"
             elif RED.search(text):
                 yield f"cell {number}: {text}"
+
+
+class Study(NamedTuple):
+    executed: dict  # notebooks/colab.ipynb
+    content: Path
+    before: dict[str, str]
+    after: dict[str, str]
+    n_kernels: int
+
+
+@pytest.fixture(scope="module")
+def study(colab: Colab) -> Study:
+    """The smallest study, run from colab.ipynb on a new machine: a kernel a notebook."""
+    content, before = colab.machine(), colab.versions()
+    executed = colab.opened("colab", content, study='"ci"')
+    return Study(executed, content, before, colab.versions(), colab.n_kernels())
+
+
+def test_colab_runs_every_notebook_of_the_smallest_study_and_shows_the_report(study: Study) -> None:
+    assert list(flaws(study.executed)) == []
+    notebooks = parameters.notebooks_of("ci")
+    assert study.n_kernels == 1 + len(notebooks)
+    for name in notebooks:
+        executed = study.content / "runs" / "ci" / "notebooks" / f"{name}.ipynb"
+        assert list(flaws(json.loads(executed.read_text(encoding="utf-8")))) == [], name
+    assert {path.name for path in study.content.iterdir()} == {"runs", "reports"}  # no second clone
+    (shown,) = study.executed["cells"][-1]["outputs"]
+    assert "srcdoc=" in "".join(shown["data"]["text/html"])
+
+
+def test_a_study_has_trained_adapters_beside_the_old_torchao(study: Study) -> None:
+    assert study.before["torchao"] == "0.10.0"
+    scores = storage.read(study.content / "runs" / "ci" / "records" / "06_controls" / "test.json")
+    assert scores["adapters"].mean_nll_nats != scores["cut"].mean_nll_nats
+
+
+def test_kernels_write_nothing_to_stderr_but_progress(study: Study) -> None:
+    for log in (study.content / "runs" / "ci" / "logs").glob("*.log"):
+        assert not RED.search(text := log.read_text(encoding="utf-8")), log
+        assert "Warning" not in text, log
+
+
+def test_nothing_of_colabs_is_replaced(study: Study) -> None:
+    assert study.before["ipython"] == "7.34.0"
+    assert not ABSENT & set(study.before)
+    assert study.before.items() <= study.after.items()
+    assert {*LATER, "papermill"} <= set(study.after)
+
+
+def test_a_badge_takes_the_parameters_of_the_study_named_in_its_cell(colab: Colab) -> None:
+    content = colab.machine()
+    assert list(flaws(colab.opened("01_sensitivity", content, study='"ci"'))) == []
+    stamp = storage.read_stamp(content / "runs/ci/records/01_sensitivity/profile.json")
+    assert (stamp.parameters["seq_len"], stamp.parameters["max_documents"]) == (128, 4)
+    assert stamp.versions["transformers"] == "5.15.0"
+
+
+def test_a_notebook_without_those_before_it_names_them_in_a_sentence(colab: Colab) -> None:
+    executed = colab.opened("03_recovery", colab.empty(), fails=True, study='"ci"')
+    outputs = [output for cell in executed["cells"] for output in cell.get("outputs", ())]
+    (error,) = (output for output in outputs if output["output_type"] == "error")
+    assert error["ename"] == "StudyError"
+    for part in ("01_sensitivity", "02_prune", "a new machine has an empty disk"):
+        assert part in error["evalue"]
+    assert "\n" not in error["evalue"]

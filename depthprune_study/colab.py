@@ -7,6 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,9 @@ from depthprune_study.errors import StudyError
 DRIVE = Path("/content/drive/MyDrive/depthprune")
 NEEDED = ("papermill", "psutil", "filelock", "seaborn", "gguf")  # to run notebooks
 ROOM_BYTES = 2 * 2**30  # of a drive: records and checkpoints, with room to spare
+STAYS = (".safetensors", ".tmp", ".part")  # on the machine: weights, what is being written
+EVERY_SECONDS = 300  # between two copies to the drive
+_on_drive: set[str] = set()  # studies kept there
 
 
 class Machine:
@@ -34,11 +40,14 @@ class Machine:
 def prepare(study: str, *, keep_on_drive: bool = False) -> Machine:
     """Mount the drive where asked to, install what the runner lacks, say what the study takes.
 
-    Weights and caches stay on the machine; runs and reports go to the drive. Raises StudyError.
+    The study runs on the machine. What it has kept on the drive comes back from there; weights
+    do not go there, for a drive is small: what needs them makes them again. Raises StudyError.
     """
     lines = [_device(), f"{_memory() / 2**30:.0f} GiB of memory"]
+    _on_drive.discard(study)
     if keep_on_drive:
-        lines.append(_mounted())
+        lines.append(_mounted(study))
+        _on_drive.add(study)
     lines.append(f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB free on this machine")
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         _install(missing)
@@ -57,7 +66,10 @@ def run(study: str) -> None:
     command = [sys.executable, "-m", "depthprune_study", "run", study]
     environment = {**os.environ, "DEPTHPRUNE_HOME": str(paths.home()), "PYTHONUNBUFFERED": "1"}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(command, env=environment, text=True, **output) as process:
+    with (
+        _kept_on_drive(study),
+        subprocess.Popen(command, env=environment, text=True, **output) as process,
+    ):
         for line in process.stdout:
             print(line, end="", flush=True)
     if process.returncode != 0:
@@ -77,8 +89,8 @@ def show_report(study: str) -> Any:
     return HTML(f'<iframe {frame} srcdoc="{escape(page.read_text(encoding="utf-8"))}"></iframe>')
 
 
-def _mounted() -> str:
-    """Runs and reports on the drive; a word on its free space."""
+def _mounted(study: str) -> str:
+    """What the drive has of the study comes to the machine; a word on the drive's free space."""
     if "google.colab" in sys.modules:
         from google.colab import drive
 
@@ -86,11 +98,72 @@ def _mounted() -> str:
     if not DRIVE.parent.is_dir():
         raise StudyError("there is no Google Drive here: set keep_on_drive to False")
     DRIVE.mkdir(exist_ok=True)
-    os.environ["DEPTHPRUNE_RUNS"] = str(DRIVE / "runs")
-    os.environ["DEPTHPRUNE_REPORTS"] = str(DRIVE / "reports")
+    for here, there in _folders(study).items():
+        _copy(there, here)
     free = shutil.disk_usage(DRIVE).free
     room = "" if free > ROOM_BYTES else ": too little, a study wants 2; delete some files first"
     return f"drive: {free / 2**30:.1f} GiB free{room}; records and checkpoints go to {DRIVE}"
+
+
+def _folders(study: str) -> dict[Path, Path]:
+    """Folder on the machine -> its copy on the drive."""
+    there = DRIVE / "runs" / study, DRIVE / "reports" / study
+    return dict(zip((paths.runs(study), paths.reports(study)), there, strict=True))
+
+
+@contextmanager
+def _kept_on_drive(study: str) -> Iterator[None]:
+    """Meanwhile now and then, and at the end: copies to the drive, where it was asked for."""
+    if study not in _on_drive:
+        yield
+        return
+    stop = threading.Event()
+
+    def keep() -> None:
+        while not stop.wait(EVERY_SECONDS):
+            with suppress(OSError):  # told at the end
+                _to_drive(study)
+
+    thread = threading.Thread(target=keep, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        try:
+            _to_drive(study)
+        except OSError as error:
+            raise StudyError(f"the drive could not be written ({error.strerror})") from None
+
+
+def _to_drive(study: str) -> None:
+    for here, there in _folders(study).items():
+        _copy(here, there)
+        for checkpoint in there.rglob("*.ckpt"):  # of runs that are over
+            if not (here / checkpoint.relative_to(there)).exists():
+                checkpoint.unlink()
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Files that are newer in `source`: neither weights nor the whole model's states."""
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        name = file.relative_to(source)
+        if file.suffix in STAYS or file.name == ".lock" or name.parts[0] == "teacher":
+            continue
+        to = target / name
+        part = to.with_name(f".{to.name}.part")
+        with suppress(FileNotFoundError):  # the run has put another in its place: next time
+            if to.exists() and _age(to) >= _age(file):
+                continue
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, part)
+            os.replace(part, to)
+
+
+def _age(file: Path) -> tuple[int, int]:
+    """Whole seconds, as a drive keeps them, then the size."""
+    return int(file.stat().st_mtime), file.stat().st_size
 
 
 def _install(missing: list[str]) -> None:

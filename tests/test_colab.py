@@ -20,9 +20,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from depthprune_core import storage
+from depthprune_study import colab as in_colab
 from depthprune_study import parameters, paths
+from depthprune_study.errors import StudyError
 
-pytestmark = pytest.mark.slow
+slow = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 PINS = Path(__file__).parent / "data" / "colab-2026-08-19.txt"
 LATER = ("depthprune", "gguf")  # what the set-up cell has to bring
@@ -216,6 +218,7 @@ def study(colab: Colab) -> Study:
     return Study(executed, content, before, colab.versions(), colab.n_kernels())
 
 
+@slow
 def test_colab_runs_every_notebook_of_the_smallest_study_and_shows_the_report(study: Study) -> None:
     assert list(flaws(study.executed)) == []
     notebooks = parameters.notebooks_of("ci")
@@ -228,18 +231,21 @@ def test_colab_runs_every_notebook_of_the_smallest_study_and_shows_the_report(st
     assert "srcdoc=" in "".join(shown["data"]["text/html"])
 
 
+@slow
 def test_a_study_has_trained_adapters_beside_the_old_torchao(study: Study) -> None:
     assert study.before["torchao"] == "0.10.0"
     scores = storage.read(study.content / "runs" / "ci" / "records" / "06_controls" / "test.json")
     assert scores["adapters"].mean_nll_nats != scores["cut"].mean_nll_nats
 
 
+@slow
 def test_kernels_write_nothing_to_stderr_but_progress(study: Study) -> None:
     for log in (study.content / "runs" / "ci" / "logs").glob("*.log"):
         assert not RED.search(text := log.read_text(encoding="utf-8")), log
         assert "Warning" not in text, log
 
 
+@slow
 def test_nothing_of_colabs_is_replaced(study: Study) -> None:
     assert study.before["ipython"] == "7.34.0"
     assert not ABSENT & set(study.before)
@@ -247,6 +253,7 @@ def test_nothing_of_colabs_is_replaced(study: Study) -> None:
     assert {*LATER, "papermill"} <= set(study.after)
 
 
+@slow
 def test_a_badge_takes_the_parameters_of_the_study_named_in_its_cell(colab: Colab) -> None:
     content = colab.machine()
     assert list(flaws(colab.opened("01_sensitivity", content, study='"ci"'))) == []
@@ -255,6 +262,7 @@ def test_a_badge_takes_the_parameters_of_the_study_named_in_its_cell(colab: Cola
     assert stamp.versions["transformers"] == "5.15.0"
 
 
+@slow
 def test_a_notebook_without_those_before_it_names_them_in_a_sentence(colab: Colab) -> None:
     executed = colab.opened("03_recovery", colab.empty(), fails=True, study='"ci"')
     outputs = [output for cell in executed["cells"] for output in cell.get("outputs", ())]
@@ -263,3 +271,35 @@ def test_a_notebook_without_those_before_it_names_them_in_a_sentence(colab: Cola
     for part in ("01_sensitivity", "02_prune", "a new machine has an empty disk"):
         assert part in error["evalue"]
     assert "\n" not in error["evalue"]
+
+
+def test_a_drive_keeps_records_and_checkpoints_but_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEPTHPRUNE_HOME", str(tmp_path / "content"))
+    monkeypatch.setattr(in_colab, "DRIVE", tmp_path / "drive" / "depthprune")
+    monkeypatch.setattr(in_colab, "_on_drive", {"ci"})
+    in_colab.DRIVE.mkdir(parents=True)
+    run = tmp_path / "content" / "runs" / "ci"
+    kept, left = ("records/01/a.json", "students/b.ckpt"), ("students/b.safetensors", "teacher/c")
+    for name in (*kept, *left, ".lock"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(name)
+    with in_colab._kept_on_drive("ci"):
+        pass
+    there = in_colab.DRIVE / "runs" / "ci"
+    assert {str(f.relative_to(there)) for f in there.rglob("*") if f.is_file()} == set(kept)
+    (run / "students/b.ckpt").unlink()  # that training is over
+    in_colab._to_drive("ci")
+    assert not (there / "students/b.ckpt").exists()
+    shutil.rmtree(tmp_path / "content")  # the session is lost, and a new machine goes on
+    assert "GiB free" in in_colab._mounted("ci")
+    assert (run / "records/01/a.json").read_text() == "records/01/a.json"
+
+
+def test_without_a_drive_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        in_colab, "DRIVE", tmp_path / "content" / "drive" / "MyDrive" / "depthprune"
+    )
+    with pytest.raises(StudyError, match="no Google Drive here"):
+        in_colab._mounted("ci")

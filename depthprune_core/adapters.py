@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -21,16 +21,13 @@ SCALING = 2.0  # of the update: alpha = 2 x rank, as most recipes have it
 
 
 @contextmanager
-def low_rank(
-    model: PreTrainedModel, *, rank: int, seed: int, keep: Collection[nn.Parameter] = frozenset()
-) -> Iterator[None]:
+def low_rank(model: PreTrainedModel, *, rank: int, seed: int) -> Iterator[None]:
     """Within the block only adapters can be trained (LoRA: Hu et al. 2021, 2106.09685).
 
     There is one on every linear map of every layer (on subclasses too; a mixture's experts that
     share one tensor have none), drawn by `seed`, at first without effect. At the block's end they
     are added to the weights and gone; where it ends by an error they are gone without a trace.
-    Parameters in `keep` (another model's too) stay as they are: the model gets its own copy of
-    those that change.
+    The model gets new tensors for the weights that change, since another model may share them.
 
     Raises ValueError for a model whose layers hold no linear map.
     """
@@ -55,7 +52,8 @@ def low_rank(
         for p, flag in flags.items():
             p.requires_grad_(flag)
     for module in layers.modules():
-        if hasattr(module, "lora_A") and (weight := module.base_layer.weight) in keep:
+        if hasattr(module, "lora_A"):
+            weight = module.base_layer.weight
             own = nn.Parameter(weight.detach().clone(), requires_grad=flags[weight])
             module.base_layer.weight = own
     adapted.merge_and_unload()

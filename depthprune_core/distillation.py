@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from depthprune_core import adapters, checkpoints
@@ -70,7 +69,7 @@ def recover(
             f"trained, not {recipe.trained!r}"
         )
     key = _key(student, teacher, windows, recipe) if checkpoint is not None else ""
-    with _training(student), _adapted(student, recipe, keep=shared):
+    with _training(student), _adapted(student, recipe):
         run = Run(student, teacher, windows, recipe)
         run.states, run.micro_batch_size = states, micro_batch_size or recipe.batch_size
         run.checkpoint_activations = checkpoint_activations
@@ -139,12 +138,10 @@ def _training(student: PreTrainedModel) -> Iterator[None]:
         student.eval()
 
 
-def _adapted(
-    student: PreTrainedModel, recipe: Recipe, keep: set[nn.Parameter]
-) -> AbstractContextManager[None]:
+def _adapted(student: PreTrainedModel, recipe: Recipe) -> AbstractContextManager[None]:
     if recipe.trained != "lora":
         return nullcontext()
-    return adapters.low_rank(student, rank=recipe.lora_rank, seed=recipe.seed, keep=keep)
+    return adapters.low_rank(student, rank=recipe.lora_rank, seed=recipe.seed)
 
 
 def _check(

@@ -192,3 +192,16 @@ def test_a_model_without_linear_maps_is_refused():
         low_rank(model, rank=1, seed=0),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_training_on_the_text_alone_leaves_a_model_that_shares_the_weights_as_it_was(name):
+    teacher = tiny(name)
+    before = {key: p.detach().clone() for key, p in teacher.named_parameters()}
+    plan = plan_of(teacher, 1)
+    student = share_equal(drop_layers(teacher, plan), teacher, plan)
+    recipe = Recipe(tokens=24, lr=1e-2, kl=0.0, ce=1.0, trained="lora", batch_tokens=12, seq_len=12)
+    recover(student, None, WINDOWS.take(slice(0, 2)), recipe)
+    assert all(torch.equal(p, before[key]) for key, p in teacher.named_parameters())
+    own = dict(student.named_parameters())
+    assert any(not torch.equal(p, before.get(key, p)) for key, p in own.items())

@@ -39,7 +39,8 @@ class Plan:
         """Two cuts as one plan of the original model; `second` counts in the model that self leaves."""
         if second.n_layers != len(self.kept):
             raise ValueError(
-                f"the second plan is for {second.n_layers} layers, but the first leaves {len(self.kept)}"
+                f"the second plan is for {second.n_layers} layers, but the first leaves "
+                f"{len(self.kept)}"
             )
         more = tuple(self.kept[layer] for layer in second.dropped)
         evidence = {"first": list(self.dropped), "second": list(more)}
@@ -101,7 +102,9 @@ class Score:
     nll_nats: tuple[float, ...]
     n_tokens: tuple[int, ...]
     n_bytes: tuple[int, ...]
-    diverged: str = ""  # why healing was stopped; the score is then that of the student it began from
+    diverged: str = (
+        ""  # why healing was stopped; the score is then that of the student it began from
+    )
 
     @property
     def mean_nll_nats(self) -> float:
@@ -153,7 +156,8 @@ class Profile:
         """Every criterion as one number a layer (means per token where it depends on text)."""
         n = sum(self.teacher.n_tokens)
         means = {
-            name: tuple(math.fsum(row) / n for row in rows) for name, rows in self.by_document.items()
+            name: tuple(math.fsum(row) / n for row in rows)
+            for name, rows in self.by_document.items()
         }
         return {**means, "angular_distance": self.angular_distance["1"], **self.by_layer}
 
@@ -249,5 +253,15 @@ class Facts:
 
 
 Record = (
-    Plan | Recipe | Score | Divergence | Profile | SetCosts | Curve | Timing | Size | Answers | Facts
+    Plan
+    | Recipe
+    | Score
+    | Divergence
+    | Profile
+    | SetCosts
+    | Curve
+    | Timing
+    | Size
+    | Answers
+    | Facts
 )

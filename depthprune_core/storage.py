@@ -62,7 +62,9 @@ def write(path: Path, record: Record | Mapping[str, Record], stamp: Stamp) -> Pa
         "stamp": json.loads(stamped),
         "stamp_sha256": _sha256(stamped),
     }
-    return write_atomically(path, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    return write_atomically(
+        path, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    )
 
 
 def read(path: Path) -> Any:

@@ -59,7 +59,6 @@ RANGES: dict[str, tuple[str, Any]] = {
     "rule": one_of(*RULES),
     "rules": one_of(*RULES),
     "shapes": one_of(*(name for name, source in SOURCES.items() if source.kind == "config")),
-    "sources": one_of("articles", "own words"),
     "formats": one_of("Q8_0", "Q4_0"),
     "rivals": one_of("prune_and_comp", "linear_patch", "replaceme", "ghosted_layers"),
     "*lr": RATE,

@@ -191,11 +191,22 @@ class Workspace:
         """Record(s) that a notebook of the study has kept. Raises StudyError where it has not."""
         path = self.record_path(name, notebook)
         if not path.exists():
-            raise StudyError(
-                f"record {notebook}/{name} is not there: run notebook {notebook} of study "
-                f"{self.study} first"
-            )
+            raise StudyError(self._missing(notebook, name))
         return self.sources.note(storage.read(path), path)
+
+    def _missing(self, notebook: str, name: str) -> str:
+        """What to run before a record can be read: every earlier notebook that has left none."""
+        wanted, waiting = {notebook}, [notebook]
+        while waiting:
+            more = set(parameters.reads(waiting.pop())) - wanted
+            wanted |= more
+            waiting += more
+        folder = self.folder / "records"
+        absent = [n for n in parameters.CHAIN if n in wanted and not (folder / n).is_dir()]
+        return (
+            f"record {notebook}/{name} is not there: run {', '.join(absent or [notebook])} of study "
+            f"{self.study} first, in this order (a new machine has an empty disk)"
+        )
 
     def record_path(self, name: str, notebook: str = "") -> Path:
         return self.folder / "records" / (notebook or self.notebook) / f"{name}.json"

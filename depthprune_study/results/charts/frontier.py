@@ -66,7 +66,8 @@ def budget(curves: Mapping[str, Mapping[int, Interval]], *, title: str) -> Figur
     ax.minorticks_off()
     ax.set_xlabel("tokens of training, log scale")
     told = {
-        name.replace(f" at {untrained:,}", " at 0") + " tokens": ratio for name, ratio in told.items()
+        name.replace(f" at {untrained:,}", " at 0") + " tokens": ratio
+        for name, ratio in told.items()
     }
     figure.set_label(wording.alt(title, f"{wording.RATIO} by tokens of training", told))
     return figure

@@ -36,7 +36,7 @@ class Plan:
         return tuple(layer for layer in range(self.n_layers) if layer not in self.dropped)
 
     def then(self, second: Plan) -> Plan:
-        """Two cuts as one plan of the original model; `second` counts in the model that self leaves."""
+        """Two cuts as one plan of the original model; `second` counts in what self leaves."""
         if second.n_layers != len(self.kept):
             raise ValueError(
                 f"the second plan is for {second.n_layers} layers, but the first leaves "
@@ -49,7 +49,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a student is healed: one pass over `tokens` of text with AdamW, warm-up, cosine to zero."""
+    """How a student is healed: one pass over `tokens` of text; AdamW, warm-up, cosine to zero."""
 
     tokens: int  # of training
     lr: float
@@ -96,7 +96,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Score:
-    """How well a model predicts some documents: one entry a document, sums over its scored tokens."""
+    """How well a model predicts documents: one entry a document, sums over its scored tokens."""
 
     documents: tuple[str, ...]
     nll_nats: tuple[float, ...]
@@ -141,7 +141,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Profile:
-    """What each layer is worth by several criteria; larger = worse to drop, in every one of them."""
+    """What each layer is worth by several criteria; larger = worse to drop, in every one."""
 
     n_layers: int
     teacher: Score

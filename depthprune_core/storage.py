@@ -40,7 +40,7 @@ class Stamp:
 
 
 def write(path: Path, record: Record | Mapping[str, Record], stamp: Stamp) -> Path:
-    """Save one record, or several of one kind by name, with its stamp; under a temporary name first.
+    """Save a record, or several of one kind by name, with a stamp; under a temporary name first.
 
     Raises ValueError for NaN or infinity, which JSON cannot hold.
     """

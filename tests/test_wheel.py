@@ -67,7 +67,7 @@ def test_outside_a_checkout_it_tells_version_plan_and_state(
     assert run(installed, tmp_path, "--version").startswith("depthprune ")
     assert "01_sensitivity" in run(installed, tmp_path, "run", "quick", "--dry-run")
     assert "run: to do" in run(installed, tmp_path, "status")
-    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}  # matplotlib keeps its fonts there
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}  # of matplotlib's fonts
 
 
 @pytest.mark.slow

@@ -204,8 +204,8 @@ class Workspace:
         folder = self.folder / "records"
         absent = [n for n in parameters.CHAIN if n in wanted and not (folder / n).is_dir()]
         return (
-            f"record {notebook}/{name} is not there: run {', '.join(absent or [notebook])} of study "
-            f"{self.study} first, in this order (a new machine has an empty disk)"
+            f"record {notebook}/{name} is not there: run {', '.join(absent or [notebook])} of "
+            f"study {self.study} first, in this order (a new machine has an empty disk)"
         )
 
     def record_path(self, name: str, notebook: str = "") -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -24,13 +25,15 @@ def low_rank(model: PreTrainedModel, *, rank: int, seed: int, keep: Collection[n
     are: the model gets its own copy of those that change.
     """
     from peft import LoraConfig
-    from peft.tuners.lora import LoraModel
+    from peft.tuners.lora import Linear, LoraModel
 
     layers = decoder(model).layers_name
     targets = [name for name, m in model.named_modules() if name.startswith(f"{layers}.") and type(m) in (nn.Linear, Conv1D)]
     transposed = any(type(m) is Conv1D for m in model.modules())  # peft would find out too, with a warning for each map
     flags = {p: p.requires_grad for p in model.parameters()}
     config = LoraConfig(r=rank, lora_alpha=SCALING * rank, target_modules=targets, lora_dropout=0.0, fan_in_fan_out=transposed)
+    # Asked before peft's other kinds, one of which raises where an old torchao is installed (Colab has 0.10).
+    config._register_custom_module({nn.Linear: Linear, Conv1D: partial(Linear, is_target_conv_1d_layer=True)})
     cuda = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)

@@ -6,6 +6,7 @@ where the stamp still holds. A recovery that was cut goes on from its checkpoint
 
 from __future__ import annotations
 
+import base64
 import copy
 import ctypes
 import hashlib
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from IPython.display import Image, display
+from IPython.display import display
 from transformers import PreTrainedModel
 
 from depthprune_core import (
@@ -441,7 +442,9 @@ class Bench:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         temporary.write_bytes(data)
         os.replace(temporary, path)
-        display(Image(data=data, format="png", alt=figure.get_label() or name))
+        label = figure.get_label() or name
+        shown = {"image/png": base64.b64encode(data).decode(), "text/plain": label}
+        display(shown, metadata={"image/png": {"alt": label}}, raw=True)  # Image(alt=...) needs IPython 8: Colab has 7.34
 
     def record_path(self, name: str) -> Path:
         return self.folder / "records" / self.notebook / f"{name}.json"

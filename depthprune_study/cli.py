@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -323,7 +324,8 @@ def _sentences() -> Iterator[None]:
 
 
 def main() -> None:
-    """Entry point."""
+    """Entry point. Idle threads spin for a bounded time, which must be set before torch is imported."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     app()
 
 

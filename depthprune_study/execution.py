@@ -17,6 +17,8 @@ from typing import Any, TextIO
 from depthprune_core.records import write_atomically
 from depthprune_study.settings import StudyError
 
+# How long an idle OpenMP thread spins before it sleeps: long enough for a study alone, short enough beside other work (GNU OpenMP).
+SPINS = {"GOMP_SPINCOUNT": "10000"}
 FULL_DISK_BYTES = 1_000_000  # with less left, whatever failed did so for want of room
 
 
@@ -31,6 +33,8 @@ def execute(
     from traitlets.config import Config
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    for name, value in SPINS.items():  # kernels inherit it
+        os.environ.setdefault(name, value)
     unfinished = partial(target)
     for folder in (target.parent, log.parent):
         folder.mkdir(parents=True, exist_ok=True)

@@ -47,12 +47,16 @@ def badge(notebook: str) -> str:
 
 def setup_cell() -> str:
     """Source of the set-up cell: nothing outside Colab; there it takes the code from the repository, never a new torch."""
-    return f"""import sys
+    return f"""import importlib.util
+import os
+import sys
 
-if "google.colab" in sys.modules:  # anywhere else, the environment is already there
+# Only in Colab, and there once: kernels that a run starts find what the first one has installed.
+if "google.colab" in sys.modules and importlib.util.find_spec("depthprune_core") is None:
     !test -d depthprune || git clone --quiet --depth 1 --branch {BRANCH} https://github.com/{REPOSITORY}.git depthprune
-    !pip install --quiet --no-deps -e depthprune
+    assert os.path.isdir("depthprune"), "the repository could not be cloned: run this cell again"
     !pip install --quiet "mwparserfromhell<0.8" gguf
+    !pip install --quiet --no-deps -e depthprune
     sys.path.insert(0, "depthprune")"""
 
 

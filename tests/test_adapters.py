@@ -140,3 +140,23 @@ def test_weights_that_a_student_shares_are_not_trained_themselves():
         ValueError, match=r"shares weights with its teacher: only adapters \(trained='lora'\) can be trained, not 'all'"
     ):
         recover(student, teacher, WINDOWS, plan=plan, loss={"kl": 1.0}, lr=1e-2, seed=0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_old_torchao_does_not_stop_them_and_changes_no_weight(name, monkeypatch):
+    """Colab has torchao 0.10, at which peft raises for plain linear maps."""
+
+    def made() -> dict[str, torch.Tensor]:
+        model = tiny(name)
+        with low_rank(model, rank=2, seed=0), torch.no_grad():
+            for own, p in model.named_parameters():
+                if "lora_B" in own:
+                    p.add_(0.1)
+        return weights_of(model)
+
+    def too_old() -> bool:
+        raise ImportError("Found an incompatible version of torchao. Found version 0.10.0")
+
+    plain = made()
+    monkeypatch.setattr("peft.tuners.lora.torchao.is_torchao_available", too_old)
+    assert all(torch.equal(value, plain[own]) for own, value in made().items())

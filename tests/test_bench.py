@@ -516,7 +516,10 @@ def test_a_figure_is_shown_with_its_text_and_kept(bench: Bench, runs: Path, monk
     figure = plt.figure(label="what the figure says")
     bench.show("plot", figure)
     plt.close(figure)
-    assert shown.outputs[0][0].alt == "what the figure says"
+    assert (
+        shown.outputs[0][0]["text/plain"] == "what the figure says"
+    )  # no Image(alt=...): IPython 7.34, which Colab has, knows none
+    assert shown.outputs[0][0]["image/png"]
     assert (runs / "bench-test" / "figures" / "05_seed_stability-plot.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -198,9 +198,11 @@ class Workspace:
         """What to run before a record can be read: every earlier notebook that has left none."""
         wanted, waiting = {notebook}, [notebook]
         while waiting:
-            more = set(parameters.reads(waiting.pop())) - wanted
-            wanted |= more
-            waiting += more
+            earlier = waiting.pop()
+            if (paths.notebooks() / f"{earlier}.ipynb").is_file():
+                more = set(parameters.reads(earlier)) - wanted
+                wanted |= more
+                waiting += more
         folder = self.folder / "records"
         absent = [n for n in parameters.CHAIN if n in wanted and not (folder / n).is_dir()]
         return (

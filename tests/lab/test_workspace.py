@@ -152,7 +152,7 @@ def test_records_are_saved_and_read_back(open_lab: Open) -> None:
     stamp = storage.read_stamp(lab.record_path("plans"))
     assert stamp.parameters == lab.parameters
     assert stamp.notebook_hash == lab.notebook_hash
-    with pytest.raises(StudyError, match=r"02_prune/plans is not there: run .*02_prune of study quick first"):
+    with pytest.raises(StudyError, match="is not there: run 02_prune of study quick first"):
         lab.read("02_prune", "plans")
 
 

@@ -24,7 +24,15 @@ from depthprune_study import colab as in_colab
 from depthprune_study import parameters, paths
 from depthprune_study.errors import StudyError
 
-slow = pytest.mark.slow
+ASKED = "DEPTHPRUNE_TEST_COLAB" in os.environ
+
+
+def slow(test: Any) -> Any:
+    """Twenty minutes on two cores: `make test-colab` asks for them."""
+    asked = pytest.mark.skipif(not ASKED, reason="make test-colab runs it")
+    return pytest.mark.slow(asked(test))
+
+
 ROOT = Path(__file__).resolve().parents[1]
 PINS = Path(__file__).parent / "data" / "colab-2026-08-19.txt"
 LATER = ("depthprune", "gguf")  # what the set-up cell has to bring

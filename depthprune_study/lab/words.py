@@ -18,7 +18,7 @@ from depthprune_study.lab import cache
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
 
-AT_ONCE = 64  # windows a file: what is lost, at most, where the sampling is stopped
+AT_ONCE = 16  # windows a file: what is lost, at most, where the sampling is stopped
 MODULES = ("depthprune_core.evaluation",)
 PARTS = ("inputs", "targets", "mask")
 

@@ -55,7 +55,7 @@ class Pruned:
 
     def __str__(self) -> str:
         gone = ", ".join(map(str, self.plan.dropped))
-        where = f"{self.out} and {self.address}" if self.address else f"{self.out}"
+        where = f"{self.out.name} and {self.address}" if self.address else self.out.name
         return f"{where}: layers {gone} are gone, perplexity ratio {self.ratios[SAVED]}"
 
 

@@ -379,6 +379,21 @@ def test_depth_is_told_by_the_share_of_parameters_and_seeds_by_their_mean():
     assert mean.note == "mean of 2 seeds" and lines["cut"][share] == about(2.0)
 
 
+def test_the_matched_cost_compares_two_models_trained_on_the_same_text():
+    scores = {
+        "whole": score_of(300, 400),
+        "whole, same text": score_of(290, 390),
+        "3 fewer, healed": score_of(310, 410),
+        "3 fewer, ce": score_of(300, 400),
+    }
+    matched = statistics.matched(scores)
+    assert list(matched) == ["3 fewer, matched"]
+    assert matched["3 fewer, matched"] == statistics.ppl_ratio(
+        scores["3 fewer, ce"], scores["whole, same text"]
+    )
+    assert statistics.matched({"3 fewer, ce": score_of(300, 400)}) == {}
+
+
 def test_factors_are_compared_with_the_level_that_was_kept():
     trials = {
         "lr: 0.0001": score_of(310, 430),

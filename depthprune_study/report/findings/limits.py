@@ -114,6 +114,12 @@ def depth(scores: Mapping[str, Score], sizes: Mapping[str, Size]) -> Finding:
         f"Healed, times the frozen whole model's perplexity: {told} (n ="
         f" {next(iter(ratios.values())).n} test articles)."
     )
+    if matched := statistics.matched(scores):
+        told = ", ".join(
+            f"{name.removesuffix(', matched')} {w.interval(value)}"
+            for name, value in matched.items()
+        )
+        text += f" Both trained on the text, times the whole model trained alike: {told}."
     text += (
         f" Note: {ADAPTATION}."
         if any(w.side(value, 1) == w.BELOW for value in ratios.values())

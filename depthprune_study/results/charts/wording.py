@@ -15,6 +15,7 @@ _NAMES = {
     "whole": "whole model",
     "whole, same text": "whole, trained on the text",
     "ce": "cut, trained on the text",
+    "matched": "both trained on the text",
     "narrower, cut": "narrower, not healed",
     "adapters": "adapters, healed",
     "adapters, ce": "adapters, trained on the text",

@@ -34,6 +34,7 @@ from depthprune_study.results.statistics.tables import (
     by_seed,
     by_share,
     kept_levels,
+    matched,
     ratios,
     rises,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "holm",
     "kept_levels",
     "layer_intervals",
+    "matched",
     "mcnemar",
     "mean_per_token",
     "mean_score",

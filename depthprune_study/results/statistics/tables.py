@@ -27,6 +27,18 @@ def ratios(
     }
 
 
+def matched(
+    scores: Mapping[str, Score], *, control: str = "whole, same text"
+) -> dict[str, Interval]:
+    """`k fewer, ce` -> {`k fewer, matched`: PPL ratio to the whole model trained alike}."""
+    end = ", ce"
+    return {
+        f"{name.removesuffix(end)}, matched": ppl_ratio(score, scores[control])
+        for name, score in scores.items()
+        if name.endswith(end) and control in scores
+    }
+
+
 def rises(scores: Mapping[str, Score], *, whole: str = "whole") -> dict[str, float]:
     """Name -> mean NLL above that of scores[whole], nats per token."""
     zero = scores[whole].mean_nll_nats

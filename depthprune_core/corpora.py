@@ -24,11 +24,8 @@ _NEWS = WheelFile(
     "gensim/test/test_data/lee_background.cor",
     "5d78d6dafd953bbf65797bef09a9ffb9ec430583381be705f8fd460000f370fb",
 )
-_WIKITEXT = {
-    "path": "Salesforce/wikitext",
-    "name": "wikitext-2-raw-v1",
-    "revision": "b08601e04326c79dfdd32d625aee71d232d685c3",
-}
+_WIKITEXT, _WIKITEXT_CONFIG = "Salesforce/wikitext", "wikitext-2-raw-v1"
+_WIKITEXT_REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
 
 
 def load(name: str, *, cache: Path) -> list[Document]:
@@ -40,7 +37,7 @@ def load(name: str, *, cache: Path) -> list[Document]:
     behind one of these names the field that holds the text; without it that is `text`, or the only
     field with strings.
 
-    Raises ValueError for what is no text, RuntimeError where a network fails.
+    Raises ValueError for what is no text, RuntimeError where no network gives it.
     """
     if name == "wikipedia-excerpt":
         return wikipedia()
@@ -49,8 +46,8 @@ def load(name: str, *, cache: Path) -> list[Document]:
         return [
             Document(f"news-{i:03d}", line.strip()) for i, line in enumerate(lines) if line.strip()
         ]
-    if name == "wikitext-2" or has_wikitext_layout(name):
-        return list(itertools.chain(*wikitext(name).values()))
+    if name == "wikitext-2":
+        return list(itertools.chain(*wikitext().values()))
     where, column = reading.parted(name)
     path = Path(where)
     if path.is_file():
@@ -88,53 +85,37 @@ def wikipedia(path: Path = WIKIPEDIA) -> list[Document]:
 # ---------------------------------------------------------------- WikiText-2
 
 
-def has_wikitext_layout(name: str) -> bool:
-    """Whether this is a folder like WikiText-2's on the hub: parquet files named by split."""
-    return Path(name).is_dir() and any(Path(name).glob("train-*.parquet"))
-
-
-def wikitext(name: str) -> dict[str, list[Document]]:
+def wikitext() -> dict[str, list[Document]]:
     """WikiText-2 raw, as articles: {"train": [...], "validation": [...], "test": [...]}.
 
-    `wikitext-2` is fetched from the hub at a pinned revision, its files held to their hashes; any
-    other name is a local folder of the same layout. An article begins at a line ` = Title = `;
-    sections (` = = Name = = `) do not begin one.
+    Fetched from the hub at a pinned revision, its files held to their hashes. An article begins at
+    a line ` = Title = `; sections (` = = Name = = `) do not begin one.
 
-    Raises RuntimeError where the hub gives nothing, ValueError for missing or damaged files.
+    Raises RuntimeError where the hub gives nothing, ValueError for damaged files.
     """
-    folder = _wikitext_of_the_hub() if name == "wikitext-2" else Path(name)
+    folder = _wikitext_folder()
     parts = {}
     for split in ("train", "validation", "test"):
         files = sorted(folder.glob(f"{split}-*.parquet"))
-        if not files:
-            raise ValueError(
-                f"folder {folder} has no {split}-*.parquet: it does not have WikiText-2's layout"
-            )
-        parts[split] = _articles(
-            split, (row["text"] for file in files for row in reading.rows(file))
-        )
+        lines = (row["text"] for file in files for row in reading.rows(file))
+        parts[split] = _articles(split, lines)
     return parts
 
 
-def _wikitext_of_the_hub() -> Path:
-    where, revision, name = (_WIKITEXT[key] for key in ("path", "revision", "name"))
+def _wikitext_folder() -> Path:
+    files = [f"{_WIKITEXT_CONFIG}/*.parquet"]
     try:
-        files = [f"{name}/*.parquet"]
-        folder = snapshot(where, revision, files=files, repo_type="dataset") / name
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is not there yet")
+        found = snapshot(_WIKITEXT, _WIKITEXT_REVISION, files=files, repo_type="dataset")
+        check_hashes(found / _WIKITEXT_CONFIG, files=["*.parquet"])
     except OSError:  # ConnectionError too
         raise RuntimeError(
-            f"could not fetch wikitext-2 ({where} at {revision[:8]}) from the data hub: check the "
-            "network (and HF_HUB_OFFLINE), or name a local folder with its parquet files"
+            f"could not fetch wikitext-2 ({_WIKITEXT}) from the data hub: check the network "
+            "(and HF_HUB_OFFLINE)"
         ) from None
-    try:
-        check_hashes(folder, files=["*.parquet"])
     except ValueError as error:
-        raise ValueError(
-            f"wikitext-2: {error}: remove {folder.parents[2]} and run again with a network"
-        ) from None
-    return folder
+        folder = found.parents[1]
+        raise ValueError(f"{error}: remove {folder} and run again with a network") from None
+    return found / _WIKITEXT_CONFIG
 
 
 def _articles(split: str, lines: Iterable[str]) -> list[Document]:

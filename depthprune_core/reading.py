@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
-import itertools
-import json
 import math
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,21 +11,14 @@ from typing import Any
 from depthprune_core.text import Document
 
 STREAMED_CHARS = 12_000_000  # of a data set on the hub: its first rows, about three million tokens
-WANTED = "UTF-8 text (.txt, .md), .jsonl, .json, .csv, .parquet, or one of these as .gz"
-_READERS = {
-    **dict.fromkeys(("", ".txt", ".text", ".md", ".markdown", ".rst"), "plain"),
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-}
+WANTED = "UTF-8 text (.txt, .md), .jsonl, .json, .csv or .parquet"
+_PLAIN = ("", ".txt", ".md")
+_ROWS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 def is_hub_name(where: str) -> bool:
     """Whether this can be ORG/NAME or ORG/NAME/CONFIG, and not a file that is missing."""
-    suffix = _suffix(Path(where))
-    is_file = suffix != "" and suffix in _READERS
+    is_file = Path(where).suffix in (".txt", ".md", *_ROWS)
     return not is_file and bool(re.fullmatch(r"[\w.-]+(/[\w.-]+){1,2}", where))
 
 
@@ -41,93 +30,51 @@ def parted(name: str) -> tuple[str, str]:
     return where, column
 
 
-def _suffix(path: Path) -> str:
-    """The suffix that tells what is inside, `.gz` passed over."""
-    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
-
-
 def from_folder(folder: Path, column: str) -> list[Document]:
     """Every readable file below a folder, by name; a README is no text of the corpus."""
-    files = [f for f in sorted(folder.rglob("*")) if f.is_file() and _suffix(f) in _READERS]
-    hidden = [f for f in files if any(p.startswith(".") for p in f.relative_to(folder).parts)]
-    files = [f for f in files if f not in hidden and f.suffix and f.stem.upper() != "README"]
+    readable = [
+        file for file in sorted(folder.rglob("*")) if file.suffix in (".txt", ".md", *_ROWS)
+    ]
+    hidden = [f for f in readable if any(p.startswith(".") for p in f.relative_to(folder).parts)]
+    files = [f for f in readable if f not in hidden and f.is_file() and f.stem.upper() != "README"]
     if not files:
         raise ValueError(f"folder {folder} holds no text: it needs files with {WANTED}")
     return [document for file in files for document in from_file(file, column, folder)]
 
 
 def from_file(path: Path, column: str, folder: Path | None = None) -> list[Document]:
+    """A plain text as one document; of a file of rows, one document a row."""
     name = path.relative_to(folder).as_posix() if folder else path.name
-    reader = _READERS.get(_suffix(path))
-    if reader is None:
-        raise ValueError(f"{path} is no text that can be read here: give {WANTED}")
-    if reader != "plain":
+    if path.suffix in _ROWS:
         return _documents(rows(path), name, str(path), column)
-    if column:
-        raise ValueError(f"{path} is plain text and has no column {column!r}: name the file alone")
-    content = _plain(path)
+    if path.suffix not in _PLAIN:
+        raise ValueError(f"{path} is no text that can be read here: give {WANTED}")
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text (byte {error.start}): if it is text at all, save it as UTF-8"
+        ) from None
     return [Document(name, content)] if content.strip() else []
 
 
-def _plain(path: Path) -> str:
-    """The content of a plain text file. Raises ValueError for what is something else."""
-    try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        marks = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-        encoding = marks.get(content[:2], "LATIN1")
-        raise ValueError(
-            f"{path} is not UTF-8 text (byte {error.start}): if it is text at all, save it as "
-            f"UTF-8, e.g. by `iconv -f {encoding} -t UTF-8 {path.name} > utf8.txt`"
-        ) from None
-    if "\0" in text:
-        raise ValueError(f"{path} is binary, not text: give {WANTED}")
-    first = next((line for line in text.splitlines() if line.strip()), "").strip()
-    if first.startswith("{") and first.endswith("}") and _is_json(first):
-        raise ValueError(f"{path} holds JSON lines, not prose: rename it to {path.stem}.jsonl")
-    return text
-
-
-def _is_json(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
-
-
 def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a .jsonl, .json, .csv, .tsv or .parquet file. Raises ValueError where that fails."""
-    options = {"sep": "\t"} if _suffix(path) == ".tsv" else {}
-    source = {"path": _READERS[_suffix(path)], "data_files": str(path), **options}
-    try:
-        yield from _stream(source)
-    except Exception as error:  # of datasets, pyarrow, pandas, fsspec, by format
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(f"{path} cannot be read as {_suffix(path)[1:]} ({reason})") from None
+    """Rows of a .jsonl, .json, .csv or .parquet file. Raises ValueError where that fails."""
+    source = {"path": _ROWS[path.suffix], "data_files": str(path)}
+    return _stream(source, f"{path} cannot be read as {path.suffix[1:]}")
 
 
 def from_hub(where: str, column: str) -> list[Document]:
     """The first rows of a data set's train split, about STREAMED_CHARS of text."""
-    org_name, _, config = where.partition("/")[2].partition("/")
-    source = {"path": f"{where.split('/')[0]}/{org_name}", **({"name": config} if config else {})}
-    try:
-        rows = _stream(source)
-        first = list(itertools.islice(rows, 1))
-    except Exception as error:  # of the hub's clients, by release
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise RuntimeError(
-            f"{where} is no file or folder here, and could not be streamed as a data set of the "
-            f"hub ({reason})"
-        ) from None
-    return _documents(itertools.chain(first, rows), where, where, column, STREAMED_CHARS)
+    org, name, *config = where.split("/")
+    source = {"path": f"{org}/{name}", **({"name": config[0]} if config else {})}
+    failure = (
+        f"{where} is no file or folder here, and could not be streamed as a data set of the hub"
+    )
+    return _documents(_stream(source, failure), where, where, column, STREAMED_CHARS)
 
 
-def _stream(source: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _stream(source: dict[str, Any], failure: str) -> Iterator[dict[str, Any]]:
     """Rows of a data set's train split; nothing is kept on disk, and datasets logs nothing."""
     import datasets  # late: it takes a second, and most texts do without
 
@@ -135,6 +82,9 @@ def _stream(source: dict[str, Any]) -> Iterator[dict[str, Any]]:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield from datasets.load_dataset(**source, split="train", streaming=True)
+    except Exception as error:  # of datasets, pyarrow, pandas, fsspec, the hub's client
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"{failure} ({reason})") from None
     finally:
         datasets.logging.set_verbosity(level)
 

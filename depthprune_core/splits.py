@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from depthprune_core import corpora
-from depthprune_core.subjects import subjects
 from depthprune_core.text import Document
 
 SPLITS = ("recovery", "calibration", "validation", "test")
@@ -21,22 +17,24 @@ PART_CHARS = PASSAGE_CHARS // 4  # of a line
 MIN_PASSAGES = 40
 AT_MOST = {"test": 60, "calibration": 16, "validation": 16}  # passages
 _TURNS = {0: "test", 1: "test", 5: "validation", 10: "calibration", 11: "calibration"}  # of twenty
-_WANTED = {"test": 24, "validation": 9, "calibration": 6}  # documents of wikipedia-excerpt
 
 
 def split_named(name: str, *, cache: Path) -> dict[str, list[Document]]:
     """The splits of a named text, which share no document.
 
-    `wikipedia-excerpt` has committed ones, disjoint by subject. WikiText-2 has its own; its train
-    articles give recovery and calibration. `news-excerpt` is out of domain and has a test split
-    alone. A text of one's own is cut into passages.
+    Those of `wikipedia-excerpt` ship with the package and share no subject either
+    (tools/split_wikipedia.py). WikiText-2 has its own; its train articles give recovery and
+    calibration. `news-excerpt` is out of domain and has a test split alone. A text of one's own is
+    cut into passages.
 
     Raises ValueError for a text that is too short, and as `corpora.load`.
     """
     if name == "wikipedia-excerpt":
-        return committed(corpora.load(name, cache=cache))
-    if name == "wikitext-2" or corpora.has_wikitext_layout(name):
-        parts = corpora.wikitext(name)
+        articles = {article.name: article for article in corpora.load(name, cache=cache)}
+        entries = json.loads(SPLITS_FILE.read_text(encoding="utf-8"))
+        return {split: [articles[entry["title"]] for entry in entries[split]] for split in SPLITS}
+    if name == "wikitext-2":
+        parts = corpora.wikitext()
         train = [d for d in parts["train"] if len(d.text) >= corpora.MIN_DOCUMENT_CHARS]
         held_out = {"validation": parts["validation"], "test": parts["test"]}
         return {"recovery": train[8:], "calibration": train[:8], **held_out}
@@ -44,72 +42,6 @@ def split_named(name: str, *, cache: Path) -> dict[str, list[Document]]:
     if name == "news-excerpt":
         return {"recovery": [], "calibration": [], "validation": [], "test": documents}
     return of_passages(documents, name)
-
-
-# ---------------------------------------------------------------- wikipedia-excerpt
-
-
-def make_splits(documents: Sequence[Document], *, trained_on: Collection[str]) -> dict[str, Any]:
-    """The content of splits.json: whole subjects are dealt, never single articles.
-
-    A subject with an article that gpt2-mini was trained on (`trained_on`, titles) goes to recovery.
-    The others come in the order of their hash, each to the split that lacks most and has room.
-    """
-    groups = defaultdict(list)
-    subject = subjects(documents)
-    for document in sorted(documents, key=lambda document: document.name):
-        groups[subject[document.name]].append(document)
-    dealt: dict[str, list[Document]] = {split: [] for split in SPLITS}
-    for name in sorted(groups, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
-        group = groups[name]
-        fits = [s for s in _WANTED if len(dealt[s]) + len(group) <= _WANTED[s]] or list(_WANTED)
-        neediest = min(fits, key=lambda split: len(dealt[split]) / _WANTED[split])
-        is_trained_on = any(document.name in trained_on for document in group)
-        dealt["recovery" if is_trained_on else neediest] += group
-    entries = {
-        split: [
-            {"title": d.name, "subject": subject[d.name], "sha256": d.sha256}
-            for d in sorted(dealt[split], key=lambda document: document.name)
-        ]
-        for split in SPLITS
-    }
-    return {"trained_on": sorted(trained_on), **entries}
-
-
-def committed(
-    documents: Sequence[Document], splits_file: Path = SPLITS_FILE
-) -> dict[str, list[Document]]:
-    """The committed splits of these documents.
-
-    Raises ValueError for a document that is missing or has another text, and for a damaged file.
-    """
-    by_name = {document.name: document for document in documents}
-    parts: dict[str, list[Document]] = {}
-    for split, entries in _read(Path(splits_file)).items():
-        parts[split] = []
-        for title, sha256 in entries:
-            document = by_name.get(title)
-            if document is None or document.sha256 != sha256:
-                state = "is missing" if document is None else "has another text"
-                raise ValueError(
-                    f"document {title!r} of split {split} {state}: {splits_file} was made for "
-                    "another text"
-                )
-            parts[split].append(document)
-    return parts
-
-
-def _read(path: Path) -> dict[str, list[tuple[str, str]]]:
-    """Split -> (title, sha256) of its documents."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        splits = {s: [(str(e["title"]), str(e["sha256"])) for e in content[s]] for s in SPLITS}
-        intact = all(splits.values())
-    except (OSError, ValueError, RecursionError, LookupError, TypeError):
-        intact = False
-    if not intact:
-        raise ValueError(f"splits {path} are damaged: restore the file")
-    return splits
 
 
 # ---------------------------------------------------------------- a text of one's own

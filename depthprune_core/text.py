@@ -18,10 +18,6 @@ class Document:
     name: str
     text: str
 
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.text.encode()).hexdigest()
-
 
 @dataclass(frozen=True)
 class Windows:

@@ -1,13 +1,27 @@
-"""Which articles are about one subject: these must never stand in different splits."""
+"""Makes depthprune_core/data/splits.json: which articles of wikipedia-excerpt are for what.
+
+    python tools/split_wikipedia.py
+
+Articles about one subject never stand in different splits. A test holds that the committed file is
+what this rule gives.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+from depthprune_core import corpora
+from depthprune_core.splits import SPLITS, SPLITS_FILE
 from depthprune_core.text import Document
 
+WANTED = {"test": 24, "validation": 9, "calibration": 6}  # articles; the others are for recovery
 # What the rule misses, found by reading the titles and first sentences of wikipedia-excerpt.
 SUBJECTS = (
     ("Appellate court", "Appellate procedure in the United States"),
@@ -21,6 +35,37 @@ RUN_WORDS = 13  # in common, as GPT-3's authors define contamination (Brown et a
 _STOP_WORDS = frozenset(
     {"a", "an", "and", "for", "in", "list", "of", "on", "or", "the", "to", "with"}
 )
+
+
+def make_splits(documents: Sequence[Document], *, trained_on: Collection[str]) -> dict[str, Any]:
+    """The content of splits.json: whole subjects are dealt, never single articles.
+
+    A subject with an article that gpt2-mini was trained on (`trained_on`, titles) goes to recovery.
+    The others come in the order of their hash, each to the split that lacks most and has room.
+    """
+    groups = defaultdict(list)
+    subject = subjects(documents)
+    for document in sorted(documents, key=lambda document: document.name):
+        groups[subject[document.name]].append(document)
+    dealt: dict[str, list[Document]] = {split: [] for split in SPLITS}
+    for name in sorted(groups, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
+        group = groups[name]
+        fits = [s for s in WANTED if len(dealt[s]) + len(group) <= WANTED[s]] or list(WANTED)
+        neediest = min(fits, key=lambda split: len(dealt[split]) / WANTED[split])
+        is_trained_on = any(document.name in trained_on for document in group)
+        dealt["recovery" if is_trained_on else neediest] += group
+    entries = {
+        split: [
+            {
+                "title": d.name,
+                "subject": subject[d.name],
+                "sha256": hashlib.sha256(d.text.encode()).hexdigest(),
+            }
+            for d in sorted(dealt[split], key=lambda document: document.name)
+        ]
+        for split in SPLITS
+    }
+    return {"trained_on": sorted(trained_on), **entries}
 
 
 def subjects(documents: Sequence[Document]) -> dict[str, str]:
@@ -83,3 +128,15 @@ def _tells_of(document: Document, title: str) -> bool:
     pattern = re.compile(rf"\b{re.escape(title)}s?\b", re.IGNORECASE)
     often = MENTIONS * max(1.0, len(document.text) / 10_000)
     return bool(pattern.search(sentence)) and len(pattern.findall(document.text)) >= often
+
+
+def main() -> None:
+    """Deal the articles again; gpt2-mini's training articles stay as the file names them."""
+    articles = corpora.load("wikipedia-excerpt", cache=Path())
+    trained_on = json.loads(SPLITS_FILE.read_text(encoding="utf-8"))["trained_on"]
+    content = make_splits(articles, trained_on=trained_on)
+    SPLITS_FILE.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,7 @@ from depthprune_core import models, selection, sensitivity, speed, storage, subs
 from depthprune_core.records import Facts, Plan, Profile, Score, SetCosts
 from depthprune_core.text import Windows
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import cache, scored, scoring
+from depthprune_study.lab import cache, scoring
 
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
@@ -22,20 +22,19 @@ def profile(
     lab: Workspace, windows: Windows, *, gradients: bool = True, name: str = "profile"
 ) -> Profile:
     """What each layer is worth, by every criterion."""
-    path = lab.record_path(name)
 
     def measure() -> Profile:
         model = lab.teacher.model
         return sensitivity.profile(model, windows, gradients=gradients, progress=lab.progress)
 
-    on, modules = [lab.teacher, windows, gradients], ("depthprune_core.sensitivity",)
-    return lab.sources.note(cache.once(lab, path, measure, on=on, modules=modules), path)
+    on = [lab.teacher, windows, gradients]
+    return lab.save(name, cache.measured(lab, "profile", measure, on=on, room="sensitivity"))
 
 
 def set_costs(lab: Workspace, windows: Windows, *, up_to: int, name: str) -> SetCosts:
     """The exact cost of every set of 1 to `up_to` layers, nothing healed; goes on where stopped."""
     n_layers = lab.n_layers
-    sets = [tuple(sorted(dropped)) for dropped in subsets.up_to(n_layers, up_to)]
+    sets = subsets.up_to(n_layers, up_to)
     rises = _rises(lab, windows, sets)
     costs = {",".join(map(str, dropped)): rise for dropped, rise in zip(sets, rises, strict=True)}
     return lab.save(name, SetCosts(n_layers, costs))
@@ -92,7 +91,8 @@ def pairs_to_try(
     ranked = sorted(costs.of_size(2), key=lambda pair: (costs(frozenset(pair)), pair))
     tail = [pair for pair in ranked if set(pair) <= set(order[:cheap])]
     others = [pair for pair in ranked if pair not in tail]
-    return tail + selection.spread(others, min(spread, len(others)), top=0)
+    n = min(spread, len(others))
+    return tail + [others[(i + 1) * len(others) // n - 1] for i in range(n)]
 
 
 def tail_of(pairs: Sequence[tuple[int, int]], cheap: int) -> int:
@@ -128,46 +128,37 @@ def _chosen(rule: str, known: selection.Evidence, k: int) -> Plan:
 
 
 class _Cost:
-    """The cost of any set of layers: as kept, else measured, and kept."""
+    """The costs of sets of layers: as kept, else measured, and kept."""
 
     def __init__(self, lab: Workspace, windows: Windows, known: SetCosts | None) -> None:
         self._lab, self._windows = lab, windows
         self._rises = {
-            frozenset(map(int, key.split(","))): rise
+            tuple(map(int, key.split(","))): rise
             for key, rise in (known.rise_nll_nats if known else {}).items()
         }
 
-    def __call__(self, dropped: frozenset[int]) -> float:
-        if not dropped:
-            return 0.0
-        self.ahead([dropped])
-        return self._rises[dropped]
-
-    def ahead(self, sets: Sequence[frozenset[int]]) -> None:
-        """Measure those that are not known yet, together."""
-        new = sorted({tuple(sorted(s)) for s in sets if s and s not in self._rises})
+    def __call__(self, sets: Sequence[tuple[int, ...]]) -> list[float]:
+        new = sorted({layers for layers in sets if layers not in self._rises})
         if new:
             rises = _rises(self._lab, self._windows, new)
-            self._rises |= {frozenset(s): rise for s, rise in zip(new, rises, strict=True)}
+            self._rises |= dict(zip(new, rises, strict=True))
+        return [self._rises[layers] for layers in sets]
 
 
 def _rises(lab: Workspace, windows: Windows, sets: Sequence[tuple[int, ...]]) -> list[float]:
-    """Rise in mean NLL (nats per token) with each set dropped; some windows at a time are kept."""
-    totals = [0.0] * (len(sets) + 1)
-    modules = ("depthprune_core.subsets",)
+    """Rise in mean NLL (nats per token) with each set dropped; kept after every AT_ONCE windows."""
+    wanted = [(), *sets]
+    totals = [0.0] * len(wanted)
     for begin in range(0, len(windows), AT_ONCE):
-        some = windows.take(slice(begin, begin + AT_ONCE))
-        on = [lab.teacher, some, [list(s) for s in sets]]
-        stamp = cache.stamped(lab, "sets of layers", on, modules=modules, shared=True)
-        path = scored.measured_path(lab, stamp.key)
+        part = windows.take(slice(begin, begin + AT_ONCE))
 
-        def measure(some: Windows = some) -> Facts:
-            wanted = [(), *sets]
+        def measure(part: Windows = part) -> Facts:
             model = lab.teacher.model
-            nll = subsets.nll_by_window(model, some, wanted, progress=lab.progress).sum(1)
+            nll = subsets.nll_by_window(model, part, wanted, progress=lab.progress).sum(1)
             return Facts({"nll_nats": nll.tolist()})
 
-        part = f"sets of layers, windows {begin}.. of {len(windows)}"
-        found = cache.measured(lab, path, stamp, measure, name=part)
+        on = [lab.teacher, part, [list(dropped) for dropped in sets]]
+        name = f"sets of layers, windows {begin}.. of {len(windows)}"
+        found = cache.measured(lab, "sets of layers", measure, on=on, room="subsets", name=name)
         totals = [a + b for a, b in zip(totals, found.values["nll_nats"], strict=True)]
     return [(total - totals[0]) / windows.n_tokens for total in totals[1:]]

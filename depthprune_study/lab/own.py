@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def choose(job: Job, known: Profile | None = None) -> Plan:
     if known is None and job.rule in BY_PROFILE:
         known = profile(job)
     windows = job.windows("calibration")
-    cost = subsets.CostFunction(job.teacher.model, windows, progress=job.progress)
+    cost = partial(subsets.rises, job.teacher.model, windows, progress=job.progress)
     evidence = selection.Evidence(n_layers, known, cost, job.seed)
     return selection.choose(job.rule, evidence, job.n_dropped)
 

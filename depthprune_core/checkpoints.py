@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
+
+from depthprune_core.storage import replacing
+
+if TYPE_CHECKING:
+    from depthprune_core.steps import Run
 
 SAMPLED = 16_384  # numbers of a tensor, at most: another start or teacher differs nearly everywhere
 
@@ -30,48 +34,26 @@ def content(*models: PreTrainedModel | None) -> bytes:
     return digest.digest()
 
 
-def save(
-    path: Path,
-    key: str,
-    student: PreTrainedModel,
-    optimiser: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    log: dict[str, Any],
-) -> None:
-    """Keep a run under its key, under a temporary name first: a zip file with checksums inside."""
-    trained = {name: p.detach() for name, p in student.named_parameters() if p.requires_grad}
+def save(path: Path, key: str, run: Run) -> None:
+    """Keep a run under its key: a zip file with checksums inside."""
     state = {
         "key": key,
-        "student": trained,
-        "optimiser": optimiser.state_dict(),
-        "scaler": scaler.state_dict(),
-        "log": log,
+        "student": {n: p.detach() for n, p in run.student.named_parameters() if p.requires_grad},
+        "optimiser": run.optimiser.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "log": run.log,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         torch.save(state, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def resume(
-    path: Path,
-    key: str,
-    student: PreTrainedModel,
-    optimiser: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-) -> dict[str, Any]:
-    """Put student and optimiser where the file has them; returns its log.
-
-    Raises ValueError for a damaged file or another run's.
-    """
+def resume(path: Path, key: str, run: Run) -> None:
+    """Put a run where the file has it. Raises ValueError for a damaged file or another run's."""
     damaged = f"checkpoint {path} is damaged: remove it to begin this recovery again"
     if not _is_whole(path):
         raise ValueError(damaged)
     try:
-        state = torch.load(path, map_location=student.device, weights_only=True)
+        state = torch.load(path, map_location=run.student.device, weights_only=True)
     except RuntimeError as error:
         if "PytorchStreamReader" not in str(error):  # too little memory, say: no fault of the file
             raise
@@ -82,13 +64,13 @@ def resume(
             "remove it to begin again, or cut the student anew if this run was interrupted"
         )
     with torch.no_grad():
-        for name, p in student.named_parameters():
+        for name, p in run.student.named_parameters():
             if name in state["student"]:
                 p.copy_(state["student"][name])
-    optimiser.load_state_dict(state["optimiser"])
-    if scaler.is_enabled():
-        scaler.load_state_dict(state["scaler"])
-    return state["log"]
+    run.optimiser.load_state_dict(state["optimiser"])
+    if run.scaler.is_enabled():
+        run.scaler.load_state_dict(state["scaler"])
+    run.log = state["log"]
 
 
 def _is_whole(path: Path) -> bool:

@@ -14,7 +14,6 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from depthprune_core import adapters, checkpoints
-from depthprune_core.decoder import anatomy
 from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Curve, Recipe
 from depthprune_core.steps import DivergedError, Run
@@ -52,67 +51,50 @@ def recover(
     checkpoint_activations: layers keep their input alone and compute their inside again in the
     backward pass: less memory, a third more time, the same result.
     states: the teacher's, kept for other recoveries on these windows.
-
-    `validation` is scored at the end; with `validate_every_tokens` at the start and between too.
-
-    With `checkpoint` the run goes on from that file if it is there, bit for bit on a CPU; the file
-    is the caller's to remove. It never holds a step whose loss or gradient was not finite. The
-    student is to be the one that the run began with: cut it anew after an interruption.
+    validation: scored at the end; with `validate_every_tokens` at the start and between too.
+    checkpoint: the run goes on from that file if it is there, bit for bit on a CPU; the file is the
+    caller's to remove. It never holds a step whose loss or gradient was not finite. The student is
+    to be the one that the run began with: cut it anew after an interruption.
 
     Raises ValueError for a setting that cannot work or another run's checkpoint; DivergedError.
     """
     _check(student, teacher, windows, recipe, states)
-    shared = set(student.parameters()) & set(teacher.parameters() if teacher is not None else ())
-    if shared and recipe.trained != "lora":
-        raise ValueError(
-            "the student shares weights with its teacher: only adapters (trained='lora') can be "
-            f"trained, not {recipe.trained!r}"
-        )
     key = _key(student, teacher, windows, recipe) if checkpoint is not None else ""
     with _training(student), _adapted(student, recipe):
-        run = Run(student, teacher, windows, recipe)
-        run.states, run.micro_batch_size = states, micro_batch_size or recipe.batch_size
-        run.checkpoint_activations = checkpoint_activations
-        keeper = _Keeper(run, key, checkpoint, checkpoint_every_seconds)
-        keeper.resume()
+        run = Run(
+            student,
+            teacher,
+            windows,
+            recipe,
+            states=states,
+            micro_batch_size=micro_batch_size or recipe.batch_size,
+            checkpoint_activations=checkpoint_activations,
+        )
+        saved_at = time.monotonic()
+
+        def save_if_due() -> None:
+            nonlocal saved_at
+            if checkpoint and time.monotonic() - saved_at >= checkpoint_every_seconds:
+                checkpoints.save(checkpoint, key, run)
+                saved_at = time.monotonic()
+
+        if checkpoint is not None and checkpoint.exists():
+            checkpoints.resume(checkpoint, key, run)
+        every = validate_every_tokens or math.inf
         if validation is not None and validate_every_tokens and not run.log["validation_tokens"]:
             run.validate(validation)
         while run.log["step"] < len(run.batches):
             before = run.seen
             run.accumulate()
-            keeper.save_if_due()
+            save_if_due()
             run.update()
             done = run.log["step"] == len(run.batches)
-            every = validate_every_tokens or math.inf
             if validation is not None and (done or run.seen // every > before // every):
                 run.validate(validation)
             progress(run.seen, len(windows) * windows.seq_len, "tokens")
         run.check_end()
-        keeper.save_if_due()
+        save_if_due()
     return student, run.curve()
-
-
-class _Keeper:
-    """Keeps a run in its checkpoint, now and then."""
-
-    def __init__(self, run: Run, key: str, path: Path | None, every_seconds: float) -> None:
-        self.run, self.key, self.every_seconds = run, key, every_seconds
-        self.path = None if path is None else Path(path)
-        self.saved_at = time.monotonic()
-
-    def resume(self) -> None:
-        if self.path is not None and self.path.exists():
-            run = self.run
-            run.log = checkpoints.resume(
-                self.path, self.key, run.student, run.optimiser, run.scaler
-            )
-
-    def save_if_due(self) -> None:
-        if self.path is None or time.monotonic() - self.saved_at < self.every_seconds:
-            return
-        run = self.run
-        checkpoints.save(self.path, self.key, run.student, run.optimiser, run.scaler, run.log)
-        self.saved_at = time.monotonic()
 
 
 def _key(
@@ -160,18 +142,9 @@ def _check(
         raise ValueError(f"kl={recipe.kl:g} needs a teacher")
     if states is not None and states.teacher is not teacher:
         raise ValueError("the states were made from another model than this teacher")
-    if teacher is None or not recipe.kl:
-        return
-    words = [len(anatomy(model).head.weight) for model in (student, teacher)]
-    if words[0] != words[1]:
+    shared = set(student.parameters()) & set(teacher.parameters() if teacher is not None else ())
+    if shared and recipe.trained != "lora":
         raise ValueError(
-            f"the student's vocabulary has {words[0]:,} tokens and the teacher's {words[1]:,}: "
-            "kl compares them token by token"
-        )
-    depths = [len(anatomy(model).layers) for model in (student, teacher)]
-    alike = depths[0] == depths[1] and student.num_parameters() == teacher.num_parameters()
-    if alike and not recipe.ce:
-        raise ValueError(
-            "the student has its teacher's shape: without ce its gradient is zero, and AdamW would "
-            "step on rounding noise"
+            "the student shares weights with its teacher: only adapters (trained='lora') can be "
+            f"trained, not {recipe.trained!r}"
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,19 @@ from depthprune_core.running import hidden_states
 from depthprune_core.text import Windows
 
 
+@contextmanager
+def _evaluating(*models: PreTrainedModel) -> Iterator[None]:
+    """Within the block the models draw no dropout."""
+    modes = [model.training for model in models]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
+
+
 @torch.no_grad()
 def score(
     model: PreTrainedModel, windows: Windows, *, batch_size: int = 4, progress: Progress = silent
@@ -26,18 +40,16 @@ def score(
     Terms are float32, sums float64. The model is left as it was, its training flag too.
     """
     parts = anatomy(model)
-    was_training = model.training
-    model.eval()
-    sums, counts = _zeros(windows), _zeros(windows)
-    for done, batch in enumerate(windows.batches(batch_size)):
-        mask = batch.mask.to(model.device)
-        hidden = hidden_states(model, batch.inputs.to(model.device))[mask]  # (n_scored, d)
-        values = losses.nll(parts, hidden, batch.targets.to(model.device)[mask])
-        _add(sums, batch, values)
-        _add(counts, batch, torch.ones_like(values))
-        progress(min((done + 1) * batch_size, len(windows)), len(windows), "windows scored")
-    model.train(was_training)
-    return Score(windows.names, tuple(sums.tolist()), _whole(counts), windows.n_bytes)
+    sums = torch.zeros(len(windows.names), dtype=torch.float64)
+    with _evaluating(model):
+        for done, batch in enumerate(windows.batches(batch_size)):
+            mask = batch.mask.to(model.device)
+            hidden = hidden_states(model, batch.inputs.to(model.device))[mask]  # (n_scored, d)
+            values = losses.nll(parts, hidden, batch.targets.to(model.device)[mask])
+            sums.index_add_(0, batch.owner, values.double().cpu())
+            progress(min((done + 1) * batch_size, len(windows)), len(windows), "windows scored")
+    nll_nats = tuple(sums.tolist())
+    return Score(windows.names, nll_nats, windows.tokens_by_document, windows.n_bytes)
 
 
 @torch.no_grad()
@@ -49,33 +61,27 @@ def divergence(
     batch_size: int = 4,
     progress: Progress = silent,
 ) -> Divergence:
-    """KL(teacher || student) and top-1 agreement at the scored tokens, summed by document.
-
-    Raises ValueError unless the two models have one vocabulary.
-    """
+    """KL(teacher || student) and top-1 agreement at the scored tokens, summed by document."""
     ours, theirs = anatomy(student), anatomy(teacher)
-    sizes = len(ours.head.weight), len(theirs.head.weight)
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            f"the student has {sizes[0]:,} tokens and the teacher {sizes[1]:,}: distributions can "
-            "only be compared over one vocabulary"
-        )
-    training = student.training, teacher.training
-    student.eval(), teacher.eval()
-    kl_sums, agreements, counts = _zeros(windows), _zeros(windows), _zeros(windows)
-    for done, batch in enumerate(windows.batches(batch_size)):
-        ids, mask = batch.inputs.to(student.device), batch.mask.to(student.device)
-        hidden = hidden_states(student, ids)[mask]  # (n_scored, d)
-        teacher_hidden = hidden_states(teacher, ids)[mask]
-        targets = batch.targets.to(student.device)[mask]
-        _, kl = losses.nll_and_kl([hidden], ours, teacher_hidden, theirs, targets)
-        same = losses.top_tokens(ours, hidden) == losses.top_tokens(theirs, teacher_hidden)
-        _add(kl_sums, batch, kl[0])
-        _add(agreements, batch, same)
-        _add(counts, batch, torch.ones_like(same))
-        progress(min((done + 1) * batch_size, len(windows)), len(windows), "windows compared")
-    student.train(training[0]), teacher.train(training[1])
-    return Divergence(windows.names, tuple(kl_sums.tolist()), _whole(agreements), _whole(counts))
+    kl_sums = torch.zeros(len(windows.names), dtype=torch.float64)
+    agreements = torch.zeros(len(windows.names), dtype=torch.long)
+    with _evaluating(student, teacher):
+        for done, batch in enumerate(windows.batches(batch_size)):
+            ids, mask = batch.inputs.to(student.device), batch.mask.to(student.device)
+            hidden = hidden_states(student, ids)[mask]  # (n_scored, d)
+            teacher_hidden = hidden_states(teacher, ids)[mask]
+            targets = batch.targets.to(student.device)[mask]
+            _, kl = losses.nll_and_kl([hidden], ours, teacher_hidden, theirs, targets)
+            same = losses.top_tokens(ours, hidden) == losses.top_tokens(theirs, teacher_hidden)
+            kl_sums.index_add_(0, batch.owner, kl[0].double().cpu())
+            agreements.index_add_(0, batch.owner, same.long().cpu())
+            progress(min((done + 1) * batch_size, len(windows)), len(windows), "windows compared")
+    return Divergence(
+        documents=windows.names,
+        kl_nats=tuple(kl_sums.tolist()),
+        top1_agreements=tuple(agreements.tolist()),
+        n_tokens=windows.tokens_by_document,
+    )
 
 
 @torch.no_grad()
@@ -119,18 +125,15 @@ def write_text(
     A document begins with `start`, which is never drawn again. Whatever the batch size, document i
     gets the same random numbers. Token ids alone, no text: so `n_bytes` is 0.
     """
-    parts = anatomy(model)
-    was_training = model.training
-    model.eval()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         chances = torch.rand(n_windows, seq_len, dtype=torch.float64)
-    written = []
-    for begin in range(0, n_windows, batch_size):
-        written.append(_write(model, parts, start, chances[begin : begin + batch_size]))
-        done = min(begin + batch_size, n_windows)
-        progress(done * seq_len, n_windows * seq_len, "tokens written")
-    model.train(was_training)
+    written, done = [], 0
+    with _evaluating(model):
+        for batch in chances.split(batch_size):
+            written.append(_write(model, start, batch))
+            done += len(batch)
+            progress(done * seq_len, n_windows * seq_len, "tokens written")
     targets = torch.cat(written)  # (n_windows, seq_len)
     inputs = torch.cat([torch.full((n_windows, 1), start), targets[:, :-1]], dim=1)
     names = tuple(f"own words {i}" for i in range(n_windows))
@@ -138,8 +141,9 @@ def write_text(
     return Windows(inputs, targets, mask, torch.arange(n_windows), names, (0,) * n_windows)
 
 
-def _write(model: PreTrainedModel, parts: Any, start: int, chances: torch.Tensor) -> torch.Tensor:
+def _write(model: PreTrainedModel, start: int, chances: torch.Tensor) -> torch.Tensor:
     """Tokens by inversion: the first whose cumulated probability exceeds the random number."""
+    parts = anatomy(model)
     ids = torch.full((len(chances), 1), start, device=model.device)
     cache, written = None, []
     with fast_products(parts.base):
@@ -154,17 +158,3 @@ def _write(model: PreTrainedModel, parts: Any, start: int, chances: torch.Tensor
             ids = torch.searchsorted(cumulated, wanted, right=True)
             written.append(ids.cpu())
     return torch.cat(written, dim=1)
-
-
-def _zeros(windows: Windows) -> torch.Tensor:
-    return torch.zeros(len(windows.names), dtype=torch.float64)
-
-
-def _add(sums: torch.Tensor, batch: Windows, values: torch.Tensor) -> None:
-    """Add one value a scored token to its document's sum."""
-    owner = batch.document[:, None].expand_as(batch.mask)[batch.mask]
-    sums.index_add_(0, owner, values.double().cpu())
-
-
-def _whole(sums: torch.Tensor) -> tuple[int, ...]:
-    return tuple(int(value) for value in sums.tolist())

@@ -133,7 +133,8 @@ def backward_in_chunks(
                 totals["ce"] -= (_at(target, z, words) * kept).sum()
                 q = torch.sub(z, normaliser).exp_().mul_(ce)
                 into = q if into is None else into.add_(q)
-                _add_at(target, into, words, -ce)
+                inside, index = _where(target, words)
+                into.scatter_add_(1, index[:, None], (inside * -ce).to(into.dtype)[:, None])
             gradient[rows] += ours.backward(into.mul_(scale * kept[:, None]), z, inputs, words)
     return {term: float(total) for term, total in totals.items()}, gradient.to(hidden.dtype)
 
@@ -231,12 +232,6 @@ def _at(targets: torch.Tensor, logits: torch.Tensor, words: slice) -> torch.Tens
     """Each target's logit where this tile holds it, else 0.  (n,)"""
     inside, index = _where(targets, words)
     return torch.where(inside, logits.gather(-1, index[:, None])[:, 0], 0.0)
-
-
-def _add_at(targets: torch.Tensor, into: torch.Tensor, words: slice, value: float) -> None:
-    """Adds a value at each row's target where this tile holds it."""
-    inside, index = _where(targets, words)
-    into.scatter_add_(1, index[:, None], (inside * value).to(into.dtype)[:, None])
 
 
 def _where(targets: torch.Tensor, words: slice) -> tuple[torch.Tensor, torch.Tensor]:

@@ -102,9 +102,8 @@ class Score:
     nll_nats: tuple[float, ...]
     n_tokens: tuple[int, ...]
     n_bytes: tuple[int, ...]
-    diverged: str = (
-        ""  # why healing was stopped; the score is then that of the student it began from
-    )
+    # why healing was stopped; the score is then that of the student it began from
+    diverged: str = ""
 
     @property
     def mean_nll_nats(self) -> float:

@@ -14,9 +14,9 @@ from depthprune_core.records import Plan
 from depthprune_core.running import hidden_states, passing, recording, replaced
 from depthprune_core.text import Windows
 
-RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # tried for every map where none is given
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 HELD_OUT = 5  # every fifth batch chooses among them
-BEHIND = 1  # layers after a cut that are fitted too; further ones were seen to gain nothing
+BATCH_SIZE = 4  # windows
 
 
 @torch.no_grad()
@@ -26,47 +26,60 @@ def refit(
     plan: Plan,
     windows: Windows,
     *,
-    ridge: float | None = None,
-    behind: int = BEHIND,
-    batch_size: int = 4,
     progress: Progress = silent,
 ) -> PreTrainedModel:
-    """Fit, in place, the last MLP map before each cut and in the `behind` layers after it.
+    """Fit, in place, the last MLP map before each cut and in the layer after it.
 
     From the front, each so that its layer ends as in the teacher, on what the fits before it left.
     With n the MLP's neurons of a token (width,), x the layer's output and h the teacher's state
     that it stands for (d,), the change V minimises the sum of |n V - (h - x)|^2 / mean(h^2) over
-    the unmasked tokens, plus ridge x |V|^2 x the mean of the normal matrix' diagonal. Without a
-    ridge each map's is chosen on every fifth batch, which the others are fitted without; the map is
-    then fitted on all. Size and speed stay: the student is a plain checkpoint. ReplaceMe (Shopkhoev
-    et al. 2025, 2505.02819) fits a map of the MLP's output, of rank d: here every neuron counts.
+    the unmasked tokens, plus ridge x |V|^2 x the mean of the normal matrix' diagonal. The ridge of
+    each map is chosen on every fifth batch, which the others are fitted without; the map is then
+    fitted on all. Size and speed stay: the student is a plain checkpoint. ReplaceMe (Shopkhoev et
+    al. 2025, 2505.02819) fits a map of the MLP's output, of rank d: here every neuron counts.
 
     With a plan that drops nothing (a student that is narrower in every layer) all are fitted.
 
     Raises ValueError where the student does not have the plan's layers, or where its MLPs do not
     end in one linear map whose output is added (`is_possible`).
     """
-    _check(student, teacher, plan, ridge)
-    fitting = _Fitting(student, teacher, list(windows.batches(batch_size)), ridge)
-    maps, goals = mlp_outputs(student), fitted_layers(plan, behind=behind)
+    _check(student, teacher, plan)
+    batches = list(windows.batches(BATCH_SIZE))
+    mine: list[torch.Tensor | None] = [None] * len(batches)  # the student's input of layer `at`
+    wanted: list[torch.Tensor | None] = [None] * len(batches)  # the teacher's of layer `goal_at`
+    at = goal_at = 0
+    maps, goals = mlp_outputs(student), fitted_layers(plan)
     for done, (layer, goal) in enumerate(goals.items()):
-        fitting.go_to(layer, goal)
-        fitting.fit(maps[layer])
+        last, fitted, held_out = maps[layer], _Problem(), _Problem()
+        for i, batch in enumerate(batches):
+            mine[i] = _advance(student, batch.inputs, mine[i], at, layer)
+            wanted[i] = _advance(teacher, batch.inputs, wanted[i], goal_at, goal)
+            neurons, output = _inside(student, last, batch.inputs, mine[i], layer)
+            mask = batch.mask.to(output.device)
+            h = wanted[i][mask].float()
+            weight = h.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
+            problem = held_out if i % HELD_OUT == HELD_OUT - 1 else fitted
+            problem.add(neurons[mask].float() * weight, (h - output[mask].float()) * weight)
+        ridge = _best_ridge(fitted, held_out)
+        change = (fitted + held_out).solve(ridge).to(last.weight.dtype)  # (width, d)
+        last.weight += change if isinstance(last, Conv1D) else change.T
+        at, goal_at = layer, goal
         progress(done + 1, len(goals), "layers refitted")
     return student
 
 
-def fitted_layers(plan: Plan, *, behind: int = BEHIND) -> dict[int, int]:
+def fitted_layers(plan: Plan) -> dict[int, int]:
     """Layer of the student -> the teacher's layer whose input its output stands for.
 
+    The layer before each cut and the one after it; further ones were seen to gain nothing.
     n_layers stands for the teacher's last output.
     """
     after = (*plan.kept[1:], plan.n_layers)
     gaps = [new for new, old in enumerate(plan.kept) if after[new] > old + 1 or not plan.dropped]
     if plan.kept[0] > 0:
         gaps.insert(0, -1)
-    found = {gap + i for gap in gaps for i in range(behind + 1)}
-    return {layer: after[layer] for layer in sorted(found) if 0 <= layer < len(plan.kept)}
+    around = {layer for gap in gaps for layer in (gap, gap + 1)}
+    return {layer: after[layer] for layer in sorted(around) if 0 <= layer < len(plan.kept)}
 
 
 @torch.no_grad()
@@ -87,43 +100,6 @@ def is_possible(model: PreTrainedModel) -> bool:
     tolerance = max(1e-3, 8 * torch.finfo(model.dtype).eps)
     atol = tolerance * float(added.abs().max())
     return torch.allclose((after - before).double(), added, rtol=tolerance, atol=atol)
-
-
-class _Fitting:
-    """Student and teacher at one layer, and their hidden states there for every batch."""
-
-    def __init__(
-        self,
-        student: PreTrainedModel,
-        teacher: PreTrainedModel,
-        batches: list[Windows],
-        ridge: float | None,
-    ) -> None:
-        self.student, self.teacher, self.batches, self.ridge = student, teacher, batches, ridge
-        self.mine: list[torch.Tensor | None] = [None] * len(batches)
-        self.wanted: list[torch.Tensor | None] = [None] * len(batches)
-        self.layer = self.goal = 0
-
-    def go_to(self, layer: int, goal: int) -> None:
-        """On to the input of the student's layer and to the teacher's state at `goal`."""
-        for i, batch in enumerate(self.batches):
-            self.mine[i] = _advance(self.student, batch.inputs, self.mine[i], self.layer, layer)
-            self.wanted[i] = _advance(self.teacher, batch.inputs, self.wanted[i], self.goal, goal)
-        self.layer, self.goal = layer, goal
-
-    def fit(self, last: nn.Module) -> None:
-        """Change the last map of the layer's MLP."""
-        fitted, held_out = _Problem(), _Problem()
-        for i, batch in enumerate(self.batches):
-            neurons, output = _inside(self.student, last, batch.inputs, self.mine[i], self.layer)
-            mask = batch.mask.to(output.device)
-            h = self.wanted[i][mask].float()
-            weight = h.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
-            problem = held_out if self.ridge is None and i % HELD_OUT == HELD_OUT - 1 else fitted
-            problem.add(neurons[mask].float() * weight, (h - output[mask].float()) * weight)
-        ridge = _best_ridge(fitted, held_out) if self.ridge is None else self.ridge
-        change = (fitted + held_out).solve(ridge).to(last.weight.dtype)  # (width, d)
-        last.weight += change if isinstance(last, Conv1D) else change.T
 
 
 class _Problem:
@@ -191,19 +167,12 @@ def _inside(
     return seen[0].reshape(*output.shape[:2], -1), output  # some layers flatten batch and sequence
 
 
-def _check(
-    student: PreTrainedModel, teacher: PreTrainedModel, plan: Plan, ridge: float | None
-) -> None:
+def _check(student: PreTrainedModel, teacher: PreTrainedModel, plan: Plan) -> None:
     depths = [len(anatomy(model).layers) for model in (student, teacher)]
     if depths != [len(plan.kept), plan.n_layers]:
         raise ValueError(
             f"the plan keeps {len(plan.kept)} of {plan.n_layers} layers: "
             "it does not lead from teacher to student"
-        )
-    if ridge is not None and not ridge > 0:
-        raise ValueError(
-            f"ridge={ridge} is not possible: it must be above 0, "
-            "or neurons that never fire have no solution"
         )
     if not is_possible(student):
         raise ValueError(

@@ -49,28 +49,30 @@ def profile(
     for step, batch in enumerate(batches):
         ids, mask = batch.inputs.to(model.device), batch.mask.to(model.device)
         targets = batch.targets.to(model.device)[mask]
-        owner = batch.document[:, None].expand_as(batch.mask)[batch.mask]
         with recording(parts.layers) as inputs:
             teacher_hidden = hidden_states(model, ids)[mask]  # (n, d)
-        _add_distances(inputs, mask, owner, sums["block_influence"], spans)
+        _add_distances(inputs, mask, batch.owner, sums["block_influence"], spans)
         ablated = []
         for layer in range(n_layers):
             rest = hidden_states(model, ids, resume_after=layer, hidden=inputs[layer])
             ablated.append(rest[mask])
             progress(step * n_layers + layer + 1, len(batches) * n_layers, "layers profiled")
         whole = losses.nll(parts, teacher_hidden, targets).double().cpu()
-        teacher_nll.index_add_(0, owner, whole)
+        teacher_nll.index_add_(0, batch.owner, whole)
         nll, kl = losses.nll_and_kl(ablated, parts, teacher_hidden, parts, targets)  # (L, n) each
-        sums["drop_nll_nats"].index_add_(1, owner, nll.double().cpu() - whole)
-        sums["drop_kl_nats"].index_add_(1, owner, kl.double().cpu())
-    counts = torch.zeros(n_documents, dtype=torch.long)
-    n_tokens = tuple(counts.index_add_(0, windows.document, windows.mask.sum(1)).tolist())
-    by_layer = {"magnitude": _magnitude(parts)}
+        sums["drop_nll_nats"].index_add_(1, batch.owner, nll.double().cpu() - whole)
+        sums["drop_kl_nats"].index_add_(1, batch.owner, kl.double().cpu())
+    magnitude = [
+        math.fsum(float(p.abs().double().sum()) for p in layer.parameters())
+        for layer in parts.layers
+    ]
+    by_layer = {"magnitude": tuple(magnitude)}
     if gradients:
         by_layer["taylor"] = _taylor(model, parts, windows, batch_size)
+    nll_nats = tuple(teacher_nll.tolist())
     return Profile(
         n_layers=n_layers,
-        teacher=Score(windows.names, tuple(teacher_nll.tolist()), n_tokens, windows.n_bytes),
+        teacher=Score(windows.names, nll_nats, windows.tokens_by_document, windows.n_bytes),
         by_document={name: tuple(map(tuple, table.tolist())) for name, table in sums.items()},
         by_layer=by_layer,
         angular_distance={
@@ -95,13 +97,6 @@ def _add_distances(
         total += (cosine.arccos() / math.pi).double().sum(-1).cpu()
         if length == 1:
             influence.index_add_(1, owner, (1 - cosine).double().cpu())
-
-
-def _magnitude(parts: Decoder) -> tuple[float, ...]:
-    return tuple(
-        math.fsum(float(p.abs().double().sum()) for p in layer.parameters())
-        for layer in parts.layers
-    )
 
 
 def _taylor(

@@ -17,8 +17,6 @@ from depthprune_core.progress import Progress, silent
 from depthprune_core.pruning import drop_layers
 from depthprune_core.records import Plan, Timing
 
-Pair = tuple[float, float]  # prefill ms, decode ms per token
-
 
 @torch.no_grad()
 def compare_all(
@@ -41,16 +39,12 @@ def compare_all(
     vocabulary = text_config(teacher.config).vocab_size
     prompt = torch.randint(vocabulary, (batch_size, context), generator=generator)
     prompt = prompt.to(teacher.device)
-    teacher_times: list[Pair] = []
-    times: dict[str, list[Pair]] = {name: [] for name in students}
+    models = {None: teacher, **students}
+    times: dict[str | None, list[tuple[float, float]]] = {name: [] for name in models}
     for repetition in range(repetitions + 1):
-        of_teacher = _prefill_and_decode_ms(teacher, prompt, new_tokens)
-        of_students = {
-            n: _prefill_and_decode_ms(s, prompt, new_tokens) for n, s in students.items()
-        }
-        if repetition:  # the first round warms up caches, allocator and clocks
-            teacher_times.append(of_teacher)
-            for name, pair in of_students.items():
+        for name, model in models.items():
+            pair = _prefill_and_decode_ms(model, prompt, new_tokens)
+            if repetition:  # the first round warms up caches, allocator and clocks
                 times[name].append(pair)
         progress(repetition, repetitions, "timed rounds")
     setting = {
@@ -61,7 +55,20 @@ def compare_all(
         "new_tokens": new_tokens,
         "n_threads": torch.get_num_threads(),
     }
-    return {n: _timing(teacher, s, teacher_times, times[n], setting) for n, s in students.items()}
+    return {
+        name: Timing(
+            **setting,
+            teacher_prefill_ms=tuple(prefill for prefill, _ in times[None]),
+            student_prefill_ms=tuple(prefill for prefill, _ in times[name]),
+            teacher_decode_ms_per_token=tuple(decode for _, decode in times[None]),
+            student_decode_ms_per_token=tuple(decode for _, decode in times[name]),
+            by_layer_count=len(anatomy(teacher).layers) / len(anatomy(student).layers),
+            by_weight_bytes=weight_bytes_per_token(teacher) / weight_bytes_per_token(student),
+            teacher_kv_bytes_per_token=kv_bytes_per_token(teacher),
+            student_kv_bytes_per_token=kv_bytes_per_token(student),
+        )
+        for name, student in students.items()
+    }
 
 
 def compare_depths(
@@ -107,14 +114,10 @@ def device_name(device: torch.device) -> str:
     return model[1] if model else platform.processor() or platform.machine() or device.type
 
 
-def now(device: torch.device) -> float:
-    """Seconds on a clock that waits for what a GPU has still to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def _prefill_and_decode_ms(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int) -> Pair:
+def _prefill_and_decode_ms(
+    model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int
+) -> tuple[float, float]:
+    """Milliseconds: of the prompt, and of each token after it."""
     start = now(model.device)
     out = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
     prefilled = now(model.device)
@@ -125,21 +128,8 @@ def _prefill_and_decode_ms(model: PreTrainedModel, prompt: torch.Tensor, new_tok
     return 1e3 * (prefilled - start), 1e3 * (done - prefilled) / new_tokens
 
 
-def _timing(
-    teacher: PreTrainedModel,
-    student: PreTrainedModel,
-    teacher_times: list[Pair],
-    times: list[Pair],
-    setting: Mapping[str, Any],
-) -> Timing:
-    return Timing(
-        **setting,
-        teacher_prefill_ms=tuple(prefill for prefill, _ in teacher_times),
-        student_prefill_ms=tuple(prefill for prefill, _ in times),
-        teacher_decode_ms_per_token=tuple(decode for _, decode in teacher_times),
-        student_decode_ms_per_token=tuple(decode for _, decode in times),
-        by_layer_count=len(anatomy(teacher).layers) / len(anatomy(student).layers),
-        by_weight_bytes=weight_bytes_per_token(teacher) / weight_bytes_per_token(student),
-        teacher_kv_bytes_per_token=kv_bytes_per_token(teacher),
-        student_kv_bytes_per_token=kv_bytes_per_token(student),
-    )
+def now(device: torch.device) -> float:
+    """Seconds on a clock that waits for what a GPU has still to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

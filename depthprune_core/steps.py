@@ -30,18 +30,20 @@ class DivergedError(FloatingPointError):
 class Run:
     """One recovery under way: its models, its optimiser, and what has happened so far."""
 
-    states: TeacherStates | None = None
-    micro_batch_size = 1
-    checkpoint_activations = False
-
     def __init__(
         self,
         student: PreTrainedModel,
         teacher: PreTrainedModel | None,
         windows: Windows,
         recipe: Recipe,
+        *,
+        states: TeacherStates | None = None,
+        micro_batch_size: int,
+        checkpoint_activations: bool = False,
     ) -> None:
         self.student, self.teacher, self.windows, self.recipe = student, teacher, windows, recipe
+        self.states, self.micro_batch_size = states, micro_batch_size
+        self.checkpoint_activations = checkpoint_activations
         self.batches = list(windows.batches(recipe.batch_size))
         trained = [p for p in student.parameters() if p.requires_grad]
         fused = student.device.type in ("cpu", "cuda")  # one pass over the weights a step

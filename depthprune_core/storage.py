@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,7 @@ def write(path: Path, record: Record | Mapping[str, Record], stamp: Stamp) -> Pa
     Raises ValueError for NaN or infinity, which JSON cannot hold.
     """
     path, many = Path(path), isinstance(record, Mapping)
-    members = list(record.values()) if many else [record]
-    kinds = {type(member).__name__ for member in members}
+    kinds = {type(member).__name__ for member in (record.values() if many else [record])}
     if len(kinds) != 1 or not kinds <= set(_KINDS):
         raise ValueError(f"{path.name}: one kind of record a file, not {sorted(kinds) or 'none'}")
     data = {name: asdict(member) for name, member in record.items()} if many else asdict(record)
@@ -69,41 +69,43 @@ def write(path: Path, record: Record | Mapping[str, Record], stamp: Stamp) -> Pa
 
 def read(path: Path) -> Any:
     """The record, or {name: record}, that `write` saved. Raises ValueError for a damaged file."""
-    content = _content(Path(path))
-    kind = _KINDS[content["kind"]]
-    try:
+
+    def build(content: dict[str, Any]) -> Any:
+        kind, data = _KINDS[content["kind"]], content["data"]
         if content["many"]:
-            return {name: _build(kind, data) for name, data in content["data"].items()}
-        return _build(kind, content["data"])
-    except (KeyError, TypeError, AttributeError):  # intact data under another kind's name
-        raise ValueError(_damaged(path)) from None
+            return {name: _build(kind, member) for name, member in data.items()}
+        return _build(kind, data)
+
+    return _opened(path, build)
 
 
 def read_stamp(path: Path) -> Stamp:
     """The stamp alone. Raises ValueError as `read` does."""
-    content = _content(Path(path))
-    try:
-        return Stamp(**content["stamp"])
-    except (KeyError, TypeError):
-        raise ValueError(_damaged(path)) from None
+    return _opened(path, lambda content: Stamp(**content["stamp"]))
 
 
 def data_hash(path: Path) -> str:
     """Names a record's content, its stamp apart: equal results have equal hashes."""
-    return _content(Path(path))["data_sha256"]
+    return _opened(path, lambda content: content["data_sha256"])
 
 
 def write_atomically(path: Path, content: str | bytes) -> Path:
-    """Write under a temporary name in the same folder, then rename: all of it, or the old file."""
-    path = Path(path)
+    """Write all of it, or leave the old file."""
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    return Path(path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name in the same folder, whose file takes the place of `path` at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path
 
 
 def _dump(data: Any) -> str:
@@ -116,23 +118,16 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _opened(path: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
+    """What `build` makes of an intact file's content."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        intact = (
-            content["kind"] in _KINDS
-            and _sha256(_dump(content["data"])) == content["data_sha256"]
-            and _sha256(_dump(content["stamp"])) == content["stamp_sha256"]
-        )
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        hashes = [_sha256(_dump(content[part])) for part in ("data", "stamp")]
+        if hashes == [content["data_sha256"], content["stamp_sha256"]]:
+            return build(content)
     except (ValueError, KeyError, TypeError, AttributeError):
-        intact = False
-    if not intact:
-        raise ValueError(_damaged(path))
-    return content
-
-
-def _damaged(path: Path) -> str:
-    return f"{path} is damaged or is no record: remove it and run the study again"
+        pass
+    raise ValueError(f"{path} is damaged or is no record: remove it and run the study again")
 
 
 def _build(kind: Any, value: Any) -> Any:

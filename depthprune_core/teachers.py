@@ -15,6 +15,7 @@ from depthprune_core.decoder import Decoder, anatomy
 from depthprune_core.running import hidden_states
 from depthprune_core.storage import write_atomically
 
+LIMIT_BYTES = 2**31
 _CHECKSUM_BYTES = 32  # a sha256 in front of each file's content
 _NOT_OF_THE_NUMBERS = ("_name_or_path", "transformers_version", "architectures", "use_cache")
 
@@ -24,23 +25,20 @@ class TeacherStates:
 
     So nothing is approximated. Recoveries that share teacher and windows (students, rates, seeds)
     share them. Each window is computed by itself: what is kept does not depend on who asked first.
-    4 d bytes a token in float32 (d: hidden size), at most `limit_bytes` in memory, and as much
-    again below `folder` where one is given; what does not fit is computed anew each time.
+    4 d bytes a token in float32 (d: hidden size), at most LIMIT_BYTES in memory, and as much again
+    below `folder` where one is given; what does not fit is computed anew each time.
 
     On disk a window's file is named after its tokens, in a folder named after the weights. A
     damaged file counts as none; where the disk is full, nothing more is written.
     """
 
-    def __init__(
-        self, teacher: PreTrainedModel, *, folder: Path | None = None, limit_bytes: int = 2**31
-    ) -> None:
+    def __init__(self, teacher: PreTrainedModel, *, folder: Path | None = None) -> None:
         self.teacher = teacher
         self._kept: dict[str, torch.Tensor] = {}
-        self._memory_left, self._disk_left, self._folder = limit_bytes, 0, None
-        if folder is not None:
-            self._folder = Path(folder) / _name(teacher)
-            used = sum(file.stat().st_size for file in self._folder.glob("*"))
-            self._disk_left = limit_bytes - used
+        self._folder = folder / _name(teacher) if folder is not None else None
+        on_disk = self._folder.glob("*") if self._folder is not None else ()
+        self._disk_left = LIMIT_BYTES - sum(file.stat().st_size for file in on_disk)
+        self._memory_left = LIMIT_BYTES
 
     def of(self, ids: torch.Tensor) -> tuple[Decoder, torch.Tensor]:
         """(batch, seq) token ids -> the teacher's parts and its states, (batch x seq, d)"""

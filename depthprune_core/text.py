@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +44,16 @@ class Windows:
     @property
     def seq_len(self) -> int:
         return self.inputs.shape[1]
+
+    @property
+    def owner(self) -> torch.Tensor:
+        """The document of each scored token.  (n_tokens,)"""
+        return self.document[:, None].expand_as(self.mask)[self.mask]
+
+    @property
+    def tokens_by_document(self) -> tuple[int, ...]:
+        """Scored tokens, one number a document."""
+        return tuple(torch.bincount(self.owner, minlength=len(self.names)).tolist())
 
     @property
     def token_hash(self) -> str:
@@ -108,7 +117,8 @@ def scoring_windows(
         inputs[row, : n_targets + 1] = torch.tensor(window)
         targets[row, :n_targets] = inputs[row, 1 : n_targets + 1]
         mask[row, first - 1 : n_targets] = True
-    return Windows(inputs, targets, mask, torch.tensor(owners), _names(documents), tuple(n_bytes))
+    names = tuple(document.name for document in documents)
+    return Windows(inputs, targets, mask, torch.tensor(owners), names, tuple(n_bytes))
 
 
 def training_windows(
@@ -123,9 +133,8 @@ def training_windows(
         ids, covered = _tokens(document, tokenizer, start, None)
         n_bytes.append(covered)
         for begin in range(0, len(ids) - seq_len, seq_len):
-            rows.append(
-                ids[begin : begin + seq_len + 1]
-            )  # the next window begins with the last target
+            # the next window begins with this one's last target
+            rows.append(ids[begin : begin + seq_len + 1])
             owners.append(owner)
     if not rows:
         n_chars = sum(len(document.text) for document in documents)
@@ -136,7 +145,8 @@ def training_windows(
     ids = torch.tensor(rows)  # (n_windows, seq_len + 1)
     mask = torch.ones(len(rows), seq_len, dtype=torch.bool)
     parts = (ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), mask, torch.tensor(owners))
-    return Windows(*parts, _names(documents), tuple(n_bytes))
+    names = tuple(document.name for document in documents)
+    return Windows(*parts, names, tuple(n_bytes))
 
 
 def draw(pool: Windows, *, n_tokens: int, seed: int) -> Windows:
@@ -151,9 +161,10 @@ def draw(pool: Windows, *, n_tokens: int, seed: int) -> Windows:
         raise ValueError(f"n_tokens={n_tokens} is less than one window of {pool.seq_len} tokens")
     generator = torch.Generator().manual_seed(seed)
     drawn: list[torch.Tensor] = []
+    # how many windows of its document stand before each window; documents stand in order
+    turn = torch.arange(len(pool)) - torch.searchsorted(pool.document, pool.document)
     while wanted:
         place = torch.randperm(len(pool.names), generator=generator)[pool.document]
-        turn = _turns(pool.document)
         half = max(len(pool.names) // 2, int(place.sort().values[:wanted].max()) + 1)
         # documents of the half first; among these, every document's first window, then its second
         rank = torch.where(place < half, turn, turn + len(pool)) * len(pool.names) + place
@@ -161,16 +172,6 @@ def draw(pool: Windows, *, n_tokens: int, seed: int) -> Windows:
         drawn.append(rows[torch.randperm(len(rows), generator=generator)])
         wanted -= len(rows)
     return pool.take(torch.cat(drawn))
-
-
-def _turns(document: torch.Tensor) -> torch.Tensor:
-    """Of each window, how many windows of its document stand before it.  (n,) -> (n,)"""
-    counts: Counter[int] = Counter()
-    turns = []
-    for owner in document.tolist():
-        turns.append(counts[owner])
-        counts[owner] += 1
-    return torch.tensor(turns)
 
 
 def _tokens(
@@ -183,7 +184,3 @@ def _tokens(
     ids = encoded["input_ids"][:limit]
     end = encoded["offset_mapping"][len(ids) - 1][1] if ids else 0
     return [start, *ids], len(document.text[:end].encode())
-
-
-def _names(documents: Sequence[Document]) -> tuple[str, ...]:
-    return tuple(document.name for document in documents)

@@ -9,7 +9,6 @@ import torch
 from peft import import_utils
 from tiny import ARCHITECTURES, FAMILIES, layers_of, plan_of, state_of, tiny, tiny_windows
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from depthprune_core.adapters import SCALING, low_rank
@@ -20,19 +19,9 @@ from depthprune_core.records import Plan, Recipe
 
 WINDOWS = tiny_windows(seed=1, lengths=(60, 29, 31))
 RECIPE = Recipe(tokens=132, lr=1e-2, batch_tokens=48, seq_len=12, trained="lora", lora_rank=2)
-SHAPE = {
-    "vocab_size": 128,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": None,
-}
 OTHERS = {  # maps that are subclasses of nn.Linear; a mixture of experts beside linear maps
     "falcon": {"ffn_hidden_size": 48, "new_decoder_architecture": True, "num_kv_heads": 2},
     "deepseek_v3": {
-        "intermediate_size": 48,
         "num_key_value_heads": 4,
         "q_lora_rank": 16,
         "kv_lora_rank": 8,
@@ -50,13 +39,6 @@ OTHERS = {  # maps that are subclasses of nn.Linear; a mixture of experts beside
 }
 
 
-def other(name: str):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = AutoConfig.for_model(name, **SHAPE, **OTHERS[name])
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-
-
 def weights_of(model) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
@@ -68,7 +50,7 @@ def trained_maps(model) -> int:
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, *OTHERS])
 def test_every_linear_map_of_every_layer_has_one_and_untrained_ones_change_no_bit(name):
-    model = other(name) if name in OTHERS else tiny(name)
+    model = tiny(name, **OTHERS.get(name, {}))
     layers = anatomy(model).layers
     n_maps = sum(isinstance(m, nn.Linear | Conv1D) for m in layers.modules())
     before, logits = weights_of(model), model(WINDOWS.inputs).logits
@@ -81,9 +63,9 @@ def test_every_linear_map_of_every_layer_has_one_and_untrained_ones_change_no_bi
     assert all(torch.equal(p, before[n]) and p.requires_grad for n, p in model.named_parameters())
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *OTHERS])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_merged_weights_are_the_old_ones_plus_the_scaled_product(name):
-    model = other(name) if name in OTHERS else tiny(name)
+    model = tiny(name, **OTHERS.get(name, {}))
     before, expected = weights_of(model), {}
     with low_rank(model, rank=2, seed=0):
         for n, m in model.named_modules():
@@ -119,9 +101,7 @@ def healing(name: str):
     return drop_layers(teacher, plan_of(teacher, 2)), teacher
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_an_error_inside_leaves_the_model_as_it_was(name):
-    model = tiny(name)
+def test_an_error_inside_leaves_the_model_as_it_was(model):
     before = weights_of(model)
     with pytest.raises(RuntimeError, match="cut short"), low_rank(model, rank=2, seed=0):
         for n, p in model.named_parameters():
@@ -159,9 +139,9 @@ def test_recovery_by_adapters_equals_a_loop_with_plain_matrices():
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "gemma2", *OTHERS])
+@pytest.mark.parametrize("name", [*FAMILIES, *OTHERS])
 def test_a_student_that_shares_its_teachers_weights_is_recovered_as_a_copy_is(name):
-    teacher = other(name) if name in OTHERS else tiny(name)
+    teacher = tiny(name, **OTHERS.get(name, {}))
     plan = Plan(len(anatomy(teacher).layers), (1,), "by hand")
     copied = drop_layers(teacher, plan)
     shared = share_equal(drop_layers(teacher, plan), teacher, plan)
@@ -192,16 +172,3 @@ def test_a_model_without_linear_maps_is_refused():
         low_rank(model, rank=1, seed=0),
     ):
         pass
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_training_on_the_text_alone_leaves_a_model_that_shares_the_weights_as_it_was(name):
-    teacher = tiny(name)
-    before = {key: p.detach().clone() for key, p in teacher.named_parameters()}
-    plan = plan_of(teacher, 1)
-    student = share_equal(drop_layers(teacher, plan), teacher, plan)
-    recipe = Recipe(tokens=24, lr=1e-2, kl=0.0, ce=1.0, trained="lora", batch_tokens=12, seq_len=12)
-    recover(student, None, WINDOWS.take(slice(0, 2)), recipe)
-    assert all(torch.equal(p, before[key]) for key, p in teacher.named_parameters())
-    own = dict(student.named_parameters())
-    assert any(not torch.equal(p, before.get(key, p)) for key, p in own.items())

@@ -72,8 +72,8 @@ def plain_gradients(student, teacher, windows: Windows, recipe: Recipe) -> tuple
 
 
 def recovery_gradients(student, teacher, windows, recipe, *, micro: int = 99) -> tuple[dict, dict]:
-    run = Run(student, teacher, windows, recipe.but(batch_tokens=12 * len(windows), tokens=999))
-    run.micro_batch_size = micro
+    recipe = recipe.but(batch_tokens=12 * len(windows), tokens=999)
+    run = Run(student, teacher, windows, recipe, micro_batch_size=micro)
     run.accumulate()
     gradients = {name: p.grad.clone() for name, p in student.named_parameters()}
     student.zero_grad()
@@ -152,8 +152,9 @@ def test_checkpointed_activations_are_computed_again_and_change_nothing(name):
 # ---------------------------------------------------------------- does it work
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    ("name", "precision"), [("gpt2", "float32"), ("llama", "bfloat16"), ("llama", "float16")]
+)
 def test_recovering_lowers_the_kl(name, precision):
     teacher, student = pruned(name, 3)
     training = tiny_windows(seed=2, lengths=(720,))
@@ -164,15 +165,6 @@ def test_recovering_lowers_the_kl(name, precision):
     kl = curve.losses["kl"]
     assert sum(kl[-5:]) < 0.9 * sum(kl[:5]) and curve.recipe == recipe and curve.diverged == ""
     assert {p.dtype for p in student.parameters()} == {torch.float32}
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_narrower_student_as_deep_as_its_teacher_can_be_recovered(name):
-    narrow = {"gpt2": {"n_inner": 64}, "llama": {"intermediate_size": 40}}[name]
-    teacher, student = tiny(name), tiny(name, **narrow)
-    before = divergence(student, teacher, TRAINING).mean_kl_nats
-    recover(student, teacher, tiny_windows(seed=2, lengths=(480,)), RECIPE)
-    assert divergence(student, teacher, TRAINING).mean_kl_nats < before
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -255,38 +247,22 @@ def checkpoint(tmp_path) -> Path:
     return tmp_path / "checkpoint"
 
 
-def test_a_finished_recovery_is_read_and_not_run_again(checkpoint):
-    teacher, student = pruned("llama", 2)
-    expected, expected_curve = recover(copy.deepcopy(student), teacher, TRAINING, RECIPE)
-    options = {"checkpoint": checkpoint, "progress": lambda *_: pytest.fail("trained again")}
-    read, curve = recover(student, teacher, TRAINING, RECIPE, **options)
-    assert same_weights(read, expected) and curve == expected_curve
-
-
-@pytest.mark.parametrize(
-    "changes", [{"lr": 1e-3}, {"seed": 1}, {"temperature": 2.0}, {"ce": 1.0}], ids=str
-)
-def test_another_recipes_checkpoint_is_refused(checkpoint, changes):
+def test_the_checkpoint_of_another_recipe_text_start_or_teacher_is_refused(checkpoint):
     teacher, student = pruned("llama", 2)
     unchanged = state_of(student)
-    with pytest.raises(ValueError, match=r"another run \(recipe, text, start or teacher differ\)"):
-        recover(student, teacher, TRAINING, RECIPE.but(**changes), checkpoint=checkpoint)
-    assert unchanged()
-
-
-def test_the_checkpoint_of_another_text_start_or_teacher_is_refused(checkpoint):
-    teacher, student = pruned("llama", 2)
     with torch.no_grad():
         other_start = copy.deepcopy(student)
         other_start.model.norm.weight[0] += 0.1
     other_teacher, fewer = tiny("llama", seed=1), TRAINING.take(slice(8))
     for run in (
-        (student, teacher, fewer),
-        (other_start, teacher, TRAINING),
-        (student, other_teacher, TRAINING),
+        (student, teacher, TRAINING, RECIPE.but(temperature=2.0)),
+        (student, teacher, fewer, RECIPE),
+        (other_start, teacher, TRAINING, RECIPE),
+        (student, other_teacher, TRAINING, RECIPE),
     ):
         with pytest.raises(ValueError, match="belongs to another run"):
-            recover(*run, RECIPE, checkpoint=checkpoint)
+            recover(*run, checkpoint=checkpoint)
+    assert unchanged()
 
 
 # ---------------------------------------------------------------- what is refused or stopped
@@ -332,17 +308,6 @@ def test_in_half_precision_a_step_whose_gradient_breaks_is_passed_over():
     assert moved == [True, False, True, True, True]
 
 
-def test_weights_that_the_last_step_broke_are_no_result():
-    teacher, student = pruned("llama", 2)
-
-    def break_it(done: int, of: int, what: str) -> None:
-        if done == of:
-            final_norm_of(student).weight.data[0] = math.inf
-
-    with pytest.raises(DivergedError, match="a weight is not finite after the last step"):
-        recover(student, teacher, TRAINING, RECIPE, progress=break_it)
-
-
 def test_settings_that_cannot_work_are_refused():
     teacher, student = pruned("llama", 2)
     unchanged = state_of(student)
@@ -352,10 +317,6 @@ def test_settings_that_cannot_work_are_refused():
         recover(student, None, TRAINING, RECIPE)
     with pytest.raises(ValueError, match="the states were made from another model"):
         recover(student, teacher, TRAINING, RECIPE, states=TeacherStates(tiny("llama")))
-    with pytest.raises(ValueError, match="vocabulary has 96 tokens and the teacher's 128"):
-        recover(tiny("llama", vocab_size=96), teacher, TRAINING, RECIPE)
-    with pytest.raises(ValueError, match="its gradient is zero"):
-        recover(tiny("llama"), teacher, TRAINING, RECIPE)
     shared = share_equal(pruned("llama", 2)[1], teacher, plan_of(teacher, 2))
     with pytest.raises(ValueError, match=r"only adapters \(trained='lora'\) can be trained, not"):
         recover(shared, teacher, TRAINING, RECIPE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -12,8 +11,6 @@ from tiny import (
     VOCABULARY,
     by_document,
     plain_logits,
-    plain_nll,
-    skipping,
     state_of,
     tiny,
 )
@@ -98,7 +95,7 @@ def test_uniform_model_has_perplexity_equal_to_vocab_size(model):
 def test_batch_size_changes_no_score_and_no_divergence(model):
     other, windows = tiny(model.config.model_type, seed=1), windows_of(57, 12, 30)
     expected, far = score(model, windows, batch_size=3), divergence(model, other, windows)
-    for batch_size in (1, 2, 50):
+    for batch_size in (1, 50):
         result = score(model, windows, batch_size=batch_size)
         assert result.nll_nats == pytest.approx(expected.nll_nats, abs=5e-4)
         pair = divergence(model, other, windows, batch_size=batch_size)
@@ -120,16 +117,6 @@ def test_what_is_not_scored_changes_no_score(model):
     assert score(model, wide).nll_nats == pytest.approx(expected.nll_nats, rel=1e-6)
 
 
-def test_documents_do_not_see_each_other(model):
-    both, alone = score(model, windows_of(40, 15)), score(model, windows_of(40))
-    assert both.nll_nats[0] == pytest.approx(alone.nll_nats[0], rel=1e-6)
-
-
-def test_divergence_of_a_model_from_itself_is_zero_and_they_agree(model):
-    result = divergence(model, model, windows_of(40, 15))
-    assert result.mean_kl_nats == pytest.approx(0, abs=1e-5) and result.agreement == 1
-
-
 def test_divergence_equals_kl_of_full_logits_at_the_scored_positions(model):
     windows = windows_of(29, 12, 5)
     student = tiny(model.config.model_type, seed=1)
@@ -145,11 +132,6 @@ def test_divergence_equals_kl_of_full_logits_at_the_scored_positions(model):
     assert abs(result.mean_kl_nats - back.mean_kl_nats) > 1e-3  # it has a direction
 
 
-def test_models_of_two_vocabularies_are_not_compared():
-    with pytest.raises(ValueError, match=r"student has 64 tokens and the teacher 128: .*one vocab"):
-        divergence(tiny("llama", vocab_size=64), tiny("llama"), windows_of(20))
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_scoring_draws_no_dropout_and_leaves_the_models_as_they_were(model, training):
     windows, other = windows_of(29, 12), tiny(model.config.model_type, seed=1)
@@ -158,19 +140,6 @@ def test_scoring_draws_no_dropout_and_leaves_the_models_as_they_were(model, trai
     unchanged = state_of(model)
     assert score(model, windows) == expected and divergence(model, other, windows) == far
     assert unchanged() and other.training == training
-
-
-def test_a_score_too_large_for_exp_is_infinite(model):
-    model.get_output_embeddings().weight.data.mul_(1e5)
-    result = score(model, windows_of(20))
-    assert result.mean_nll_nats > 700 and result.ppl == math.inf
-
-
-def test_progress_ends_with_all_of_it(model):
-    seen: list[tuple[int, int, str]] = []
-    windows = windows_of(40, 15)
-    score(model, windows, batch_size=3, progress=lambda *done: seen.append(done))
-    assert seen[-1] == (len(windows), len(windows), "windows scored")
 
 
 # ---------------------------------------------------------------- what a model writes
@@ -225,11 +194,3 @@ def test_writing_is_seeded_and_leaves_the_global_random_state_alone(model):
     assert first.token_hash == again.token_hash != other.token_hash
     one = write_text(model, seed=1, batch_size=1, **options)
     assert one.token_hash == first.token_hash
-
-
-def test_a_model_finds_its_own_text_likely(model):
-    """Its NLL on it is its entropy: below the NLL of a model with a layer passed over."""
-    windows = write_text(model, start=2, n_windows=64, seq_len=20, seed=0)
-    with skipping(model, (2,)) as cut:
-        worse = plain_nll(cut, windows).mean().item()
-    assert score(model, windows).mean_nll_nats < worse

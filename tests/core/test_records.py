@@ -20,7 +20,6 @@ def test_a_plan_sorts_what_it_drops_and_knows_what_it_keeps():
     ("dropped", "sentence"),
     [
         ((12,), r"the plan drops layer 12, but the model has layers 0\.\.11"),
-        ((-1,), r"the plan drops layer -1, but the model has layers 0\.\.11"),
         ((3, 3), r"the plan drops a layer twice: \[3, 3\]"),
         (tuple(range(12)), "the plan drops all 12 layers: at least one must stay"),
     ],
@@ -48,16 +47,12 @@ def test_a_recipe_takes_whole_windows_a_step():
     ("changes", "sentence"),
     [
         ({"lr": 0.0}, r"lr=0\.0 is not possible: it must be above 0"),
-        ({"lr": math.nan}, "lr=nan is not possible"),
         ({"kl": 0.0}, "one of kl and ce must be above 0"),
         ({"ce": -0.1}, "loss weights must not be below 0"),
-        ({"temperature": 0.0}, "temperature=0"),
         ({"warmup": 1.0}, "it is a share of the steps"),
         ({"seq_len": 300}, "batch_tokens=2048 is not possible: a step takes whole windows"),
         ({"tokens": 100}, "tokens=100 is not possible: one step takes 2,048"),
         ({"trained": "prefix"}, "trained='prefix' is not possible: name one of all, lora"),
-        ({"lora_rank": 0}, "lora_rank=0 is not possible"),
-        ({"refit_tokens": -1}, "refit_tokens=-1 is not possible"),
         ({"precision": "float8"}, "precision='float8' is not possible"),
     ],
     ids=str,
@@ -72,10 +67,6 @@ def test_ppl_and_bits_per_byte_match_a_hand_computed_example():
     score = Score(("a", "b"), bits, (3, 1), (12, 4))
     assert score.mean_nll_nats == pytest.approx(2 * math.log(2))
     assert (score.ppl, score.bits_per_byte) == (pytest.approx(4), pytest.approx(0.5))
-
-
-def test_ppl_weighs_tokens_not_documents():
-    assert Score(("long", "short"), (9.0, 0.0), (9, 1), (9, 1)).ppl == pytest.approx(math.exp(0.9))
 
 
 def test_a_perplexity_that_overflows_is_infinite_and_one_of_no_number_is_none():

@@ -10,6 +10,7 @@ from tiny import ARCHITECTURES, FAMILIES, layers_of, plan_of, state_of, tiny, ti
 from torch import nn
 from transformers import PreTrainedModel
 
+from depthprune_core import refitting
 from depthprune_core.evaluation import divergence
 from depthprune_core.pruning import drop_layers
 from depthprune_core.records import Plan
@@ -17,7 +18,7 @@ from depthprune_core.refitting import fitted_layers, is_possible, refit
 from depthprune_core.text import Windows
 
 MANY = tiny_windows(seed=3, lengths=(60, 47, 33, 29))
-NORM_AFTER = {"gemma2", "gemma3_text"}  # a norm follows the MLP
+IMPOSSIBLE = {"gemma2", "gemma3_text", "bloom"}  # a norm follows the MLP; no width in the config
 
 
 def down(model: PreTrainedModel, layer: int) -> nn.Module:
@@ -81,12 +82,16 @@ def error(student, layer: int, teacher, stands_for: int) -> float:
     ],
     ids=str,
 )
-def test_every_fit_is_the_plain_solution_on_what_the_one_before_left(model, dropped, steps):
+def test_every_fit_is_the_plain_solution_on_what_the_one_before_left(
+    model, dropped, steps, monkeypatch
+):
+    monkeypatch.setattr(refitting, "RIDGES", (0.05,))
+    monkeypatch.setattr(refitting, "BATCH_SIZE", 2)
     plan = plan_of(model, *dropped)
     student, plain = (drop_layers(model, plan) for _ in range(2))
     before = matrix(plain, min(steps)).clone()
-    refit(student, model, plan, MANY, ridge=0.05, behind=1, batch_size=2)
-    assert fitted_layers(plan, behind=1) == {layer: goal + 1 for layer, goal in steps.items()}
+    refit(student, model, plan, MANY)
+    assert fitted_layers(plan) == {layer: goal + 1 for layer, goal in steps.items()}
     for layer, goal in steps.items():
         fit_plainly(plain, layer, seen(model, goal, MANY)[1], 0.05)
         torch.testing.assert_close(
@@ -95,7 +100,7 @@ def test_every_fit_is_the_plain_solution_on_what_the_one_before_left(model, drop
     assert (matrix(student, min(steps)) - before).abs().max() > 0.01  # the fit matters
 
 
-@pytest.mark.parametrize("dropped", [(0,), (2,), (1, 3), (2, 3)], ids=str)
+@pytest.mark.parametrize("dropped", [(0,), (1, 3)], ids=str)
 def test_a_fitted_student_is_nearer_to_its_teacher(model, dropped):
     plan = plan_of(model, *dropped)
     student, plain = (drop_layers(model, plan) for _ in range(2))
@@ -110,7 +115,7 @@ def test_only_the_maps_around_the_cut_change_and_nothing_is_left_behind(model):
     plan, seen_of = plan_of(model, 2), []
     student, plain = (drop_layers(model, plan) for _ in range(2))
     unchanged, progress = state_of(model), lambda *now: seen_of.append(now)
-    assert refit(student, model, plan, MANY, behind=1, progress=progress) is student
+    assert refit(student, model, plan, MANY, progress=progress) is student
     before = plain.state_dict()
     changed = {name for name, t in student.state_dict().items() if not torch.equal(t, before[name])}
     name = "c_proj" if model.config.model_type == "gpt2" else "down_proj"
@@ -139,7 +144,7 @@ def test_padding_takes_no_part(model, windows):
     students = []
     for text in (windows, dataclasses.replace(windows, inputs=noise)):
         student = drop_layers(model, plan_of(model, 2))
-        students.append(refit(student, model, plan_of(model, 2), text, ridge=0.1, behind=0))
+        students.append(refit(student, model, plan_of(model, 2), text))
     torch.testing.assert_close(matrix(students[0], 1), matrix(students[1], 1))
 
 
@@ -148,9 +153,7 @@ def test_every_architecture_is_fitted_and_comes_nearer_or_is_refused(name):
     model = tiny(name)
     unchanged = state_of(model)
     possible = is_possible(model)
-    assert unchanged() and possible == (
-        name not in NORM_AFTER | {"bloom"}
-    )  # no width in its config
+    assert unchanged() and possible == (name not in IMPOSSIBLE)
     student, plan = drop_layers(model, plan_of(model, 2)), plan_of(model, 2)
     if possible:
         before = divergence(student, model, MANY).mean_kl_nats
@@ -163,9 +166,7 @@ def test_every_architecture_is_fitted_and_comes_nearer_or_is_refused(name):
         assert as_was()
 
 
-def test_a_plan_of_another_student_and_a_ridge_of_zero_are_refused(model):
+def test_a_plan_of_another_student_is_refused(model):
     student = drop_layers(model, plan_of(model, 2))
     with pytest.raises(ValueError, match="keeps 3 of 5 layers"):
         refit(student, model, Plan(5, (1, 2), "by hand"), MANY)
-    with pytest.raises(ValueError, match="ridge=0"):
-        refit(student, model, plan_of(model, 2), MANY, ridge=0.0)

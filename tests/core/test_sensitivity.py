@@ -64,19 +64,6 @@ def test_batch_chunk_and_padding_do_not_change_the_profile(model, windows, batch
         assert actual[criterion] == pytest.approx(values, rel=1e-4, abs=1e-5), criterion
 
 
-def test_a_layer_that_does_nothing_is_worth_nothing(model, windows):
-    layer = layers_of(model)[2]
-    attention = layer.attn.c_proj if hasattr(layer, "attn") else layer.self_attn.o_proj
-    mlp = layer.mlp.c_proj if hasattr(layer, "attn") else layer.mlp.down_proj
-    for p in [*attention.parameters(), *mlp.parameters()]:
-        p.data.zero_()
-    criteria = profile(model, windows).criteria
-    for criterion in ("drop_nll_nats", "drop_kl_nats", "block_influence"):
-        values = [abs(value) for value in criteria[criterion]]  # random weights may do harm
-        assert values.pop(2) == pytest.approx(0, abs=1e-5)
-        assert min(values) > 0.01, criterion
-
-
 def states_of(model, windows) -> list[torch.Tensor]:
     """Input of each layer, and the last one's output *before* the final norm."""
     before_norm = []
@@ -119,7 +106,7 @@ def test_weights_and_gradients_are_those_of_the_plain_mean_loss(name, windows):
     assert "taylor" not in profile(model, windows, gradients=False).by_layer
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "gemma2"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_model_and_the_random_state_are_untouched(name, windows):
     model = tiny(name)
     layers_of(model)[1].requires_grad_(False)

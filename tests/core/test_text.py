@@ -44,7 +44,7 @@ def scored_of(windows: Windows, document: int) -> list[int]:
 # ---------------------------------------------------------------- to score
 
 
-@pytest.mark.parametrize("seq_len", [2, 3, 8, 13, 400])
+@pytest.mark.parametrize("seq_len", [3, 400])
 def test_every_token_of_a_document_is_scored_exactly_once(tokenizer, seq_len):
     windows = text.scoring_windows(MIXED, tokenizer, start=START, seq_len=seq_len)
     for index, document in enumerate(MIXED):
@@ -112,14 +112,6 @@ def test_only_the_first_tokens_of_a_document_are_scored(tokenizer):
         assert windows(limit).n_bytes[0] == len(tokenizer.decode(ids).encode())
 
 
-def test_no_window_is_wider_than_the_longest_text(tokenizer):
-    options = {"start": START, "tokens_per_document": 11}
-    narrow = text.scoring_windows(MIXED, tokenizer, seq_len=12, **options)
-    wide = text.scoring_windows(MIXED, tokenizer, seq_len=64, **options)
-    assert wide.inputs.shape == narrow.inputs.shape == (len(MIXED), 12)
-    assert wide.token_hash == narrow.token_hash
-
-
 # ---------------------------------------------------------------- to train on
 
 
@@ -140,12 +132,6 @@ def test_a_text_shorter_than_one_window_is_refused(tokenizer):
             text.training_windows(documents, tokenizer, start=START, seq_len=64)
 
 
-def test_batches_go_through_every_window_in_order(windows):
-    batches = list(windows.batches(2))
-    assert [len(batch) for batch in batches] == [2, 2, 1]
-    assert torch.equal(torch.cat([batch.targets for batch in batches]), windows.targets)
-
-
 # ---------------------------------------------------------------- draws
 
 
@@ -159,17 +145,9 @@ def pool() -> Windows:
     return Windows(ids, ids, mask, document, tuple("abcdefgh"), (64,) * 8)
 
 
-def rows_of(sample: Windows) -> list[int]:
-    return sample.targets[:, 0].tolist()
-
-
-def test_the_same_seed_draws_the_same_tokens(pool):
-    first, second = (text.draw(pool, n_tokens=160, seed=3) for _ in range(2))
-    assert first.token_hash == second.token_hash
-
-
 def test_each_seed_draws_its_own_documents_and_a_short_sample_reads_half_of_them(pool):
     samples = [text.draw(pool, n_tokens=10 * 16, seed=seed) for seed in range(6)]
+    assert text.draw(pool, n_tokens=10 * 16, seed=5).token_hash == samples[5].token_hash
     assert len({frozenset(sample.document.tolist()) for sample in samples}) >= 4
     for sample in samples:
         counts = [int((sample.document == d).sum()) for d in sample.document.unique()]
@@ -183,7 +161,7 @@ def test_windows_of_different_documents_are_mixed(pool):
 
 
 def test_the_whole_pool_comes_before_any_window_comes_again(pool):
-    rows = rows_of(text.draw(pool, n_tokens=(2 * 36 + 3) * 16, seed=0))
+    rows = text.draw(pool, n_tokens=(2 * 36 + 3) * 16, seed=0).targets[:, 0].tolist()
     first, second, third = rows[:36], rows[36:72], rows[72:]
     assert sorted(first) == sorted(second) == list(range(36))
     assert first != second and len(third) == 3
@@ -195,11 +173,6 @@ def test_a_draw_is_as_long_as_it_was_asked_for_and_draws_no_global_random_number
     assert torch.equal(torch.random.get_rng_state(), before)
     with pytest.raises(ValueError, match="n_tokens=15 is less than one window of 16 tokens"):
         text.draw(pool, n_tokens=15, seed=0)
-
-
-def test_a_draw_from_documents_without_a_window_passes_them_over(tokenizer):
-    pool = text.training_windows(MIXED, tokenizer, start=START, seq_len=16)  # `short` has none
-    assert len(text.draw(pool, n_tokens=16 * len(pool), seed=1)) == len(pool)
 
 
 def test_the_token_hash_knows_order_document_and_mask(pool):

@@ -3,13 +3,17 @@
 Every figure's label (`figure.get_label()`) is its alt text: what is drawn, and every value.
 """
 
-from depthprune_study.results.charts.compare import probes, ratios, seeds
-from depthprune_study.results.charts.frontier import budget, depth, rivals
-from depthprune_study.results.charts.healing import curves, path
-from depthprune_study.results.charts.heatmaps import criteria, pairs
-from depthprune_study.results.charts.layers import profile, stability
-from depthprune_study.results.charts.scatter import bytes_against_ppl, choice
-from depthprune_study.results.charts.trials import speed, sweep
+from depthprune_study.results.charts.answer import choice, path
+from depthprune_study.results.charts.layers import criteria, pairs, profile
+from depthprune_study.results.charts.lines import budget, curves, depth, rivals, stability
+from depthprune_study.results.charts.rows import (
+    bytes_against_ppl,
+    probes,
+    ratios,
+    seeds,
+    speed,
+    sweep,
+)
 from depthprune_study.results.style import png, sources_in, svg
 
 __all__ = [

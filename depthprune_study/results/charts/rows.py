@@ -1,92 +1,157 @@
-"""The frame of a chart of rows: names at the left, points in the middle, numbers at the right."""
+"""Charts of rows: names at the left, points with intervals, their numbers at the right."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from depthprune_core.records import Timing
 from depthprune_study.results.charts import parts, wording
-from depthprune_study.results.statistics import Interval
-from depthprune_study.results.style import INK, SMALL, new_figure, readable, wrapped
+from depthprune_study.results.charts.parts import Look, exactly
+from depthprune_study.results.statistics import Interval, decode_gain, median_ratio
+from depthprune_study.results.style import FAINT, IDEAS, INK, SMALL, new_figure, remark, styled
 
-PLOT_INCHES = 2.8  # about what names and numbers leave of the width
-Row = TypeVar("Row")
-
-
-def first(lines: Mapping[str, Row]) -> tuple[dict[str, Row], dict[str, Row]]:
-    """The rows that are drawn, and the rest."""
-    items = list(lines.items())
-    return dict(items[: parts.MAX_ROWS]), dict(items[parts.MAX_ROWS :])
+Ratios = Mapping[str, Interval]
+Row = tuple[str, Interval, Look]
 
 
-def rank(value: float) -> float:
-    """As a key of sorting: what is not a number comes last."""
-    return math.inf if math.isnan(value) else value
+@styled
+def ratios(named: Ratios, *, title: str) -> Figure:
+    """One row a name, the lowest perplexity on top; "whole" is the baseline, no row."""
+    names = [name for name in named if name != "whole"]
+    names.sort(key=lambda name: (named[name].point != named[name].point, named[name].point))
+    groups = {name: [(wording.words(name), named[name], parts.look(name))] for name in names}
+    return _rows(groups, wording.RATIO, title=title)
 
 
-def frame(title: str, labels: Sequence[str], *, pitch: float = 0.32) -> tuple[Figure, Axes]:
-    """Axes with one named row a label, the first on top, `pitch` inches each."""
-    n = len(labels)
-    figure, ax = new_figure(title, 0.93 + pitch * n)
-    ax.set_ylim(n - 0.5, -0.5 - 0.12 / pitch)
-    ax.set_yticks(range(n), [_narrow(label) for label in labels], fontsize=SMALL, color=INK)
-    parts.quiet(ax, "y")
-    return figure, ax
+@styled
+def bytes_against_ppl(points: Mapping[str, tuple[int, Interval]], *, title: str) -> Figure:
+    """One row a model, the fewest bytes on top: its megabytes, and its perplexity."""
+    groups = {
+        name: [(f"{wording.words(name)}: {n / 1e6:,.0f} MB", ratio, parts.look(name))]
+        for name, (n, ratio) in sorted(points.items(), key=lambda item: item[1][0])
+    }
+    return _rows(groups, f"{wording.RATIO}; fewest bytes on top", title=title)
 
 
-def _narrow(label: str) -> str:
-    lines = (wrapped(line, 1.9, size=SMALL, weight="normal") for line in label.split("\n"))
-    return "\n".join("\n".join(line) for line in lines)
+@styled
+def seeds(ratios: Mapping[str, Ratios], *, title: str) -> Figure:
+    """One group of rows a model or setup, one row a seed."""
+    groups = {
+        name: [(label, ratio, parts.look("healed")) for label, ratio in by_seed.items()]
+        for name, by_seed in ratios.items()
+    }
+    return _rows(groups, wording.RATIO, title=title)
 
 
-def value(ax: Axes, row: float, text: str, colour: str) -> None:
-    """The number of a row, in a column at the right."""
-    place = {"xycoords": ("axes fraction", "data"), "xytext": (9, 0), "textcoords": "offset points"}
-    style: dict[str, Any] = {"fontsize": SMALL, "va": "center", "color": readable(colour)}
-    text = "\n".join(wrapped(text, 2.4, size=SMALL, weight="normal"))
-    ax.annotate(text, (1.0, row), **place, **style, annotation_clip=False)
+@styled
+def probes(accuracies: Mapping[str, Ratios], *, title: str) -> Figure:
+    """One group of rows a family of items, one row a student: the share it got right."""
+    looks = parts.looks(dict.fromkeys(name for by in accuracies.values() for name in by))
+    groups = {
+        family: [(wording.words(name), share, looks[name]) for name, share in by_student.items()]
+        for family, by_student in accuracies.items()
+    }
+    return _rows(groups, "share of items answered rightly", base=0.0, unit="items", title=title)
 
 
-def rest_in_words(rest: Mapping[str, Interval], n_rows: int | None = None) -> str:
-    """One sentence for the rows that are not drawn; empty where there are none."""
-    if not rest:
-        return ""
-    named = {name: rank(i.point) for name, i in rest.items()}
-    low, high = (by(named, key=lambda name: named[name]) for by in (min, max))
-    least, most = (wording.number(rest[name].point) for name in (low, high))
-    text = f"And {n_rows or len(rest)} more, not drawn: {least} ({wording.words(low)})"
-    if len(rest) > 1:
-        text += f" to {most} ({wording.words(high)})"
-    return f" {text}."
+@styled
+def sweep(ratios: Mapping[str, Ratios], kept: Mapping[str, str], *, title: str) -> Figure:
+    """One group of rows a factor, one row a level: perplexity against the level kept.
+
+    The factor that matters most is on top.
+    """
+
+    def effect(factor: str) -> float:
+        return max(abs(ratio.point - 1) for ratio in ratios[factor].values())
+
+    groups: dict[str, list[Row]] = {}
+    for factor in sorted(ratios, key=effect, reverse=True):
+        groups[wording.factor(factor)] = [
+            (f"{wording.words(level)} (kept)", ratio, IDEAS["healed"])
+            if level == kept.get(factor)
+            else (wording.words(level), ratio, IDEAS["other"])
+            for level, ratio in ratios[factor].items()
+        ]
+    return _rows(groups, "perplexity ÷ that of the level kept", name="level kept", title=title)
 
 
-def spread(intervals: Iterable[Interval], unit: str) -> str:
-    """From the lowest to the highest of several points."""
-    points = sorted((i.point for i in intervals), key=rank)
-    count = f"{len(points)} {unit}{'s' if len(points) != 1 else ''}"
-    low, high = wording.number(points[0]), wording.number(points[-1])
-    return f"{low}, {count}" if low == high else f"{low} to {high}, {count}"
+@styled
+def speed(timings: Mapping[str, Timing], *, title: str) -> Figure:
+    """How many times faster than the whole model, beside what layers and bytes allow in decode."""
+    groups: dict[str, list[Row]] = {}
+    for name, timing in timings.items():
+        decode = decode_gain(timing)
+        if decode.point > timing.by_layer_count:
+            decode = replace(decode, note="suspect")
+        prefill = median_ratio(timing.teacher_prefill_ms, timing.student_prefill_ms)
+        groups[wording.words(name)] = [
+            ("decode", decode, IDEAS["healed"]),
+            ("layer count allows", exactly(timing.by_layer_count), (INK, "|")),
+            ("weight bytes allow", exactly(timing.by_weight_bytes), (INK, "|")),
+            ("prefill", prefill, IDEAS["other"]),
+        ]
+    settings = {
+        f"{t.device}, {t.dtype}, batch {t.batch_size}, context {t.context}"
+        for t in timings.values()
+    }
+    figure = _rows(groups, "times as fast as the whole model", unit="rounds", title=title)
+    remark(figure.axes[0], f"{figure.get_supxlabel()} {'; '.join(sorted(settings))}.")
+    return figure
 
 
-def finish(ax: Axes, measures: str, base: float | None, *, name: str = wording.BASELINE) -> None:
-    """The axis's unit, and the baseline with its name above it."""
-    ax.set_xlabel(measures)
-    low, high = ax.get_xlim()
-    if base is None or not low <= base <= high:
-        return
+def _rows(
+    groups: Mapping[str, Sequence[Row]],
+    measure: str,
+    *,
+    title: str,
+    base: float = 1.0,
+    name: str = wording.BASELINE,
+    unit: str = "articles",
+) -> Figure:
+    """Groups of rows below each other; what more than seven groups hold stands in one line.
+
+    `base`: the value of the baseline, and `name` what it is; 0 has none.
+    """
+    shown, rest = parts.first(groups)
+    n_rows = sum(len(rows) for rows in shown.values())
+    figure, ax = new_figure(title, 0.9 + (0.3 if n_rows == len(shown) else 0.2) * n_rows)
+    ax.set_xlim(parts.zoom([row[1] for rows in shown.values() for row in rows], base))
+    ax.set_ylim(n_rows - 0.5, -0.7)
+    labels: list[str] = []
+    for group, rows in shown.items():
+        if labels and len(rows) > 1:
+            ax.axhline(len(labels) - 0.5, color=FAINT, linewidth=0.8)
+        for label, interval, look in rows:
+            _row(ax, len(labels), interval, look)
+            starts = len(rows) > 1 and label == rows[0][0]
+            labels.append(f"{wording.words(group)}: {label}" if starts else label)
+    lines = ["\n".join(textwrap.wrap(label, 34)) for label in labels]
+    ax.set_yticks(range(n_rows), lines, fontsize=SMALL, color=INK)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.set_xlabel(measure)
     parts.baseline(ax, base)
-    at = (base - low) / (high - low)
-    side = "left" if at < 0.2 else "right" if at > 0.8 else "center"
-    style: dict[str, Any] = {"fontsize": SMALL, "color": INK, "ha": side, "va": "bottom"}
-    ax.annotate(
-        name,
-        (at, 1.0),
-        xycoords="axes fraction",
-        xytext=(0, 1),
-        textcoords="offset points",
-        **style,
-    )
+    if base:
+        style = {"fontsize": SMALL, "ha": "center", "va": "bottom"}
+        ax.text(base, 1.0, name, transform=ax.get_xaxis_transform(), **style)
+    told = {
+        label if len(rows) == 1 else f"{wording.words(group)}, {label}": interval
+        for group, rows in groups.items()
+        for label, interval, _ in rows
+    }
+    drawn = [interval for rows in shown.values() for _, interval, _ in rows]
+    left = "; ".join(f"{name} {wording.number(told[name].point)}" for name in list(told)[n_rows:])
+    remark(ax, wording.units(drawn, unit) + (f" Not drawn: {left}." if rest else ""))
+    figure.set_label(wording.alt(title, measure, told))
+    return figure
+
+
+def _row(ax: Axes, row: int, interval: Interval, look: Look) -> None:
+    parts.dot(ax, row, interval, look)
+    style = {"fontsize": SMALL, "va": "center", "color": look[0]}
+    ax.text(1.04, row, wording.with_interval(interval), transform=ax.get_yaxis_transform(), **style)

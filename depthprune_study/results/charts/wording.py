@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from depthprune_study.results.statistics import Interval
 
@@ -12,10 +12,9 @@ RATIO = "perplexity ÷ the whole model's"
 BASELINE = "whole model"
 
 _NAMES = {
-    "whole": "whole model",
+    "whole": BASELINE,
     "whole, same text": "whole, trained on the text",
     "ce": "cut, trained on the text",
-    "matched": "both trained on the text",
     "narrower, cut": "narrower, not healed",
     "adapters": "adapters, healed",
     "adapters, ce": "adapters, trained on the text",
@@ -25,12 +24,15 @@ _NAMES = {
     "linear_patch": "LinearPatch",
     "replaceme": "ReplaceMe",
     "ghosted_layers": "Ghosted Layers",
-}
-_RULES = {
+    # rules and criteria
     "least_sensitive": "least sensitive (loss)",
     "block_influence": "block influence (ShortGPT)",
     "angular": "angular distance (Gromov)",
     "greedy": "greedy (SLEB)",
+    "drop_nll_nats": "loss without it",
+    "drop_kl_nats": "KL without it",
+    "taylor": "the Taylor score",
+    "magnitude": "size of weights",
 }
 _FACTORS = {
     "lr": "learning rate",
@@ -43,31 +45,28 @@ _FACTORS = {
     "lora_rank": "rank of adapters",
     "trained": "parts trained",
 }
-_RIVALS = ("narrower", "adapters", "Q8_0", "Q4_0", *list(_NAMES)[-4:])
+_IDEAS = {  # the first sign that a name shows tells which idea of the study it stands for
+    "control": "whole.*text",
+    "rival": "^(narrower|adapters|Q8_0|Q4_0|prune_and_comp|linear_patch|replaceme|ghosted_layers)",
+    "text": r"\bce\b|the text",
+    "healed": "healed|^articles",
+    "refitted": "refit",
+    "whole": "^whole",
+    "cut": r"\bcut\b",
+    "other": "",
+}
 
 
 def words(name: str) -> str:
-    """A record's name as a reader reads it: `random_0-2` is "random 0, 2 fewer"."""
-    if known := _NAMES.get(name) or _RULES.get(name):
+    """A record's name as a reader reads it: `random_0, 2 fewer` is "random 0, 2 fewer"."""
+    if known := _NAMES.get(name):
         return known
-    if plan := re.fullmatch(r"([a-z]\w*)-(\d+)", name):
-        return f"{words(plan[1])}, {plan[2]} fewer"
     if count := re.fullmatch(r"(\d+) fewer", name):
         return f"{count[1]} layer{'s' if count[1] != '1' else ''} fewer"
     first, comma, rest = name.partition(", ")
     if comma:
         return f"{words(first)}, {rest if rest.endswith('fewer') else words(rest)}"
     return name.replace("_", " ")
-
-
-def without_common_end(labels: Sequence[str]) -> tuple[list[str], str]:
-    """Labels without the ", 2 fewer" that all of them have, and that end in full words."""
-    ends = [re.search(r", (\d+ fewer)$", label) for label in labels]
-    common = {end[1] if end else "" for end in ends}
-    if len(labels) < 2 or len(common) != 1 or common == {""}:
-        return list(labels), ""
-    end = common.pop()
-    return [label.removesuffix(f", {end}") for label in labels], f", {words(end)}"
 
 
 def factor(name: str) -> str:
@@ -77,26 +76,13 @@ def factor(name: str) -> str:
 
 def idea(name: str) -> str:
     """Which idea of the study a name stands for (a key of style.IDEAS)."""
-    if "same text" in name or re.search("^whole.*text", name):
-        return "control"
-    if name.startswith(_RIVALS):
-        return "rival"
-    signs = {
-        "text": r"\bce\b|the text",
-        "healed": "healed",
-        "refitted": "refit",
-        "whole": "^whole",
-        "cut": r"\bcut\b|^[a-z]\w*-\d+$",  # a plan: its rule and its number of layers
-    }
-    return next((key for key, sign in signs.items() if re.search(sign, name)), "other")
+    return next(idea for idea, sign in _IDEAS.items() if re.search(sign, name))
 
 
 def number(value: float, like: float | None = None) -> str:
     """In words where it is not finite; else with as many decimals as `like`, or itself, has."""
     if not math.isfinite(value):
-        return (
-            "not a number" if math.isnan(value) else "infinite" if value > 0 else "minus infinite"
-        )
+        return "not a number" if math.isnan(value) else "infinite"
     size = abs(value if like is None else like)
     if size >= 1e6:
         return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
@@ -121,13 +107,13 @@ def with_interval(interval: Interval) -> str:
     return f"{text}, {interval.note}" if interval.note else text
 
 
-def alt(title: str, what: str, values: Mapping[str, Interval | float], more: str = "") -> str:
+def alt(title: str, what: str, values: Mapping[str, Interval | float]) -> str:
     """Alt text: the finding, what is drawn, and every value."""
     told = (
-        f"{name} {number(value) if isinstance(value, int | float) else with_interval(value)}"
+        f"{name} {with_interval(value) if isinstance(value, Interval) else f'{value:.4g}'}"
         for name, value in values.items()
     )
-    return f"{title.rstrip('.')}. Chart of {what}: {'; '.join(told)}.{' ' + more if more else ''}"
+    return f"{title.rstrip('.')}. Chart of {what}: {'; '.join(told)}."
 
 
 def units(intervals: Iterable[Interval], unit: str = "articles") -> str:

@@ -1,0 +1,121 @@
+"""The path from the whole model to the healed one, and ranks before and after healing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from depthprune_study.results import statistics
+from depthprune_study.results.charts import parts, wording
+from depthprune_study.results.charts.parts import exactly
+from depthprune_study.results.statistics import Interval
+from depthprune_study.results.style import (
+    FAINT,
+    IDEAS,
+    INK,
+    LARGE,
+    SMALL,
+    SOFT,
+    new_figure,
+    remark,
+    styled,
+)
+
+Ratios = Mapping[str, Interval]
+
+_BELOW = {  # below the names at the axis: what was done
+    "whole": "whole model\nas it came",
+    "cut": "cut\nlayers\nremoved",
+    "refitted": "refitted\nmaps\nre-solved",
+    "healed": "healed\ndistilled",
+    "ce": "student",
+    "whole, same text": "whole model",
+}
+
+
+@styled
+def path(stages: Ratios, control: Ratios, *, title: str) -> Figure:
+    """Whole, cut, refitted, healed as one path; beside it what the same text does by itself.
+
+    `control` holds the student trained on the text ("ce") and the whole model trained on it
+    ("whole, same text"); their quotient is written above them.
+    """
+    points = {"whole": exactly(1.0), **stages, **control}
+    figure, ax = new_figure(title, 3.3)
+    low, high = parts.zoom(points.values(), 1.0)
+    ax.set_ylim(low, high + 0.15 * (high - low))  # room for the numbers
+    ax.set_xlim(-0.4, len(points))
+    parts.baseline(ax, 1.0, upright=True)
+    path = [min(points[name].point, ax.get_ylim()[1]) for name in ("whole", *stages)]
+    for at, (before, after) in enumerate(itertools.pairwise(path)):
+        arrow = {"arrowstyle": "-|>", "color": "#8A8A8A", "linewidth": 1.6, "shrinkB": 7}
+        ax.annotate("", (at + 1, after), (at, before), arrowprops=arrow, zorder=2)
+    for at, (name, ratio) in enumerate(points.items()):
+        _point(ax, at, ratio, parts.look(name))
+    if {"ce", "whole, same text"} <= set(control):
+        ax.axvspan(len(stages) + 0.5, ax.get_xlim()[1], color="#F1F1F1", zorder=0)
+        quotient = wording.number(control["ce"].point / control["whole, same text"].point)
+        words = f"control: trained on the same text\nstudent ÷ whole model = {quotient}"
+        ax.set_title(words, loc="right", color=SOFT)
+    ax.set_xticks(range(len(points)), [_BELOW[name] for name in points], color=INK)
+    ax.set_title(wording.RATIO)
+    remark(ax, wording.units(points.values()))
+    told = {wording.words(name): ratio for name, ratio in points.items()}
+    figure.set_label(wording.alt(title, wording.RATIO, told))
+    return figure
+
+
+def _point(ax: Axes, at: int, ratio: Interval, look: parts.Look) -> None:
+    """A point of the path with its number, and its interval in small type, at its right."""
+    limits = ax.get_ylim()
+    inside = parts.dot(ax, at, ratio, look, upright=True)
+    if ratio == exactly(1.0):
+        return
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+    style = {"textcoords": "offset points", "color": look[0], "zorder": 5, "bbox": ground}
+    place = at, float(np.clip(ratio.point, *limits)) if inside else limits[1]
+    up = 6 if inside else -20
+    text = f"{parts.arrow(ratio.point, limits)}{wording.number(ratio.point)}"
+    ax.annotate(text, place, (6, up + 10), fontsize=LARGE, fontweight="bold", **style)
+    if wording.span(ratio):
+        ax.annotate(wording.span(ratio), place, (6, up - 2), fontsize=SMALL, **style)
+
+
+@styled
+def choice(
+    before: Mapping[str, float], after: Mapping[str, float], *, tail: int, title: str
+) -> Figure:
+    """Each pair's rank before healing and after it, with the diagonal and the rank correlation.
+
+    The `tail` pairs that are dearest before healing were taken from far down; they are hollow.
+    """
+    names = sorted((n for n in before if n in after), key=lambda n: (before[n], n))
+    ranked = sorted(names, key=lambda name: (after[name], name))
+    contenders, n = names[: len(names) - tail], len(names)
+    figure, ax = new_figure(title, 4.0)
+    ax.plot([1, n], [1, n], color="#9A9A9A", linewidth=1, zorder=1)
+    colour, marker = IDEAS["healed"]
+    told = {}
+    for x, name in enumerate(names, start=1):
+        y = ranked.index(name) + 1
+        ax.plot(x, y, marker, color=colour, fillstyle="full" if name in contenders else "none")
+        style = {"textcoords": "offset points", "va": "center", "fontsize": SMALL, "color": SOFT}
+        ax.annotate(name.replace(",", "+"), (x, y), (7, 0), **style)
+        told[f"layers {name.replace(',', ' and ')} from rank {x} to"] = y
+    ax.set(xlabel="rank before healing (1: the cheapest pair)", title="rank after healing")
+    ax.grid(color=FAINT, linewidth=0.6)
+    ax.locator_params(integer=True)
+    correlations = []
+    for label, of in (("of all", names), ("of the filled ones", contenders)):
+        told[f"rank correlation {label}"] = rho = statistics.rank_correlation(
+            [before[n] for n in of], [after[n] for n in of]
+        ).point
+        correlations.append(f"{label} {rho:.2f}")
+    words = f"On the line: the rank stays. Rank correlation: {', '.join(correlations)}."
+    remark(ax, words + (" Hollow: taken from far down the ranking." if tail else ""))
+    figure.set_label(wording.alt(title, "ranks before and after healing", told))
+    return figure

@@ -2,5 +2,8 @@
 
 import warnings
 
-# tqdm's, in a kernel without widgets: it would stand in the first cell of every notebook
-warnings.filterwarnings("ignore", message="IProgress not found")
+from transformers.utils import logging
+
+# Bars of the libraries would stay in the output of a notebook; ours do not.
+logging.disable_progress_bar()
+warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's, without widgets

@@ -1,7 +1,7 @@
-"""A piece of work is done once: its record carries a stamp, and is read back while that holds.
+"""What was measured is kept, and read back while its stamp holds.
 
-A stamp names code, parameters and inputs, each by content. What the lab's own functions measure is
-known by inputs and code alone: another notebook, or one with other parameters, reads the same.
+A stamp names code, parameters and inputs, each by content. What the lab measures is known by inputs
+and code alone: every notebook of a study reads the same.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,54 +25,31 @@ from depthprune_study import provenance
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
 
-CORE = "depthprune_core."
-MODULES = tuple(  # what a notebook's own piece of work may run, with all that these import
-    CORE + room
-    for room in (
-        "distillation",
-        "evaluation",
-        "pruning",
-        "refitting",
-        "selection",
-        "sensitivity",
-        "speed",
-        "splits",
-        "subsets",
-    )
+ROOMS = (  # of the core: what a notebook's results may depend on, with all that these import
+    *("distillation", "evaluation", "pruning", "refitting", "selection"),
+    *("sensitivity", "speed", "splits", "subsets"),
 )
 
 
-def once(
+def measured(
     lab: Workspace,
-    path: Path,
+    step: str,
     make: Callable[[], Any],
     *,
     on: Sequence[Any],
-    modules: Sequence[str] = MODULES,
-    by_content: bool = True,
+    room: str,
     name: str = "",
 ) -> Any:
-    """The record(s) at `path` where their stamp still holds, else what `make` returns, saved there.
+    """The record(s) of a piece of work: read back, or made and kept for all of the study.
 
-    on: what the piece depends on (models, students, windows, records, values), hashed by content.
-    by_content: it depends on nothing else. Else also on the notebook's code and parameters.
+    on: what it depends on (models, students, windows, records, values), hashed by content.
+    room: the module of the core that does the work. name: what a reader sees meanwhile.
     """
-    stamp = stamped(lab, name or path.stem, on, modules=modules)
-    record = kept(path, stamp, by_content=by_content)
-    if record is None:
-        with lab.progress.of(name or path.stem):
-            record = make()
-        storage.write(path, record, stamp)
-    return record
-
-
-def measured(
-    lab: Workspace, path: Path, stamp: storage.Stamp, make: Callable[[], Any], *, name: str
-) -> Any:
-    """The same of a piece that the whole study shares, by its stamp."""
+    stamp = stamped(lab, step, on, rooms=(room,), shared=True)
+    path = lab.folder / "measured" / f"{stamp.key}.json"
     record = kept(path, stamp)
     if record is None:
-        with lab.progress.of(name):
+        with lab.progress.of(name or step):
             record = make()
         storage.write(path, record, stamp)
     return record
@@ -83,7 +60,7 @@ def stamped(
     step: str,
     on: Sequence[Any] = (),
     *,
-    modules: Sequence[str] = MODULES,
+    rooms: Sequence[str] = ROOMS,
     shared: bool = False,
     seed: int = 0,
     dtype: str = "float32",
@@ -96,29 +73,20 @@ def stamped(
         step=step,
         modules=(),
         parameters={} if shared else lab.parameters,
-        inputs={f"{i} {_kind(item)}": content(item) for i, item in enumerate(on)},
+        inputs={str(i): content(item) for i, item in enumerate(on)},
         device=lab.device,
         dtype=dtype,
         seed=seed,
     )
-    codes = [lab.code.get(module) or provenance.code_hash(module) for module in modules]
-    return replace(stamp, code_hash=short_hash(codes))
+    return replace(stamp, code_hash=short_hash([lab.code[room] for room in rooms]))
 
 
-def kept(path: Path, stamp: storage.Stamp, *, by_content: bool = False) -> Any:
-    """The record(s) of a file that is whole and carries this stamp, else None.
-
-    by_content: whatever notebook and parameters the file names; it then names these.
-    """
+def kept(path: Path, stamp: storage.Stamp) -> Any:
+    """The record(s) of a file that is whole and carries this stamp, else None."""
     try:
         record, found = storage.read(path), storage.read_stamp(path)
     except (FileNotFoundError, ValueError):
         return None
-    if by_content and found.key != stamp.key:
-        renamed = replace(found, notebook_hash=stamp.notebook_hash, parameters=stamp.parameters)
-        if renamed.key == stamp.key:
-            storage.write(path, record, stamp)
-            found = stamp
     return record if found.key == stamp.key else None
 
 
@@ -164,22 +132,6 @@ def weights_hash(model: PreTrainedModel) -> str:
 def forget_hash(model: PreTrainedModel) -> None:
     """For a model that was trained: fused optimisers do not tell torch's version counters."""
     _hashes.pop(model, None)
-
-
-def tokenizer_hash(tokenizer: Any) -> str:
-    """Of what decides how it cuts a text, without what its last call left behind (padding)."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return short_hash([repr(tokenizer), tokenizer.get_vocab()])
-    state = json.loads(backend.to_str())
-    return short_hash({k: v for k, v in state.items() if k not in ("padding", "truncation")})
-
-
-def _kind(item: Any) -> str:
-    """What an input is, for the reader of a stamp."""
-    if isinstance(item, PreTrainedModel | Teacher) or hasattr(item, "content"):
-        return "model"
-    return type(item).__name__.lower() if is_dataclass(item) else "value"
 
 
 def _plain(item: Any) -> Any:

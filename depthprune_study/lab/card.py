@@ -1,120 +1,149 @@
-"""The model card of a pruned model, in the hub's own format."""
+"""The model card of a pruned model: what was made, from what, on which text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
+import torch
 import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from depthprune_core.records import Plan
+from depthprune_core import reading
+from depthprune_core.records import Plan, Score
 from depthprune_study import paths
-from depthprune_study.results.statistics import Interval
+from depthprune_study.lab.job import Base, Job
+from depthprune_study.results import statistics
 
 WHOLE, CUT, SAVED = "whole", "cut", "saved"  # whose scores a card shows
-_TITLES = {WHOLE: "whole model", CUT: "cut, not healed", SAVED: "as saved"}
+TITLES = {WHOLE: "whole model", CUT: "cut, not healed", SAVED: "as saved"}
+NAMED_TEXTS = ("wikipedia-excerpt", "news-excerpt", "wikitext-2")
 
 
-@dataclass(frozen=True)
-class Card:
-    """What a model card tells.
-
-    hub, revision: the base model on the hub, if it is there. source: the folder by which mergekit
-    finds it, or empty. perplexities: WHOLE, CUT, SAVED -> perplexity a token on held-out passages;
-    ratios: CUT, SAVED -> ratio to the whole model's.
-    """
-
-    base: str
-    hub: str
-    plan: Plan
-    n_parameters: int
-    base_parameters: int
-    tokens: int  # of healing; 0 = none
-    text: str  # as the card names it
-    dataset: str  # its id on the hub; "" = none
-    recipe: str  # in words
-    ratios: Mapping[str, Interval]
-    perplexities: Mapping[str, Interval] = field(default_factory=dict)
-    license: str = ""
-    revision: str = ""
-    source: str = ""
-
-
-def model_card(card: Card, name: str) -> str:
-    """The README.md of a model folder; its head is what the hub reads."""
-    head = yaml.safe_dump(metadata(card, name), sort_keys=False, allow_unicode=True).strip()
-    gone, kept = (", ".join(map(str, layers)) for layers in (card.plan.dropped, card.plan.kept))
-    at = f" (revision {card.revision[:12]})" if card.revision else ""
-    healed = (
-        f"It was then trained on {card.tokens:,} tokens of {card.text}: {card.recipe}."
-        if card.tokens
-        else "It was not trained after the cut."
-    )
-    smaller = 1 - card.n_parameters / card.base_parameters
-    licence = card.license or "that of the base model, whose terms hold for this one too"
+def model_card(job: Job, plan: Plan, scores: Mapping[str, Score], n_parameters: int) -> str:
+    """The README.md of the folder that a job makes; it names no path of the maker's machine."""
+    n_before = job.teacher.model.num_parameters()
+    text, licence = _text_of(job)[0], licence_of(job.base)
+    gone, kept = (", ".join(map(str, layers)) for layers in (plan.dropped, plan.kept))
+    at = f" (revision {job.base.revision[:12]})" if job.base.revision else ""
     return f"""---
-{head}
+{_head(job, scores, licence)}
 ---
 
-# {name}
+# {job.out.name}
 
-{card.base}{at} without layers {gone} (counted from 0) of its {card.plan.n_layers}:
-{card.n_parameters:,} parameters, {smaller:.1%} fewer, made by
-[depthprune](https://github.com/{paths.REPOSITORY}). Layers kept: {kept}. {healed}
+{job.base.title}{at} without layers {gone} (counted from 0) of its {plan.n_layers}:
+{n_parameters:,} parameters, {1 - n_parameters / n_before:.1%} fewer, made by
+[depthprune](https://github.com/{paths.REPOSITORY}). Layers kept: {kept}. {_healing(job)}
 
-| | perplexity a token, 95 % interval | ratio to {card.base}, 95 % interval | held-out passages |
+| | perplexity a token, 95 % interval | ratio to the whole model, 95 % interval | passages |
 |---|---|---|---|
-{_rows(card)}
+{_rows(scores)}
 
-A ratio of 1 is the whole model's. Passages of {card.text} were held out for these figures and never
+A ratio of 1 is the whole model's. Passages of {text} were held out for these figures and never
 trained on. What the model can do beyond predicting this kind of text was not measured.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{name}")
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained("{job.out.name}")
+tokenizer = AutoTokenizer.from_pretrained("{job.out.name}")
 ```
 
-`mergekit.yaml` makes the same cut, without healing, from the base model. Licence: {licence}.
+`mergekit.yaml` makes the same cut, without healing, from the base model. Licence:
+{licence or "that of the base model, whose terms hold for this one too"}.
 """
 
 
-def metadata(card: Card, name: str) -> dict[str, Any]:
-    """What stands at the card's head (https://huggingface.co/docs/hub/model-cards).
-
-    The hub knows no relation "pruned" (finetune, adapter, quantized, merge): finetune is nearest.
-    """
-    head: dict[str, Any] = {}
-    if card.hub:
-        head |= {"base_model": card.hub, "base_model_relation": "finetune"}
-    head |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    if card.license:
-        head["license"] = card.license
-    if card.dataset:
-        head["datasets"] = [card.dataset]
-    head["tags"] = ["depth-pruning", "depthprune"]
-    results = [
-        {"type": "perplexity", "value": round(card.perplexities[row].point, 4), "name": title}
-        for row, title in ((SAVED, "perplexity"), (WHOLE, "perplexity of the whole base model"))
-        if row in card.perplexities
+def mergekit(base: Base, plan: Plan, dtype: torch.dtype) -> str:
+    """The cut alone as a configuration of mergekit (https://github.com/arcee-ai/mergekit)."""
+    model = f"{base.hub}@{base.revision}" if base.revision else base.hub or base.title
+    comment = "" if base.hub else f"# model: name the folder of {base.title} here\n"
+    ends = [layer + 1 for layer in plan.kept if layer + 1 not in plan.kept]
+    begins = [layer for layer in plan.kept if layer - 1 not in plan.kept]
+    slices = [
+        {"sources": [{"model": model, "layer_range": [begin, end]}]}
+        for begin, end in zip(begins, ends, strict=True)
     ]
-    if results:
-        dataset = {"name": f"{card.text}, held-out passages", "type": card.dataset or "text"}
-        task = {"type": "text-generation"}
-        result = {"task": task, "dataset": dataset, "metrics": results}
-        head["model-index"] = [{"name": name, "results": [result]}]
-    return head
+    kept = {"slices": slices, "merge_method": "passthrough", "dtype": str(dtype).split(".")[-1]}
+    return comment + yaml.safe_dump(kept, sort_keys=False)
 
 
-def _rows(card: Card) -> str:
+def licence_of(base: Base) -> str:
+    """The licence that the base model's own card names, if it has one that can be read."""
+    with suppress(Exception):  # no network, no card, a head that is no YAML
+        found = ModelCard.load(base.card).data.license
+        return found if isinstance(found, str) else ""
+    return ""
+
+
+def _head(job: Job, scores: Mapping[str, Score], licence: str) -> str:
+    """What the hub reads (https://huggingface.co/docs/hub/model-cards).
+
+    It knows no relation "pruned" (finetune, adapter, quantized, merge): finetune is nearest.
+    """
+    text, dataset = _text_of(job)
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=dataset or "text",
+            dataset_name=f"{text}, held-out passages",
+            metric_type="perplexity",
+            metric_name=title,
+            metric_value=round(_perplexity(scores[name]).point, 4),
+        )
+        for name, title in ((SAVED, "perplexity"), (WHOLE, "perplexity of the whole base model"))
+    ]
+    head = ModelCardData(
+        base_model=job.base.hub or None,
+        base_model_relation="finetune" if job.base.hub else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        license=licence or None,
+        datasets=[dataset] if dataset else None,
+        tags=["depth-pruning", "depthprune"],
+        model_name=job.out.name,
+        eval_results=results,
+    )
+    return head.to_yaml()
+
+
+def _text_of(job: Job) -> tuple[str, str]:
+    """The text as a card names it, and its id on the hub, if it is there."""
+    if job.text in NAMED_TEXTS:
+        return job.text, ""
+    where, _ = reading.parted(job.text)
+    if Path(where).exists() or not reading.is_hub_name(where):
+        return "a text of the maker's own", ""
+    dataset = "/".join(where.split("/")[:2])
+    return dataset, dataset
+
+
+def _healing(job: Job) -> str:
+    recipe = job.recipe
+    if recipe is None:
+        return "It was not trained after the cut."
+    adapters = "low-rank adapters alone, " if recipe.trained == "lora" else ""
+    return (
+        f"It was then trained on {recipe.tokens:,} tokens of {_text_of(job)[0]}: KL to the whole "
+        f"model, AdamW at {recipe.lr:g}, {adapters}{recipe.batch_size} windows of {recipe.seq_len} "
+        "tokens a step, after a closed-form refit where the architecture allows it."
+    )
+
+
+def _rows(scores: Mapping[str, Score]) -> str:
+    ratios = statistics.ratios(scores, whole=WHOLE)
     rows = []
-    for row in (WHOLE, CUT, SAVED):
-        ppl, ratio = card.perplexities.get(row), card.ratios.get(row)
-        if ppl is None and ratio is None:
-            continue
-        left = f"{ppl.point:.2f} [{ppl.low:.2f}, {ppl.high:.2f}]" if ppl else ""
+    for name, title in TITLES.items():
+        ppl, ratio = _perplexity(scores[name]), ratios.get(name)
+        left = f"{ppl.point:.2f} [{ppl.low:.2f}, {ppl.high:.2f}]"
         right = f"{ratio.point:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]" if ratio else "1"
-        rows.append(f"| {_TITLES[row]} | {left} | {right} | {ratio.n if ratio else ppl.n} |")
+        rows.append(f"| {title} | {left} | {right} | {ppl.n} |")
     return "\n".join(rows)
+
+
+def _perplexity(score: Score) -> statistics.Interval:
+    """Perplexity with its interval: the ratio to a model that knows every token."""
+    return statistics.ppl_ratio(score, replace(score, nll_nats=(0.0,) * len(score.nll_nats)))

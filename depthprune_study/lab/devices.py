@@ -1,16 +1,22 @@
-"""What a run computes on, and in which precision. The command line uses it without notebooks."""
+"""What a run computes on, in which precision, and how much a model reads at once."""
 
 from __future__ import annotations
 
-import torch
+import sys
 
+import torch
+from transformers import PreTrainedModel
+
+from depthprune_core.decoder import text_config
 from depthprune_core.products import has_bfloat16
 from depthprune_study.errors import StudyError
 
 
 def device_of(wanted: str) -> str:
-    """`cpu` or `cuda`; `auto` takes a GPU that is there. Raises StudyError for one that is not."""
+    """`cpu` or `cuda`; `auto` takes a GPU that is there. Raises StudyError for any other."""
     there = torch.cuda.is_available()
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise StudyError(f"device={wanted!r} is not known: name one of auto, cpu, cuda")
     if wanted == "cuda" and not there:
         raise StudyError("device='cuda' is not possible: no GPU is there, take auto or cpu")
     return "cuda" if wanted != "cpu" and there else "cpu"
@@ -26,3 +32,9 @@ def fast_precision(device: str) -> str:
 def whole_windows(batch_tokens: int, seq_len: int) -> int:
     """The tokens of a step, rounded down to whole windows; one window at least."""
     return max(1, batch_tokens // seq_len) * seq_len
+
+
+def context_of(model: PreTrainedModel) -> int:
+    """The longest window that the model can read, in tokens."""
+    config = text_config(model.config)
+    return getattr(config, "max_position_embeddings", None) or sys.maxsize

@@ -5,34 +5,35 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from huggingface_hub import HfApi
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub.utils import validate_repo_id
 from transformers import AutoTokenizer, PreTrainedModel
-from transformers.utils import logging
 
 from depthprune_core import models, pruning
 from depthprune_core.decoder import anatomy
 from depthprune_core.records import Plan
 from depthprune_study.errors import StudyError
-from depthprune_study.lab.card import Card, model_card
 
 Dtypes = Mapping[str, torch.dtype]  # parameter of the saved model -> how its file keeps it
 
 
 def folder(
-    out: Path, model: PreTrainedModel, tokenizer: Any, card: Card, *, dtypes: Dtypes
+    out: Path,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    *,
+    dtypes: Dtypes,
+    files: Mapping[str, str],
 ) -> None:
     """Write the folder under a temporary name, open it by plain transformers, compare, then rename.
 
     Each parameter is kept in its dtype of the base model's file: the model is rounded in place to
-    what the file holds, and float32 again at the end.
+    what the file holds, and float32 again at the end. files: name -> text of further files.
 
     Raises StudyError where `out` is there already, or where the opened model computes other logits
     or the opened tokenizer gives other tokens than those that were written.
@@ -42,11 +43,10 @@ def folder(
     building = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         cast(model, dtypes).save_pretrained(building)
-        dtype = model.dtype
+        for name, content in files.items():
+            (building / name).write_text(content, encoding="utf-8")
         cast(model, dict.fromkeys(dtypes, torch.float32))
         tokenizer.save_pretrained(building)
-        (building / "README.md").write_text(model_card(card, out.name), encoding="utf-8")
-        (building / "mergekit.yaml").write_text(mergekit(card, dtype), encoding="utf-8")
         _check(building, model, tokenizer)
         os.chmod(building, 0o755)
         os.replace(building, out)
@@ -76,27 +76,10 @@ def cast(model: PreTrainedModel, dtypes: Dtypes) -> PreTrainedModel:
     return model
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without transformers' own bars, which would stay in a notebook's output."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def check_free(out: Path) -> None:
     """Raises StudyError where something exists already, or no finished folder can be put."""
-    if out.name in ("", ".."):
-        raise StudyError(f"out={out} has no name of its own: name a folder that does not exist yet")
-    if out.is_symlink() or os.path.ismount(out):
-        raise StudyError(
-            f"out={out} is a link or a disk of its own, which no finished folder can replace: name "
-            "a folder inside it"
-        )
+    if out.name in ("", "..") or out.is_symlink() or os.path.ismount(out):
+        raise StudyError(f"out={out} is a link or a disk of its own: name a folder inside it")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StudyError(f"out={out} exists already: name another folder, nothing is overwritten")
 
@@ -107,17 +90,11 @@ def check_push(push_to: str) -> None:
         return
     try:
         validate_repo_id(push_to)
-    except HFValidationError:
-        raise StudyError(
-            f"push_to={push_to!r} is no hub repository: write it as NAME/MODEL"
-        ) from None
-    try:
         HfApi().whoami()
     except Exception as error:  # no login, no network, a proxy: each has its own kind
-        reason = type(error).__name__
         raise StudyError(
-            f"push_to={push_to!r} needs the model hub and a login ({reason}): `hf auth login`, or "
-            "leave push_to empty and push the folder later"
+            f"push_to={push_to!r} must be NAME/MODEL and needs a login ({type(error).__name__}): "
+            "`hf auth login`, or leave push_to empty and push the folder later"
         ) from None
 
 
@@ -127,50 +104,15 @@ def push(out: Path, push_to: str) -> str:
     Returns its address. Raises StudyError where the hub refuses; the folder stays.
     """
     try:
-        address = HfApi().create_repo(push_to, repo_type="model", exist_ok=True)
-        HfApi().upload_folder(
-            repo_id=push_to, folder_path=out, commit_message="Pruned by depthprune"
-        )
+        address = HfApi().create_repo(push_to, exist_ok=True)
+        HfApi().upload_folder(repo_id=push_to, folder_path=out, commit_message="By depthprune")
     except Exception as error:  # of the client or of what it sends with
-        reason = " ".join(str(error).split())[:160]
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise StudyError(
-            f"{out} is written, but could not be pushed to {push_to} ({type(error).__name__}: "
-            f"{reason}): `hf upload {push_to} {out}` pushes it"
+            f"{out} is written, but could not be pushed to {push_to} ({reason}): "
+            f"`hf upload {push_to} {out}` pushes it"
         ) from None
     return str(address)
-
-
-def mergekit(card: Card, dtype: torch.dtype) -> str:
-    """The cut alone as a configuration of mergekit (https://github.com/arcee-ai/mergekit)."""
-    if card.hub:
-        comment, model = "", f"{card.hub}@{card.revision}" if card.revision else card.hub
-    elif card.source:
-        comment, model = (
-            "# model: the folder as it was named; change it to where that lies.\n",
-            card.source,
-        )
-    else:
-        comment = (
-            f"# model: {card.base} has no folder of its own; save it and name that folder here.\n"
-        )
-        model = card.base
-    slices = [
-        {"sources": [{"model": model, "layer_range": [first, last + 1]}]}
-        for first, last in spans(card.plan)
-    ]
-    kept = {"slices": slices, "merge_method": "passthrough", "dtype": str(dtype).split(".")[-1]}
-    return comment + yaml.safe_dump(kept, sort_keys=False)
-
-
-def spans(plan: Plan) -> list[tuple[int, int]]:
-    """First and last of each run of neighbours among the kept layers."""
-    runs: list[tuple[int, int]] = []
-    for layer in plan.kept:
-        if runs and layer == runs[-1][1] + 1:
-            runs[-1] = (runs[-1][0], layer)
-        else:
-            runs.append((layer, layer))
-    return runs
 
 
 def _check(path: Path, saved: PreTrainedModel, tokenizer: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import logging
 import random
@@ -22,26 +21,8 @@ if TYPE_CHECKING:
     from depthprune_study.lab.students import Student
     from depthprune_study.lab.workspace import Workspace
 
+BATCH = 8  # items a pass
 FOLDER = "lm-eval"  # below the run's folder: results in lm-eval's own format, a folder a student
-
-
-def check(tasks: Sequence[str]) -> None:
-    """Raises StudyError where lm-eval is missing, or for names that match none of its tasks.
-
-    Call it before any work: no task, no need for lm-eval.
-    """
-    if not tasks:
-        return
-    if importlib.util.find_spec("lm_eval") is None:
-        raise StudyError(
-            "tasks are answered by lm-eval, which is not installed: pip install lm-eval"
-        )
-    from lm_eval.tasks import TaskManager  # late: seconds, and only `full` needs it
-
-    with _quietly():
-        known = set(TaskManager().all_subtasks)
-    if unknown := [task for task in tasks if task not in known]:
-        raise StudyError(f"names that match no lm-eval task: {', '.join(unknown)}")
 
 
 def harness(
@@ -51,7 +32,6 @@ def harness(
 
     lm-eval's own results and samples are kept below runs/<study>/lm-eval/<name>/.
     """
-    check(tasks)
     found = {}
     for name, student in students.items():
         folder = Path(lab.folder) / FOLDER / name.replace("/", "-")
@@ -69,26 +49,26 @@ def run(
     *,
     folder: Path | None = None,
     include_path: Path | None = None,
-    batch_size: int = 8,
 ) -> dict[str, Answers]:
     """Which items of each task the model gets right (`acc`), in the task's order.
 
     `folder` keeps what lm-eval writes; `include_path` holds further task files.
 
-    Raises StudyError for a task whose items are not right or wrong.
+    Raises StudyError for a name that is no task, or a task whose items are not right or wrong.
     """
-    if not tasks:
-        return {}
-    import lm_eval
+    import lm_eval  # late: seconds, and few studies need it
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     with _quietly():
+        manager = TaskManager(include_path=str(include_path) if include_path else None)
+        if unknown := sorted(set(tasks) - set(manager.all_subtasks)):
+            raise StudyError(f"names that match no lm-eval task: {', '.join(unknown)}")
         result = lm_eval.simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH),
             tasks=list(tasks),
-            task_manager=TaskManager(include_path=str(include_path) if include_path else None),
+            task_manager=manager,
             bootstrap_iters=0,
             log_samples=True,
             random_seed=None,

@@ -1,8 +1,9 @@
-"""One student's healing: what it is known by, how it runs, what it leaves on disk."""
+"""One student's healing: how it runs, and what it leaves on disk."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,121 +15,105 @@ from depthprune_core.records import Curve, Facts, Plan, Recipe
 from depthprune_core.storage import Stamp
 from depthprune_core.text import Windows
 from depthprune_study import provenance
-from depthprune_study.lab import cache, held, weights
+from depthprune_study.lab import cache, weights
 
 if TYPE_CHECKING:
     from depthprune_study.lab.students import Student
     from depthprune_study.lab.workspace import Workspace
 
-HEAL = ("depthprune_core.distillation", "depthprune_core.pruning")
 VALIDATIONS = 4  # on the way
 ROOMY_BYTES = 64 * 2**30  # a GPU from here on needs to spare nothing
 LARGE = 500_000_000  # parameters; from here on a step takes one window at a time
 
 
-class Run:
-    """One healing. `heal(path)` runs it, or goes on with it; keeps record, curve and weights."""
+@dataclass
+class Healing:
+    """One healing on `windows`, from `start`. `keep_weights`: on disk, beside record and curve."""
 
-    def __init__(
-        self,
-        lab: Workspace,
-        name: str,
-        plan: Plan,
-        recipe: Recipe,
-        start: Student,
-        windows: Windows,
-        validation: Windows | None,
-        keep: bool,
-    ) -> None:
-        recipe = as_run(recipe, windows)
-        self.lab, self.name, self.plan, self.recipe = lab, name, plan, recipe
-        self.start, self.windows, self.validation, self.keep = start, windows, validation, keep
+    lab: Workspace
+    name: str
+    plan: Plan
+    recipe: Recipe
+    start: Student
+    windows: Windows
+    validation: Windows | None
+    keep_weights: bool
+
+    def stamp(self) -> Stamp:
+        """Of what its result depends on: not of its name, nor of the notebook."""
+        lab, recipe = self.lab, self.recipe
         teacher = lab.teacher if recipe.kl else "no teacher"
         tools = f"peft {provenance.version('peft')}" if recipe.trained == "lora" else ""
-        on = [teacher, start, windows, recipe, tools]
+        on = [teacher, self.start, self.windows, recipe, tools]
         options = {"seed": recipe.seed, "dtype": recipe.precision}
-        self.stamp = cache.stamped(lab, "healed", on, modules=HEAL, shared=True, **options)
-        self.path = path_of(lab, self.stamp)
-
-    def lacks_validation(self) -> bool:
-        """Whether it is kept, healed with nothing scored on the way."""
-        found = cache.kept(self.path, self.stamp)
-        return found is not None and not storage.read(curve_of(self.path)).validation_tokens
+        rooms = ("distillation", "pruning")
+        return cache.stamped(lab, "healed", on, rooms=rooms, shared=True, **options)
 
     def heal(self, path: Path) -> PreTrainedModel:
-        lab, checkpoint = self.lab, path.with_suffix(".ckpt")
-        held.release()
-        student = self._begin()
-        held.release()  # what it began from
-        with lab.progress.of(self.name):
+        """Run it, or go on with it. The record at `path` names the content of the weights."""
+        checkpoint = path.with_suffix(".ckpt")
+        weights.release()
+        student = self.start.fresh()
+        if self.recipe.trained == "lora":  # adapters leave the weights alone: one copy will do
+            pruning.share_equal(student, self.lab.teacher.model, self.plan)
+        weights.release()  # what it began from
+        with self.lab.progress.of(self.name):
             try:
                 student, curve = self._distil(student, checkpoint)
             except distillation.DivergedError as stop:
-                student, curve = None, stop.curve
-                curve = Curve(**{**vars(curve), "diverged": curve.diverged or str(stop)})
+                student = None  # its memory goes to the copy of its start
+                curve = replace(stop.curve, diverged=stop.curve.diverged or str(stop))
         if curve.diverged:
             student, content = self.start.fresh(), self.start.content
         else:
             cache.forget_hash(student)
             content = cache.weights_hash(student)
-            if self.keep:
+            if self.keep_weights:
                 weights.save(student, path.with_suffix(".safetensors"))
-        storage.write(curve_of(path), curve, self.stamp)
-        storage.write(path, Facts({"name": self.name, "weights": content}), self.stamp)
+        stamp = self.stamp()
+        storage.write(curve_of(path), curve, stamp)
+        storage.write(path, Facts({"name": self.name, "weights": content}), stamp)
         if not curve.diverged:  # of one that diverged, its last sound state stays to be looked at
             checkpoint.unlink(missing_ok=True)
         return student
 
-    def _begin(self) -> PreTrainedModel:
-        student = self.start.fresh()
-        if (
-            self.recipe.trained == "lora"
-        ):  # adapters leave the weights as they are: one copy will do
-            pruning.share_equal(student, self.lab.teacher.model, self.plan)
-        return student
-
     def _distil(self, student: PreTrainedModel, checkpoint: Path) -> tuple[PreTrainedModel, Curve]:
-        lab, recipe = self.lab, self.recipe
+        lab, recipe, watched = self.lab, self.recipe, self.validation is not None
         sparing = is_tight(student)
-        at_once = lab.parameters.get("windows_at_once") or (1 if sparing else None)
         student, curve = distillation.recover(
             student,
             lab.teacher.model if recipe.kl else None,
             self.windows,
             recipe,
             validation=self.validation,
-            validate_every_tokens=self._every(),
+            validate_every_tokens=every(recipe) if watched else None,
             checkpoint=checkpoint,
-            micro_batch_size=at_once,
+            micro_batch_size=1 if sparing else None,
             checkpoint_activations=sparing,
             states=lab.states if recipe.kl else None,
             progress=lab.progress,
         )
-        if self.validation is None and not curve.diverged:
+        if not watched and not curve.diverged:
             nll = evaluation.score(student, self.windows.take(slice(0, 1))).mean_nll_nats
             if not math.isfinite(nll):
                 problem = f"the loss is {nll} after the last step: lower lr={recipe.lr:g}"
                 raise distillation.DivergedError(problem, curve)
         return student, curve
 
-    def _every(self) -> int | None:
-        return max(1, self.recipe.tokens // VALIDATIONS) if self.validation is not None else None
-
-
-def first(windows: Windows, n_tokens: int) -> Windows:
-    """The first `n_tokens` of training windows, at most; one window at least."""
-    return windows.take(slice(0, max(1, n_tokens // windows.seq_len)))
-
 
 def as_run(recipe: Recipe, windows: Windows) -> Recipe:
     """The recipe as it is run on these windows, which say how many tokens there are."""
-    tokens = len(windows) * windows.seq_len
-    batch = min(recipe.batch_tokens, tokens) if windows.seq_len == recipe.seq_len else 0
-    if not batch:
+    if windows.seq_len != recipe.seq_len:
         raise ValueError(
             f"the recipe is for windows of {recipe.seq_len} tokens, not of {windows.seq_len}"
         )
-    return recipe.but(tokens=tokens, batch_tokens=batch)
+    tokens = len(windows) * windows.seq_len
+    return recipe.but(tokens=tokens, batch_tokens=min(recipe.batch_tokens, tokens))
+
+
+def every(recipe: Recipe) -> int:
+    """Tokens from one validation to the next."""
+    return max(1, recipe.tokens // VALIDATIONS)
 
 
 def is_tight(model: PreTrainedModel) -> bool:
@@ -139,10 +124,6 @@ def is_tight(model: PreTrainedModel) -> bool:
     return not on_gpu or torch.cuda.get_device_properties(model.device).total_memory < ROOMY_BYTES
 
 
-def path_of(lab: Workspace, stamp: Stamp) -> Path:
-    """The record of a student; its weights, curve and checkpoint lie beside it."""
-    return lab.folder / "students" / f"{stamp.key}.json"
-
-
 def curve_of(path: Path) -> Path:
+    """The curve of the healing whose record lies at `path`."""
     return path.with_suffix(".curve.json")

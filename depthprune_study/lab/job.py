@@ -1,36 +1,44 @@
-"""What a pruning of one's own model is to do: everything is checked here, before any work."""
+"""What a pruning of a model of your own is to do: checked here, before any work."""
 
 from __future__ import annotations
 
-import math
-import sys
-import time
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from depthprune_core import models, selection, splits, text
-from depthprune_core.decoder import anatomy, text_config
-from depthprune_core.models import Teacher
+from depthprune_core import folders, models, selection, splits, text
+from depthprune_core.decoder import anatomy
+from depthprune_core.models import SOURCES, Teacher
 from depthprune_core.progress import Progress
-from depthprune_core.records import TRAINED_PARTS, Plan, Recipe
+from depthprune_core.records import Plan, Recipe
 from depthprune_study import parameters, paths
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import base, export, goal
-from depthprune_study.lab.devices import device_of, fast_precision, whole_windows
+from depthprune_study.lab import devices, export
+from depthprune_study.lab.bars import Bar
 
-MOST_TOKENS = 10**9  # of healing: they lie in memory
 LR, LORA_TIMES = 1e-4, 10  # without params/recipe.yaml; adapters take a higher rate
 REFIT_TOKENS = 102_400  # without params/recipe.yaml
 REFIT_TIMES = 10  # the tokens of healing, at most
 CHOICE_TOKENS = 512  # of each passage that layers are chosen by, at most
+UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9}
+
+
+@dataclass(frozen=True)
+class Base:
+    """Where a model comes from, without a path of this machine. Empty: not known, or none."""
+
+    title: str
+    hub: str = ""  # its id on the hub
+    revision: str = ""  # its commit there
+    card: str = ""  # its model card: a file, or an id on the hub
 
 
 @dataclass(frozen=True)
 class Job:
     """All that is fixed before the work begins."""
 
-    base: base.Base
+    base: Base
     teacher: Teacher
     parts: Mapping[str, list[text.Document]]  # split -> passages
     text: str
@@ -42,8 +50,6 @@ class Job:
     seq_len: int
     score_tokens: int  # of each held-out passage
     seed: int
-    checkpoint_activations: bool
-    micro_batch: int  # windows a pass; 0 = a whole step
     push_to: str
     replace: bool  # an output of an earlier run
     progress: Progress
@@ -72,11 +78,6 @@ class Job:
         return text.draw(pool, n_tokens=min(tokens, most), seed=self.seed)
 
     @property
-    def context(self) -> int:
-        """The longest text that the model can read, in tokens."""
-        return context_of(self.teacher)
-
-    @property
     def work(self) -> Path:
         """Where an interrupted run leaves what it goes on from."""
         return self.out.with_name(f".{self.out.name}.work")
@@ -88,13 +89,11 @@ def prepare(
     text: str,
     out: str | Path,
     drop: int | str = "",
-    layers: tuple[int, ...] = (),
+    layers: Sequence[int] = (),
     rule: str = "least_sensitive",
     recover_tokens: int = 0,
-    lr: float | None = None,
+    lr: float = 0.0,
     trained: str = "all",
-    checkpoint_activations: bool = False,
-    micro_batch: int = 0,
     seq_len: int = 512,
     score_tokens: int = 1_024,
     seed: int = 0,
@@ -106,118 +105,101 @@ def prepare(
 ) -> Job:
     """Check everything, find model and text, load the model. The options are those of `own.prune`.
 
-    Raises StudyError or ValueError, in a sentence.
+    Raises StudyError or ValueError, in a sentence, for what cannot be done.
     """
-    out, layers = Path(out), tuple(layers)
-    lr = lr or 0.0
-    _check_words(drop, layers, rule, trained, device)
-    _check_numbers(recover_tokens, lr, micro_batch, seq_len, score_tokens, seed)
+    out, device = Path(out), devices.device_of(device)
+    goal = None if layers else _goal(drop)
+    if rule not in selection.RULES:
+        names = ", ".join(selection.RULES)
+        raise StudyError(f"rule={rule!r} is not known: name one of {names}")
     if not replace:
         export.check_free(out)
     export.check_push(push_to)
-    found = base.find(model)
+    base, place = _find(model)
     parts = splits.split_named(text, cache=paths.cache())
-    on = device_of(device)
-    with export.quietly():
-        teacher = models.load(found.loaded_by, cache=paths.cache(), device=on, seed=seed)
+    teacher = models.load(place, cache=paths.cache(), device=device, seed=seed)
     if teacher.note:
         say(f"{model}: {teacher.note}")
-    seq_len = min(seq_len, context_of(teacher))
+    seq_len = min(seq_len, devices.context_of(teacher.model))
+    recipe = _recipe(recover_tokens, lr, trained, seq_len, seed, device) if recover_tokens else None
+    named = Plan(len(anatomy(teacher.model).layers), tuple(layers), "named").dropped
     return Job(
-        base=found,
+        base=base,
         teacher=teacher,
         parts=parts,
         text=text,
         out=out,
-        n_dropped=len(layers) or goal.n_dropped(teacher, drop, say),
-        layers=_layers(teacher, layers),
+        n_dropped=_n_dropped(teacher, *goal) if goal else len(named),
+        layers=named,
         rule=rule,
-        recipe=_recipe(recover_tokens, lr, trained, seq_len, seed, on) if recover_tokens else None,
+        recipe=recipe,
         seq_len=seq_len,
         score_tokens=score_tokens,
         seed=seed,
-        checkpoint_activations=checkpoint_activations,
-        micro_batch=micro_batch,
         push_to=push_to,
         replace=replace,
-        progress=progress or now_and_then(say),
+        progress=progress or Bar(),
         say=say,
     )
 
 
-def context_of(teacher: Teacher) -> int:
-    """The longest text that the model can read, in tokens."""
-    config = text_config(teacher.model.config)
-    return getattr(config, "max_position_embeddings", None) or sys.maxsize
+def _find(model: str) -> tuple[Base, str]:
+    """A model, and what `models.load` takes; fetched where it is a hub id.
+
+    Raises StudyError for a model that is nowhere, ValueError for a folder without a whole model.
+    """
+    if known := SOURCES.get(model):
+        hub = known.where if known.kind == "hub" else ""
+        card = models.BUNDLED / known.where / "README.md" if known.kind == "bundled" else hub
+        return Base(model, hub, known.revision, str(card)), model
+    if Path(model).is_dir():
+        folders.check(Path(model))
+        return Base(Path(model).resolve().name, card=str(Path(model) / "README.md")), model
+    if Path(model).exists():
+        raise StudyError(f"model={model!r} is a file: name the folder that holds it")
+    if model.count("/") != 1:
+        names = ", ".join(SOURCES)
+        raise StudyError(f"model={model!r} is not known: name {names}, a local folder or a hub id")
+    try:
+        folder = models.fetch_hub(model)  # with its card, which names the licence
+    except RuntimeError as error:
+        raise StudyError(f"model={model!r} is no local folder, and {error}") from None
+    return Base(model, model, folder.name, str(folder / "README.md")), str(folder)
 
 
-def now_and_then(say: Callable[[str], None], *, every_seconds: float = 10) -> Progress:
-    """A progress callback that speaks every ten seconds."""
-    last = time.monotonic()
-
-    def tell(done: int, total: int, unit: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= every_seconds:
-            last = time.monotonic()
-            say(f"  {done:,} of {total:,} {unit}")
-
-    return tell
-
-
-def _check_words(
-    drop: int | str, layers: tuple[int, ...], rule: str, trained: str, device: str
-) -> None:
-    if not layers and str(drop).strip() in ("", "0"):
-        raise StudyError("drop is missing: a number of layers, 8% of the parameters, or 120M")
-    if not layers:
-        goal.parsed(drop)
-    for name, value, known in (
-        ("rule", rule, tuple(selection.RULES)),
-        ("trained", trained, TRAINED_PARTS),
-        ("device", device, ("auto", "cpu", "cuda")),
-    ):
-        if value not in known:
-            raise StudyError(f"{name}={value!r} is not known: name one of {', '.join(known)}")
-
-
-def _check_numbers(
-    recover_tokens: int, lr: float, micro_batch: int, seq_len: int, score_tokens: int, seed: int
-) -> None:
-    if not (math.isfinite(lr) and lr >= 0):
+def _goal(drop: int | str) -> tuple[float, str]:
+    """`2` -> 2 layers, `8%` -> a share of the parameters, `120M` -> parameters that are left."""
+    match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)(%|[KMBG])", str(drop).strip().upper())
+    if match is None:
         raise StudyError(
-            f"lr={lr:g} is not possible: a number above 0, such as 1e-4 (0: the usual)"
+            f"drop={drop!r} is not possible: a number of layers (2), a share of the parameters "
+            "(8%), or the size to reach (120M)"
         )
-    if seq_len < 2:
-        raise StudyError(f"seq_len={seq_len} is not possible: 2 tokens a window or more")
-    if score_tokens < 2:
-        raise StudyError(f"score_tokens={score_tokens} is not possible: 2 tokens a passage or more")
-    if micro_batch < 0:
-        raise StudyError(f"micro_batch={micro_batch} is not possible: windows a pass (0: a step's)")
-    if not 0 <= seed < 2**63:
-        raise StudyError(f"seed={seed} is not possible: a whole number from 0 to below 2^63")
-    if recover_tokens > MOST_TOKENS:
+    return float(match[1] or match[2]), match[3] or ""
+
+
+def _n_dropped(teacher: Teacher, number: float, unit: str) -> int:
+    """How many layers come nearest to the goal. Raises StudyError for one that is out of reach."""
+    layers, n = anatomy(teacher.model).layers, teacher.model.num_parameters()
+    each, most = sum(p.numel() for p in layers.parameters()) / len(layers), len(layers) - 1
+    wanted = number
+    if unit:
+        wanted = (n * number / 100 if unit == "%" else n - number * UNITS[unit]) / each
+    if not 0 < wanted <= most + (0.5 if unit else 0):
         raise StudyError(
-            f"recover_tokens={recover_tokens:.3g} is not possible: {MOST_TOKENS:,} tokens at most, "
-            "since they lie in memory"
+            f"drop={number:g}{unit} is out of reach: {teacher.name} has {n:,} parameters in "
+            f"{most + 1} layers, of which {most} can go at most ({n - most * each:,.0f} are left)"
         )
-    if recover_tokens < 0:
-        raise StudyError(f"recover_tokens={recover_tokens} is not possible: 0 (no healing) or more")
+    return max(1, min(most, round(wanted)))
 
 
 def _recipe(tokens: int, lr: float, trained: str, seq_len: int, seed: int, device: str) -> Recipe:
     """params/recipe.yaml with these changes; without a rate, adapters take ten times its rate."""
     values = parameters.recipe_values()
     usual = values.get("lr", LR) * (LORA_TIMES if trained == "lora" else 1)
-    batch = whole_windows(values.get("batch_tokens", Recipe.batch_tokens), seq_len)
-    if tokens < batch:
-        raise StudyError(f"recover_tokens={tokens} is less than one step of {batch:,} tokens")
+    batch = values.get("batch_tokens", Recipe.batch_tokens)
     values |= {"tokens": tokens, "lr": lr or usual, "trained": trained, "seq_len": seq_len}
-    values |= {"batch_tokens": batch, "seed": seed, "precision": fast_precision(device)}
-    refit_tokens = values.get("refit_tokens", REFIT_TOKENS)
-    values["refit_tokens"] = min(refit_tokens, REFIT_TIMES * tokens)
+    values |= {"seed": seed, "precision": devices.fast_precision(device)}
+    values["batch_tokens"] = devices.whole_windows(batch, seq_len)
+    values["refit_tokens"] = min(values.get("refit_tokens", REFIT_TOKENS), REFIT_TIMES * tokens)
     return Recipe(**values)
-
-
-def _layers(teacher: Teacher, layers: tuple[int, ...]) -> tuple[int, ...]:
-    """Checked against the model: ValueError as `Plan` raises it."""
-    return Plan(len(anatomy(teacher.model).layers), layers, "named").dropped if layers else ()

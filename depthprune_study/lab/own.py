@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
 from depthprune_core import (
@@ -30,15 +32,11 @@ from depthprune_core import (
 from depthprune_core.decoder import anatomy
 from depthprune_core.records import Curve, Plan, Profile, Score
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import cache, export, weights
-from depthprune_study.lab.alone import alone
-from depthprune_study.lab.card import CUT, SAVED, WHOLE
-from depthprune_study.lab.describing import describe
+from depthprune_study.lab import cache, devices, export, healing, weights
+from depthprune_study.lab.card import CUT, SAVED, WHOLE, mergekit, model_card
 from depthprune_study.lab.job import Job, prepare
 from depthprune_study.results import statistics
 from depthprune_study.results.statistics import Interval
-
-__all__ = ["Pruned", "prepare", "prune"]
 
 BY_PROFILE = ("least_sensitive", "most_sensitive", "block_influence", "angular")
 N_PROMPTS, PROMPT_CHARS, NEW_TOKENS = 3, 120, 24
@@ -65,14 +63,13 @@ def prune(model: str, *, say: Callable[[str], None] = print, **options: Any) -> 
 
     text: a named text, a file, a folder, or a data set of the hub (ORG/NAME:column). Passages of it
       are held out for the choice and for the figures, and never trained on.
-    out: the folder to write. It must not exist.
+    out: the folder to write. It must not exist, unless `replace` says that it may.
     drop: layers to drop: a number, a share of the parameters ("8%"), or a size to reach ("120M").
     layers: these layers, instead of a rule's.
     rule: a name of selection.RULES.
     recover_tokens: text for healing (KL to the whole model, after a refit); 0 = cut alone.
     lr: learning rate; 0 = that of params/recipe.yaml, times ten for adapters.
     trained: `all`, or `lora`: adapters alone, which takes far less memory.
-    checkpoint_activations, micro_batch: less memory, same result; windows a pass (0 = a step's).
     seq_len, score_tokens: tokens a window, and of each held-out passage.
     seed, device: draws the windows; auto, cpu or cuda.
     push_to: a repository of the hub to push the folder to; "" = none.
@@ -83,7 +80,7 @@ def prune(model: str, *, say: Callable[[str], None] = print, **options: Any) -> 
     done; FloatingPointError where a loss is not finite.
     """
     job = prepare(model, say=say, **options)
-    with alone(job):
+    with _alone(job):
         n = job.teacher.model.num_parameters()
         say(f"{model}: {n:,} parameters; choosing {job.n_dropped} layers to drop")
         plan = choose(job)
@@ -91,28 +88,16 @@ def prune(model: str, *, say: Callable[[str], None] = print, **options: Any) -> 
         student = cut(job, plan)
         scores = score(job, {WHOLE: job.teacher.model, CUT: student})
         say(f"perplexity ratio as cut: {statistics.ratios(scores, whole=WHOLE)[CUT]}")
-        spoken = _spoken(job, {"whole": job.teacher.model, "cut": student})
         if job.recipe is not None:
             refit(job, student, plan)
             heal(job, student, plan)
-        made = save(job, student, plan, scores)
-        spoken |= _spoken(job, {"saved": student})
-        for at, prompt in enumerate(prompts(job) if spoken else ()):
-            say(f"\n{prompt} ...")
-            for name, found in spoken.items():
-                say(f"  {name}: {' '.join(found[at].split())}")
-        return made
+        return save(job, student, plan, scores)
 
 
-# ---------------------------------------------------------------- the steps
-
-
-def profile(job: Job, *, gradients: bool = False) -> Profile:
+def profile(job: Job) -> Profile:
     """What each layer is worth, on the calibration passages."""
     windows = job.windows("calibration")
-    return sensitivity.profile(
-        job.teacher.model, windows, gradients=gradients, progress=job.progress
-    )
+    return sensitivity.profile(job.teacher.model, windows, gradients=False, progress=job.progress)
 
 
 def choose(job: Job, known: Profile | None = None) -> Plan:
@@ -135,13 +120,12 @@ def cut(job: Job, plan: Plan) -> PreTrainedModel:
     """
     student = pruning.drop_layers(job.teacher.model, plan)
     job.work.parent.mkdir(parents=True, exist_ok=True)
-    place = {"dir": job.work.parent, "prefix": f".{job.out.name}."}
-    with export.quietly(), tempfile.TemporaryDirectory(**place) as folder:
+    with tempfile.TemporaryDirectory(dir=job.work.parent, prefix=f".{job.out.name}.") as folder:
         pruning.check_saved(student, Path(folder))
     return student
 
 
-def refit(job: Job, student: PreTrainedModel, plan: Plan) -> PreTrainedModel:
+def refit(job: Job, student: PreTrainedModel, plan: Plan) -> None:
     """Solve the maps around the cut for the whole model's hidden states; in place, no training.
 
     A model or a cut that allows no refit stays as it is. A run that goes on takes up the maps that
@@ -149,23 +133,14 @@ def refit(job: Job, student: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     """
     n_tokens = job.recipe.refit_tokens if job.recipe else 0
     if not n_tokens or not refitting.is_possible(student) or not refitting.fitted_layers(plan):
-        return student
+        return
     windows = job.sample(n_tokens, once=True)
-    begin = cache.weights_hash(student)
-    kept = job.work / f"{cache.short_hash([begin, windows.token_hash])}.safetensors"
-    content = kept.with_suffix(".content")
-    if kept.exists() and content.exists():
-        wanted = content.read_text(encoding="utf-8", errors="replace")
-        trial = pruning.drop_layers(job.teacher.model, plan)
-        if weights.load(trial, kept, wanted):
-            weights.load(student, kept, wanted)
-            return student
-        job.say(f"{kept} is damaged: refitted anew")
-    unlike = pruning.drop_layers(job.teacher.model, plan, share=True)
-    refitting.refit(student, job.teacher.model, plan, windows, progress=job.progress)
-    weights.save(student, kept, unlike=unlike)
-    content.write_text(cache.weights_hash(student), encoding="utf-8")
-    return student
+    key = cache.short_hash([cache.weights_hash(student), windows.token_hash])
+    kept = job.work / f"{key}.safetensors"
+    if not weights.load(student, kept):
+        refitting.refit(student, job.teacher.model, plan, windows, progress=job.progress)
+        whole = pruning.drop_layers(job.teacher.model, plan, share=True)
+        weights.save(student, kept, unlike=whole)
 
 
 def heal(
@@ -175,22 +150,20 @@ def heal(
 
     watched: score the validation passages on the way, for the curve.
     """
-    if job.recipe is None:
-        raise StudyError("recover_tokens=0: there is nothing to heal with")
-    windows = job.sample(job.recipe.tokens)
-    if job.recipe.trained == "lora":
+    recipe, tight = job.recipe, healing.is_tight(student)
+    if recipe.trained == "lora":
         pruning.share_equal(student, job.teacher.model, plan)
     name = cache.short_hash([cache.weights_hash(job.teacher.model), list(plan.dropped)])
     student, curve = distillation.recover(
         student,
         job.teacher.model,
-        windows,
-        job.recipe,
+        job.sample(recipe.tokens),
+        recipe,
         validation=job.windows("validation") if watched else None,
-        validate_every_tokens=max(1, job.recipe.tokens // 4) if watched else None,
+        validate_every_tokens=healing.every(recipe) if watched else None,
         checkpoint=job.work / f"{name}.ckpt",
-        micro_batch_size=job.micro_batch or None,
-        checkpoint_activations=job.checkpoint_activations,
+        micro_batch_size=1 if tight else None,
+        checkpoint_activations=tight,
         progress=job.progress,
     )
     cache.forget_hash(student)
@@ -202,21 +175,20 @@ def score(job: Job, named: Mapping[str, PreTrainedModel]) -> dict[str, Score]:
     windows, scores = job.windows("test"), {}
     for name, model in named.items():
         scores[name] = evaluation.score(model, windows, progress=job.progress)
-        if not math.isfinite(scores[name].mean_nll_nats):
-            nll = scores[name].mean_nll_nats
+        if not math.isfinite(nll := scores[name].mean_nll_nats):
             raise FloatingPointError(f"the loss of the model ({name}) on held-out text is {nll}")
     return scores
 
 
 def validation(job: Job, model: PreTrainedModel) -> Score:
     """On the validation passages, with which `heal` watches."""
-    windows = job.windows("validation")
-    return evaluation.score(model, windows, progress=job.progress)
+    return evaluation.score(model, job.windows("validation"), progress=job.progress)
 
 
 def prompts(job: Job) -> list[str]:
     """The first words of some held-out passages: as many as leave room for what is to follow."""
-    room, texts = max(1, job.context - NEW_TOKENS - 1), []
+    context = devices.context_of(job.teacher.model)
+    room, texts = max(1, context - NEW_TOKENS - 1), []
     for passage in job.parts["test"][:N_PROMPTS]:
         begin = passage.text[:PROMPT_CHARS].rsplit(" ", 1)[0]
         found = job.teacher.tokenizer(
@@ -228,11 +200,10 @@ def prompts(job: Job) -> list[str]:
 
 def continuations(job: Job, named: Mapping[str, PreTrainedModel]) -> dict[str, list[str]]:
     """How each model goes on, greedily, from `prompts`."""
-    asked = prompts(job)
+    asked, teacher = prompts(job), job.teacher
+    options = {"new_tokens": NEW_TOKENS, "start": teacher.start}
     return {
-        name: evaluation.continuations(
-            model, job.teacher.tokenizer, asked, new_tokens=NEW_TOKENS, start=job.teacher.start
-        )
+        name: evaluation.continuations(model, teacher.tokenizer, asked, **options)
         for name, model in named.items()
     }
 
@@ -245,22 +216,30 @@ def save(job: Job, student: PreTrainedModel, plan: Plan, scores: Mapping[str, Sc
     dtypes = export.file_dtypes(job.teacher.model, student, plan)
     export.cast(export.cast(student, dtypes), dict.fromkeys(dtypes, torch.float32))
     scores = {**scores, **score(job, {SAVED: student})}
-    ratios = statistics.ratios(scores, whole=WHOLE)
-    card = describe(job, student.num_parameters(), plan, scores, ratios)
+    files = {
+        "README.md": model_card(job, plan, scores, student.num_parameters()),
+        "mergekit.yaml": mergekit(job.base, plan, next(iter(dtypes.values()), torch.float32)),
+    }
     if job.replace and job.out.is_dir():
         shutil.rmtree(job.out)
-    with export.quietly():
-        export.folder(job.out, student, job.teacher.tokenizer, card, dtypes=dtypes)
+    export.folder(job.out, student, job.teacher.tokenizer, dtypes=dtypes, files=files)
     shutil.rmtree(job.work, ignore_errors=True)
     address = export.push(job.out, job.push_to) if job.push_to else ""
-    return Pruned(plan, scores, ratios, job.out, address)
+    return Pruned(plan, scores, statistics.ratios(scores, whole=WHOLE), job.out, address)
 
 
-def _spoken(job: Job, named: Mapping[str, PreTrainedModel]) -> dict[str, list[str]]:
-    """Continuations for a reader; a model that cannot generate is pruned all the same."""
+@contextmanager
+def _alone(job: Job) -> Iterator[None]:
+    """One process at a time writes `out`. Raises StudyError for a second one."""
+    job.work.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(job.work / ".lock")
     try:
-        return continuations(job, named)
-    except Exception as error:  # of any model's own way to generate
-        reason = " ".join(str(error).split())[:120]
-        job.say(f"{' and '.join(named)} cannot generate ({type(error).__name__}: {reason})")
-        return {}
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise StudyError(f"{job.out} is being written by another process: wait for it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        if not [path for path in job.work.glob("*") if path.name != ".lock"]:
+            shutil.rmtree(job.work, ignore_errors=True)

@@ -33,22 +33,15 @@ BATCH_TOKENS = 2_048  # of a forward pass, padding included
 
 
 def answers(
-    lab: Workspace,
-    students: Mapping[str, Student | Teacher],
-    *,
-    n_items: int = 2_000,
-    news: str = "news-excerpt",
-    seed: int = 0,
+    lab: Workspace, students: Mapping[str, Student | Teacher], *, n_items: int
 ) -> dict[str, Answers]:
     """Which items each student gets right: {f"{name}: {family}": Answers}, record `probes`.
 
     `n_items` in all, in equal shares; a family of passages takes what its text has, and the others
-    make up for it. `news` names the text of the news family; "" leaves it out.
+    make up for it.
     """
-    passages = {"articles": lab.split("test")}
-    if news:
-        passages["news"] = lab.split("test", news)
-    items = make_items(n_items, passages, seed=seed)
+    passages = {"articles": lab.split("test"), "news": lab.split("test", "news-excerpt")}
+    items = make_items(n_items, passages)
     families = list(dict.fromkeys(item.family for item in items))
     teacher, found = lab.teacher, {}
     for name, student in students.items():

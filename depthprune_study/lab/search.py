@@ -7,11 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from depthprune_core import storage
 from depthprune_core.records import Plan, Recipe, Score
 from depthprune_study import paths
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import scored, students
+from depthprune_study.lab import scoring, students
 from depthprune_study.lab.devices import whole_windows
 
 if TYPE_CHECKING:
@@ -34,12 +36,12 @@ def best_rate(
 
     A plan that drops nothing is the whole model, for a control with as many trials as its student.
     """
-    trials = {}
-    for lr in lrs:
-        option = recipe.but(lr=lr, tokens=tokens)
-        trials[f"{name}, lr {lr:g}"] = trial(lab, f"{name}, lr {lr:g}", plan, option, start=start)
-    rates = {f"{name}, lr {lr:g}": lr for lr in lrs}
-    return recipe.but(lr=rates[lowest(trials)]), trials
+    options = {f"{name}, lr {lr:g}": recipe.but(lr=lr) for lr in lrs}
+    trials = {
+        label: trial(lab, label, plan, option.but(tokens=tokens), start=start)
+        for label, option in options.items()
+    }
+    return options[lowest(trials)], trials
 
 
 def one_factor_at_a_time(
@@ -57,13 +59,13 @@ def one_factor_at_a_time(
     """
     best, found = base, {}
     for factor, levels in factors.items():
-        changes = {label_of(level): _changes(factor, level) for level in levels}
-        tried = {}
-        for label, change in changes.items():
-            name = f"{factor}: {label}"
-            option = _but(best, change).but(tokens=tokens)
-            tried[label] = found[name] = trial(lab, name, plan, option)
-        best = _but(best, changes[lowest(tried)])
+        options = {f"{factor}: {label_of(level)}": _but(best, factor, level) for level in levels}
+        tried = {
+            name: trial(lab, name, plan, option.but(tokens=tokens))
+            for name, option in options.items()
+        }
+        found |= tried
+        best = options[lowest(tried)]
     return best, found
 
 
@@ -79,7 +81,7 @@ def trial(
     if lab.tests_read:
         raise StudyError(f"{name}: the test articles were read already; choices come before that")
     student = students.recover(lab, name, plan, recipe, start=start, keep_weights=False)
-    return scored.score(lab, name, student, scored.validation_windows(lab))
+    return scoring.scores(lab, {name: student}, scoring.validation_windows(lab))[name]
 
 
 def lowest(found: Mapping[str, Score]) -> str:
@@ -95,12 +97,10 @@ def lowest(found: Mapping[str, Score]) -> str:
 
 def write_recipe(recipe: Recipe, path: Path | None = None, *, because: str) -> None:
     """Keep a recipe as the YAML file that every notebook reads. `because`: why this one."""
-    lines = [f"# {line}" for line in because.splitlines()]
-    for name, value in asdict(recipe).items():
-        if name not in NOT_IN_FILE:
-            lines.append(f"{name}: {_yaml(value)}")
-    path = path or paths.params() / "recipe.yaml"
-    storage.write_atomically(path, "\n".join([*lines, "precision: auto  # by device"]) + "\n")
+    values = {name: v for name, v in asdict(recipe).items() if name not in NOT_IN_FILE}
+    head = "".join(f"# {line}\n" for line in because.splitlines())
+    text = head + yaml.safe_dump(values | {"precision": "auto"}, sort_keys=False)
+    storage.write_atomically(path or paths.params() / "recipe.yaml", text)
 
 
 def label_of(level: Any) -> str:
@@ -110,20 +110,9 @@ def label_of(level: Any) -> str:
     return f"{level:g}" if isinstance(level, float) else str(level)
 
 
-def _changes(factor: str, level: Any) -> dict[str, Any]:
-    return dict(level) if isinstance(level, Mapping) else {factor: level}
-
-
-def _but(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+def _but(recipe: Recipe, factor: str, level: Any) -> Recipe:
     """The changed recipe, its step in whole windows."""
+    changes = level if isinstance(level, Mapping) else {factor: level}
     values = {"batch_tokens": recipe.batch_tokens, "seq_len": recipe.seq_len, **changes}
     values["batch_tokens"] = whole_windows(values["batch_tokens"], values["seq_len"])
     return recipe.but(**values)
-
-
-def _yaml(value: Any) -> str:
-    """A number as PyYAML reads it back: 1e-4 without a point would be text."""
-    if isinstance(value, float):
-        text = f"{value:g}"
-        return text if "." in text or "e" not in text else text.replace("e", ".0e")
-    return str(value)

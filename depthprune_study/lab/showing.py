@@ -9,7 +9,7 @@ import base64
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from IPython.display import display, update_display
@@ -19,19 +19,68 @@ from depthprune_core.records import Facts
 from depthprune_study.errors import StudyError
 from depthprune_study.results import charts
 
-if TYPE_CHECKING:
-    from depthprune_study.lab.workspace import Workspace
-
 BOX = "depthprune-box"  # the same in every run, so that executed notebooks compare
 MOST_FINDINGS = 3
 
 
-class Sources:
-    """Which file each record of this session lies in, so that a figure can name its sources."""
+class Page:
+    """A notebook as it is read. It knows the file of each record, so that figures name theirs."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    notebook: str
+    model: str
+    device: str
+    folder: Path  # runs/<study>/
+
+    def __init__(self) -> None:
         self._files: dict[int, tuple[Any, Path]] = {}  # id -> the record, kept alive, and its file
+        self._findings: list[Any] = []
+        self._began, self._boxed = time.monotonic(), False
+
+    def box(self) -> None:
+        """A box with model, device and minutes, that findings marked `lead` fill."""
+        self._boxed = True
+        display(_markdown(self._box_text()), raw=True, display_id=BOX)
+
+    def show(
+        self, name: str, figure: Any, found: Any, *, of: Iterable[Any], lead: bool = False
+    ) -> None:
+        """Display a figure, drawn from the records `of`, and its finding; `lead`: box it too."""
+        sources = self.sources_of(of, name)
+        png, svg = charts.png(figure, sources=sources), charts.svg(figure)
+        path = self.folder / "figures" / f"{self.notebook}-{name}.png"
+        storage.write_atomically(path, png)
+        storage.write_atomically(path.with_suffix(".svg"), svg)
+        alt = figure.get_label() or found.title
+        width = int.from_bytes(png[16:20], "big") // 2  # drawn at twice its size on the page
+        image = base64.b64encode(png).decode("ascii")
+        about = {"name": path.name, "alt": alt, "sources": sources}
+        display(
+            {"image/png": image, "text/plain": f"[figure: {alt}]"},
+            metadata={"image/png": {"alt": alt, "width": width}, "depthprune": about},
+            raw=True,
+        )
+        self.found(found, lead=lead)
+
+    def found(self, found: Any, *, of: Iterable[Any] = (), lead: bool = False) -> None:
+        """A finding (anything with `title` and `text`) without a figure."""
+        sources = self.sources_of(of, found.title)
+        about = {"metadata": {"depthprune": {"sources": sources}}} if sources else {}
+        display(_markdown(f"**Found.** {found.text}"), raw=True, **about)
+        if lead:
+            self._findings.append(found)
+            if len(self._findings) > MOST_FINDINGS:
+                raise StudyError(f"the box holds at most {MOST_FINDINGS} findings: {found.title!r}")
+        if self._boxed:  # with new minutes
+            update_display(_markdown(self._box_text()), raw=True, display_id=BOX)
+
+    def table(self, facts: Facts) -> None:
+        """Continuations as a table: a row a student, a block a prompt."""
+        rows = ["| | |", "|---|---|"]
+        for number, prompt in enumerate(facts.values["prompts"]):
+            rows.append(f"| **prompt** | **{_cell(prompt)}** |")
+            samples = facts.values["samples"].items()
+            rows += [f"| {_cell(name)} | {_cell(texts[number])} |" for name, texts in samples]
+        display(_markdown("\n".join(rows)), raw=True)
 
     def note(self, record: Any, path: Path) -> Any:
         """Remember where a record (or a dict of records, and each of them) lies; returns it."""
@@ -39,94 +88,27 @@ class Sources:
             self._files[id(part)] = (part, path)
         return record
 
-    def of(self, records: Iterable[Any], figure: str) -> dict[str, str]:
+    def sources_of(self, records: Iterable[Any], figure: str) -> dict[str, str]:
         """File below runs/<study>/ -> hash of its content. Raises StudyError if unsaved."""
         files: set[Path] = set()
         for record in records:
-            if id(record) in self._files:
-                files.add(self._files[id(record)][1])
-            elif isinstance(record, Mapping) and all(id(r) in self._files for r in record.values()):
-                files |= {self._files[id(r)][1] for r in record.values()}
-            else:
+            known = id(record) in self._files
+            parts = [record] if known or not isinstance(record, Mapping) else record.values()
+            if not all(id(part) in self._files for part in parts):
                 raise StudyError(
                     f"figure {figure} is of a {type(record).__name__} that is not saved: "
                     "lab.save it first, so that the figure can name its source"
                 )
-        hashes = {p.relative_to(self._folder).as_posix(): storage.data_hash(p) for p in files}
-        return dict(sorted(hashes.items()))
+            files |= {self._files[id(part)][1] for part in parts}
+        hashes = {path.relative_to(self.folder).as_posix(): path for path in files}
+        return {name: storage.data_hash(hashes[name]) for name in sorted(hashes)}
 
-
-class Box:
-    """At the top of a notebook: model, device, minutes so far, and what was found."""
-
-    def __init__(self) -> None:
-        self.findings: list[Any] = []
-        self.shown, self.began = False, time.monotonic()
-
-    def add(self, lab: Workspace, found: Any) -> None:
-        if len(self.findings) == MOST_FINDINGS:
-            raise StudyError(f"the box holds at most {MOST_FINDINGS} findings: {found.title!r}")
-        self.findings.append(found)
-        self.draw(lab)
-
-    def draw(self, lab: Workspace) -> None:
-        """Fill the box, where it is on the page."""
-        if self.shown:
-            update_display(_markdown(self.text(lab)), raw=True, display_id=BOX)
-
-    def text(self, lab: Workspace) -> str:
-        minutes = (time.monotonic() - self.began) / 60
-        device = speed.device_name(torch.device(lab.device))
-        where = f"**{lab.model}** · {device} · {minutes:.1f} minutes so far"
-        return "\n>\n".join(
-            f"> {line}" for line in [*(f"**Found.** {f.text}" for f in self.findings), where]
-        )
-
-
-def show_box(lab: Workspace) -> None:
-    """The empty box; findings marked `lead` fill it while the notebook runs."""
-    lab.box_state.shown = True
-    display(_markdown(lab.box_state.text(lab)), raw=True, display_id=BOX)
-
-
-def show(
-    lab: Workspace, name: str, figure: Any, found: Any, *, of: Iterable[Any], lead: bool = False
-) -> None:
-    """Display a figure and its finding; keep it as PNG and SVG, its sources noted in both."""
-    sources = lab.sources.of(of, name)
-    png, svg = charts.png(figure, sources=sources), charts.svg(figure)
-    path = lab.folder / "figures" / f"{lab.notebook}-{name}.png"
-    storage.write_atomically(path, png)
-    storage.write_atomically(path.with_suffix(".svg"), svg)
-    alt = figure.get_label() or found.title
-    width = int.from_bytes(png[16:20], "big") // 2  # drawn at twice its size on the page
-    data = {"image/png": base64.b64encode(png).decode("ascii"), "text/plain": f"[figure: {alt}]"}
-    about = {"name": path.name, "alt": alt, "sources": sources}
-    display(
-        data, metadata={"image/png": {"alt": alt, "width": width}, "depthprune": about}, raw=True
-    )
-    tell(lab, found, lead=lead)
-
-
-def tell(lab: Workspace, found: Any, *, of: Iterable[Any] = (), lead: bool = False) -> None:
-    """The finding (anything with `title` and `text`) as Markdown; `lead`: in the box as well."""
-    sources = lab.sources.of(of, found.title)
-    about = {"metadata": {"depthprune": {"sources": sources}}} if sources else {}
-    display(_markdown(f"**Found.** {found.text}"), raw=True, **about)
-    if lead:
-        lab.box_state.add(lab, found)
-    else:
-        lab.box_state.draw(lab)  # the minutes
-
-
-def table(facts: Facts) -> None:
-    """Continuations as a Markdown table: a row a student, a block a prompt."""
-    rows = ["| | |", "|---|---|"]
-    for number, prompt in enumerate(facts.values["prompts"]):
-        rows.append(f"| **prompt** | **{_cell(prompt)}** |")
-        samples = facts.values["samples"].items()
-        rows += [f"| {_cell(name)} | {_cell(texts[number])} |" for name, texts in samples]
-    display(_markdown("\n".join(rows)), raw=True)
+    def _box_text(self) -> str:
+        minutes = (time.monotonic() - self._began) / 60
+        device = speed.device_name(torch.device(self.device))
+        where = f"**{self.model}** · {device} · {minutes:.1f} minutes so far"
+        lines = [*(f"**Found.** {found.text}" for found in self._findings), where]
+        return "\n>\n".join(f"> {line}" for line in lines)
 
 
 def _cell(text: str) -> str:

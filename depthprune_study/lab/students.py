@@ -7,9 +7,10 @@ all done runs from records alone: nothing is trained, and no weights need to be 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
@@ -17,51 +18,36 @@ from depthprune_core import pruning, refitting, storage
 from depthprune_core.records import Curve, Facts, Plan, Recipe
 from depthprune_core.storage import Stamp
 from depthprune_core.text import Windows
+from depthprune_study import provenance
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import cache, healing, held, scored, weights
-from depthprune_study.lab.words import own_words as own_words
+from depthprune_study.lab import cache, healing, scoring, weights
+from depthprune_study.lab.words import own_words
 
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
 
-REFIT = ("depthprune_core.refitting", "depthprune_core.pruning")
+__all__ = ["Student", "cut", "made", "own_words", "recover", "refitted", "same_text", "staged"]
 
 
+@dataclass(eq=False)
 class Student:
     """A model made from the teacher, known by its content.
 
-    make: gives the model anew. model: it is in memory already. view: a model to be measured that
-    takes no memory of its own.
-    curve: of its healing; None where it had none. diverged: why that was stopped, or that of the
-    student it began from; empty where none was. Its weights are then those that it began with.
+    One whose healing diverged has the weights that it began with.
     """
 
-    def __init__(
-        self,
-        name: str,
-        plan: Plan,
-        content: str,
-        make: Callable[[], PreTrainedModel],
-        *,
-        model: PreTrainedModel | None = None,
-        view: Callable[[], PreTrainedModel] | None = None,
-        curve: Curve | None = None,
-        diverged: str = "",
-    ) -> None:
-        self.name, self.plan, self.content = name, plan, content
-        self.curve, self.diverged = curve, diverged
-        self._make, self._view = make, view
-        if model is not None:
-            held.put(content, model)
+    name: str
+    plan: Plan
+    content: str
+    fresh: Callable[[], PreTrainedModel]  # gives a copy that nothing else holds
+    view: Callable[[], PreTrainedModel] | None = None  # one that takes no memory of its own
+    curve: Curve | None = None  # of its healing
+    diverged: str = ""  # why its healing, or that of the student it began from, was stopped
 
     @property
     def model(self) -> PreTrainedModel:
         """To be measured, not trained: it may share its weights with others."""
-        return self._view() if self._view else held.get(self.content, self._make)
-
-    def fresh(self) -> PreTrainedModel:
-        """A copy of the model that nothing else holds."""
-        return self._make()
+        return self.view() if self.view else weights.get(self.content, self.fresh)
 
     def without(self, more: Plan) -> Student:
         """The same student with more layers dropped; `more` counts in its own layers."""
@@ -85,6 +71,21 @@ def cut(lab: Workspace, plan: Plan) -> Student:
     )
 
 
+def made(
+    lab: Workspace,
+    name: str,
+    plan: Plan,
+    make: Callable[[], PreTrainedModel],
+    *,
+    module: str,
+    on: Sequence[Any],
+) -> Student:
+    """A student of another kind, known by teacher, plan, `on` and the code of `module`."""
+    parts = [provenance.code_hash(module), cache.content(lab.teacher), list(plan.dropped)]
+    parts += [cache.content(item) for item in on]
+    return Student(name, plan, cache.short_hash([name, *parts]), make)
+
+
 def refitted(
     lab: Workspace,
     plan: Plan,
@@ -103,14 +104,14 @@ def refitted(
     if not refitting.fitted_layers(plan) or not lab.can_refit:
         return begun
     text = lab.training(recipe, tokens=recipe.refit_tokens) if windows is None else windows
-    text = healing.first(text, recipe.refit_tokens)
-    on = [teacher, list(plan.dropped), text, begun]
-    stamp = cache.stamped(lab, "refitted", on, modules=REFIT, shared=True)
+    text = _first(text, recipe.refit_tokens)
+    on, rooms = [teacher, list(plan.dropped), text, begun], ("refitting", "pruning")
+    stamp = cache.stamped(lab, "refitted", on, rooms=rooms, shared=True)
 
     def solve(path: Path) -> PreTrainedModel:
-        held.release()
+        weights.release()
         student = begun.fresh()
-        held.release()  # what it was made from
+        weights.release()  # what it was made from
         with lab.progress.of("refit"):
             refitting.refit(student, teacher, plan, text, progress=lab.progress)
         before = begun.model if start is None else None  # a cut takes no memory of its own
@@ -150,15 +151,19 @@ def recover(
             raise StudyError(f"{name}: without a plan, start= must name a student to begin with")
         refit = recipe.refit_tokens and plan.dropped
         start = refitted(lab, plan, recipe, windows=windows) if refit else cut(lab, plan)
-    text = lab.training(recipe) if windows is None else healing.first(windows, recipe.tokens)
-    run = healing.Run(lab, name, plan or start.plan, recipe, start, text, validation, keep_weights)
-    if validation is not None and run.lacks_validation():
-        run.path.unlink()
-    student = _kept(lab, name, run.plan, run.stamp, start, run.heal)
-    student.curve = storage.read(healing.curve_of(run.path))
+    text = lab.training(recipe) if windows is None else _first(windows, recipe.tokens)
+    recipe, plan = healing.as_run(recipe, text), plan or start.plan
+    run = healing.Healing(lab, name, plan, recipe, start, text, validation, keep_weights)
+    stamp = run.stamp()
+    path = _path_of(lab, stamp)
+    known = cache.kept(path, stamp) is not None and storage.read(healing.curve_of(path))
+    if known and validation is not None and not known.validation_tokens:
+        path.unlink()  # nothing was scored on the way: once more, with validation
+    student = _kept(lab, name, plan, stamp, start, run.heal)
+    student.curve = storage.read(healing.curve_of(path))
     student.diverged = student.curve.diverged or student.diverged
     if not keep_weights:
-        scored.score(lab, name, student, scored.validation_windows(lab))
+        scoring.scores(lab, {name: student}, scoring.validation_windows(lab))
     return student
 
 
@@ -180,12 +185,10 @@ def staged(lab: Workspace, name: str, first: Plan, whole: Plan, recipe: Recipe) 
         )
     text = lab.training(recipe)
     half = len(text) // recipe.batch_size // 2 * recipe.batch_size
-    if not half:
-        raise StudyError(f"{name}: tokens={recipe.tokens} is no step of training in each stage")
     fits = recipe.refit_tokens
-    begun = refitted(lab, first, recipe) if fits else cut(lab, first)
+    start = refitted(lab, first, recipe) if fits else cut(lab, first)
     halves = text.take(slice(0, half)), text.take(slice(half, None))
-    begun = recover(lab, f"{name}, first", first, recipe, start=begun, windows=halves[0])
+    begun = recover(lab, f"{name}, first", first, recipe, start=start, windows=halves[0])
     rest = (first.kept.index(layer) for layer in whole.dropped if layer not in first.dropped)
     student = begun.without(Plan(len(first.kept), tuple(rest), whole.rule))
     student = refitted(lab, whole, recipe, start=student) if fits else student
@@ -201,7 +204,7 @@ def _kept(
     work: Callable[[Path], PreTrainedModel],
 ) -> Student:
     """The student of a piece of work: by its record where that is kept, else worked out."""
-    path = healing.path_of(lab, stamp)
+    path = _path_of(lab, stamp)
     found = cache.kept(path, stamp)
     model = None
     if found is None:
@@ -224,4 +227,16 @@ def _kept(
 
     if content == begun.content:  # stopped before it changed: it diverged
         return Student(name, plan, content, begun.fresh, diverged=begun.diverged)
-    return Student(name, plan, content, again, model=model, diverged=begun.diverged)
+    if model is not None:
+        weights.hold(content, model)
+    return Student(name, plan, content, again, diverged=begun.diverged)
+
+
+def _path_of(lab: Workspace, stamp: Stamp) -> Path:
+    """The record of a student; its weights, curve and checkpoint lie beside it."""
+    return lab.folder / "students" / f"{stamp.key}.json"
+
+
+def _first(windows: Windows, n_tokens: int) -> Windows:
+    """The first `n_tokens` of training windows, at most; one window at least."""
+    return windows.take(slice(0, max(1, n_tokens // windows.seq_len)))

@@ -1,8 +1,9 @@
-"""The weights of a student on disk, as safetensors, found again by their content."""
+"""Weights of students: in memory as far as they fit, on disk as safetensors, known by content."""
 
 from __future__ import annotations
 
-import os
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,31 +11,65 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from depthprune_core.storage import replacing
 from depthprune_study.lab import cache
+
+LIMIT_BYTES = 4 * 2**30  # in memory, beside the student that was asked for last
+_held: OrderedDict[str, PreTrainedModel] = OrderedDict()  # by content; asked for last at the end
+
+
+def get(content: str, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """The student of this content; made (read from disk, mostly) where it is not in memory."""
+    if content not in _held:
+        largest = max(map(_bytes, _held.values()), default=0)
+        _shrink(LIMIT_BYTES - largest)  # room for one more as large
+        hold(content, make())
+    _held.move_to_end(content)
+    return _held[content]
+
+
+def hold(content: str, model: PreTrainedModel) -> None:
+    """Hold a student that is in memory already."""
+    _held[content] = model
+    _shrink(LIMIT_BYTES, n_kept=1)
+
+
+def release() -> None:
+    """Let all go: before one is trained, which takes several times its size."""
+    _held.clear()
 
 
 def save(model: PreTrainedModel, path: Path, *, unlike: PreTrainedModel | None = None) -> None:
-    """All of its parameters; those alone that differ from `unlike`, a model of the same shape.
-
-    Under a temporary name first.
-    """
+    """All of its parameters; those alone that differ from `unlike`, a model of the same shape."""
     named = {name: p.detach() for name, p in model.named_parameters()}
     if unlike is not None:
         before = dict(unlike.named_parameters())
         named = {name: p for name, p in named.items() if not torch.equal(p, before[name])}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file({name: p.contiguous() for name, p in named.items()}, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_tensors(path, named)
 
 
-def load(model: PreTrainedModel, path: Path, content: str) -> bool:
-    """Put the file's weights into the model; False for a missing, damaged or other file."""
+def save_tensors(path: Path, named: dict[str, torch.Tensor]) -> None:
+    """Under a temporary name first: all of the file, or the old one."""
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in named.items()}, temporary)
+
+
+def load(model: PreTrainedModel, path: Path, content: str = "") -> bool:
+    """Put the file's weights into the model; False for a missing, damaged or other file.
+
+    content: what the model's hash must then be.
+    """
     try:
         model.load_state_dict(load_file(path), strict=False)
     except (OSError, SafetensorError, RuntimeError):
         return False
-    return cache.weights_hash(model) == content
+    return not content or cache.weights_hash(model) == content
+
+
+def _shrink(limit: int, *, n_kept: int = 0) -> None:
+    while len(_held) > n_kept and sum(map(_bytes, _held.values())) > limit:
+        _held.popitem(last=False)
+
+
+def _bytes(model: PreTrainedModel) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from depthprune_core import evaluation
 from depthprune_core.records import Recipe
 from depthprune_core.text import Windows
-from depthprune_study.lab import cache
+from depthprune_study.lab import cache, weights
 
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
 
 AT_ONCE = 16  # windows a file: what is lost, at most, where the sampling is stopped
-MODULES = ("depthprune_core.evaluation",)
 PARTS = ("inputs", "targets", "mask")
 
 
@@ -30,14 +28,17 @@ def own_words(lab: Workspace, *, recipe: Recipe) -> Windows:
     """
     n_windows = max(1, recipe.tokens // recipe.seq_len)
     on = [lab.teacher, lab.teacher.start, recipe.seq_len, recipe.seed]
-    folder = lab.folder / "text" / cache.stamped(lab, "words", on, modules=MODULES, shared=True).key
+    stamp = cache.stamped(lab, "words", on, rooms=("evaluation",), shared=True)
     n_files = -(-n_windows // AT_ONCE)
-    files = [folder / f"{number:04}.safetensors" for number in range(n_files)]
     pieces = []
-    for number, path in enumerate(files):
+    for number in range(n_files):
         with lab.progress.of(f"own words, {number + 1} of {n_files}"):
+            path = lab.folder / "text" / stamp.key / f"{number:04}.safetensors"
             pieces.append(_piece(lab, path, recipe, number))
-    return _joined(pieces).take(slice(0, n_windows))
+    tokens = {name: torch.cat([piece[name] for piece in pieces])[:n_windows] for name in PARTS}
+    names = tuple(f"own words {i}" for i in range(n_windows))
+    owners = torch.arange(n_windows)
+    return Windows(**tokens, document=owners, names=names, n_bytes=(0,) * n_windows)
 
 
 def _piece(lab: Workspace, path: Path, recipe: Recipe, number: int) -> dict[str, torch.Tensor]:
@@ -53,16 +54,6 @@ def _piece(lab: Workspace, path: Path, recipe: Recipe, number: int) -> dict[str,
         seed=int(cache.short_hash([recipe.seed, number]), 16) % 2**32,
         progress=lab.progress,
     )
-    parts = {name: getattr(written, name).contiguous() for name in PARTS}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(parts, temporary)
-    os.replace(temporary, path)
+    parts = {name: getattr(written, name) for name in PARTS}
+    weights.save_tensors(path, parts)
     return parts
-
-
-def _joined(pieces: list[dict[str, torch.Tensor]]) -> Windows:
-    tokens = {name: torch.cat([piece[name] for piece in pieces]) for name in PARTS}
-    n = len(tokens["inputs"])
-    names = tuple(f"own words {i}" for i in range(n))
-    return Windows(**tokens, document=torch.arange(n), names=names, n_bytes=(0,) * n)

@@ -1,4 +1,4 @@
-"""The workspace of a notebook: its parameters, model and texts, its records, what it shows.
+"""The workspace of a notebook: its parameters, model and texts, its records.
 
 Other rooms of the lab take it as their first argument.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import platform
-import sys
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,15 @@ from typing import Any
 import torch
 
 from depthprune_core import decoder, models, refitting, speed, splits, storage, text
-from depthprune_core.records import Facts, Recipe
+from depthprune_core.records import Recipe
 from depthprune_core.teachers import TeacherStates
 from depthprune_core.text import Document, Windows
 from depthprune_study import parameters, paths, provenance
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import cache, held, showing
+from depthprune_study.lab import cache, devices, showing, weights
 from depthprune_study.lab.bars import Bar
-from depthprune_study.lab.devices import device_of, fast_precision, whole_windows
+
+OF_THE_NOTEBOOK = ("tokens", "seed", "trained", "precision")  # parameters that go into its recipe
 
 
 def open_workspace(notebook: str, cell: MutableMapping[str, Any]) -> Workspace:
@@ -33,27 +33,27 @@ def open_workspace(notebook: str, cell: MutableMapping[str, Any]) -> Workspace:
     In a study that is not the default, those left at their defaults are set to the study's.
     """
     _keep_freed_memory()
-    held.release()  # students are held for one notebook
+    weights.release()  # students are held for one notebook
     values = parameters.resolved(notebook, cell)
     cell.update(values)
     return Workspace(notebook, values)
 
 
-class Workspace:
+class Workspace(showing.Page):
     """What a notebook works with. Every file goes below `folder`, runs/<study>/."""
 
     def __init__(self, notebook: str, values: dict[str, Any]) -> None:
+        super().__init__()
         self.notebook, self.parameters = notebook, values
         self.study: str = values["study"]
         self.model: str = values["model"]
         self.folder = paths.runs(self.study)
-        self.device = device_of(values.get("device", "auto"))
+        self.device = devices.device_of(values.get("device", "auto"))
         # Of code and notebook as they are now: edits while cells run have made none of the results.
         self.notebook_hash = provenance.notebook_hash(paths.notebooks() / f"{notebook}.ipynb")
-        self.code = {module: provenance.code_hash(module) for module in cache.MODULES}
-        self.progress = Bar(self.folder)
-        self.sources = showing.Sources(self.folder)
-        self.box_state = showing.Box()
+        core = "depthprune_core"
+        self.code = {room: provenance.code_hash(f"{core}.{room}") for room in cache.ROOMS}
+        self.progress = Bar()
         self.tests_read: dict[str, list[str]] = {}  # record -> contents of the students it scored
         self._texts: dict[str, dict[str, list[Document]]] = {}
         self._pools: dict[int, Windows] = {}  # seq_len -> all recovery windows
@@ -99,22 +99,21 @@ class Workspace:
     @property
     def context(self) -> int:
         """The longest window that the model can read."""
-        config = decoder.text_config(self.teacher.model.config)
-        return getattr(config, "max_position_embeddings", None) or sys.maxsize
+        return devices.context_of(self.teacher.model)
 
     # ------------------------------------------------------------ text
 
-    def documents(self, split: str, text: str | None = None) -> list[Document]:
-        """The documents of a split of the notebook's text or another; the test split is refused."""
+    def documents(self, split: str) -> list[Document]:
+        """The documents of a split; the test split is refused."""
         if split == "test":
             raise StudyError(
                 "the test split is read by scoring.test and scoring.elsewhere alone, "
                 "after every choice is made"
             )
-        return self.split(split, text)
+        return self.split(split)
 
-    def split(self, split: str, text: str | None = None) -> list[Document]:
-        """For the lab's own rooms: any split."""
+    def split(self, split: str, text: str = "") -> list[Document]:
+        """For other rooms of the lab: any split, of the notebook's text or another."""
         name = text or self.parameters["text"]
         if name not in self._texts:
             self._texts[name] = splits.split_named(name, cache=paths.cache())
@@ -155,17 +154,16 @@ class Workspace:
         no more text than training does.
         """
         values = parameters.recipe_values()
-        own = {name: self.parameters[name] for name in _OWN if name in self.parameters} | changes
-        values |= {name: value for name, value in own.items() if value != "recipe"}
+        given = {name: self.parameters[name] for name in OF_THE_NOTEBOOK if name in self.parameters}
+        given |= changes
+        values |= {name: value for name, value in given.items() if value != "recipe"}
         values["seq_len"] = min(values.get("seq_len", Recipe.seq_len), self.context)
         batch = values.get("batch_tokens", Recipe.batch_tokens)
-        values["batch_tokens"] = whole_windows(batch, values["seq_len"])
+        values["batch_tokens"] = devices.whole_windows(batch, values["seq_len"])
         if values.get("precision", "auto") == "auto":
-            values["precision"] = fast_precision(self.device)
-        if "tokens" not in values:
-            raise StudyError(f"notebook {self.notebook} names no tokens: lab.recipe(tokens=...)")
+            values["precision"] = devices.fast_precision(self.device)
         if "refit_tokens" not in changes:
-            values["refit_tokens"] = min(values.get("refit_tokens", 0), values["tokens"])
+            values["refit_tokens"] = min(values.get("refit_tokens", 0), values.get("tokens", 0))
         try:
             return Recipe(**values)
         except (TypeError, ValueError) as error:
@@ -173,68 +171,33 @@ class Workspace:
 
     # ------------------------------------------------------------ records
 
-    def once(self, name: str, make: Callable[[], Any], *, on: Sequence[Any] = ()) -> Any:
-        """The record(s) of a piece of work of this notebook: read back, or made and saved."""
-        path = self.record_path(name)
-        return self.sources.note(cache.once(self, path, make, on=on, by_content=False), path)
-
     def save(self, name: str, record: Any) -> Any:
-        """Keep record(s) that come from others; returns them."""
+        """Keep record(s) of this notebook; returns them."""
         path = storage.write(self.record_path(name), record, cache.stamped(self, name))
-        return self.sources.note(record, path)
-
-    def has(self, notebook: str, name: str) -> bool:
-        """Whether a notebook of the study has kept such a record."""
-        return self.record_path(name, notebook).exists()
+        return self.note(record, path)
 
     def read(self, notebook: str, name: str) -> Any:
         """Record(s) that a notebook of the study has kept. Raises StudyError where it has not."""
         path = self.record_path(name, notebook)
         if not path.exists():
-            raise StudyError(self._missing(notebook, name))
-        return self.sources.note(storage.read(path), path)
-
-    def _missing(self, notebook: str, name: str) -> str:
-        """What to run before a record can be read: every earlier notebook that has left none."""
-        wanted, waiting = {notebook}, [notebook]
-        while waiting:
-            earlier = waiting.pop()
-            if (paths.notebooks() / f"{earlier}.ipynb").is_file():
-                more = set(parameters.reads(earlier)) - wanted
-                wanted |= more
-                waiting += more
-        folder = self.folder / "records"
-        absent = [n for n in parameters.CHAIN if n in wanted and not (folder / n).is_dir()]
-        return (
-            f"record {notebook}/{name} is not there: run {', '.join(absent or [notebook])} of "
-            f"study {self.study} first, in this order (a new machine has an empty disk)"
-        )
+            wanted, records = _with_earlier(notebook), self.folder / "records"
+            absent = [n for n in parameters.CHAIN if n in wanted and not (records / n).is_dir()]
+            raise StudyError(
+                f"record {notebook}/{name} is not there: run {', '.join(absent or [notebook])} of "
+                f"study {self.study} first, in this order (a new machine has an empty disk)"
+            )
+        return self.note(storage.read(path), path)
 
     def record_path(self, name: str, notebook: str = "") -> Path:
+        """The file of a record of this notebook or another."""
         return self.folder / "records" / (notebook or self.notebook) / f"{name}.json"
 
-    # ------------------------------------------------------------ what is shown
 
-    def box(self) -> None:
-        """An empty box, at the top of the notebook, that its findings fill."""
-        showing.show_box(self)
-
-    def show(
-        self, name: str, figure: Any, found: Any, *, of: Iterable[Any], lead: bool = False
-    ) -> None:
-        """Display a figure, drawn from the records `of`, and its finding; `lead`: box it too."""
-        showing.show(self, name, figure, found, of=of, lead=lead)
-
-    def found(self, found: Any, *, of: Iterable[Any] = (), lead: bool = False) -> None:
-        """A finding without a figure."""
-        showing.tell(self, found, of=of, lead=lead)
-
-    def table(self, facts: Facts) -> None:
-        """Continuations, side by side."""
-        showing.table(facts)
-
-
-_OWN = ("tokens", "seed", "trained", "precision")  # a notebook's parameters that go into its recipe
+def _with_earlier(notebook: str) -> set[str]:
+    """A notebook and all those whose records it builds on."""
+    if not (paths.notebooks() / f"{notebook}.ipynb").is_file():
+        return {notebook}
+    return {notebook}.union(*map(_with_earlier, parameters.reads(notebook)))
 
 
 def _keep_freed_memory() -> None:

@@ -12,79 +12,57 @@ import torch
 from little_notebook import PARAMETERS, write_notebook
 from tiny import FAMILIES, tiny, tiny_windows
 
-from depthprune_core import storage
 from depthprune_core.models import Teacher
 from depthprune_core.records import Facts, Plan, Score
 from depthprune_study.lab import cache
 from depthprune_study.lab.workspace import Workspace
 
 
-def counted(value: int) -> tuple[Callable[[], Facts], list[int]]:
-    calls: list[int] = []
+@pytest.fixture
+def measure() -> Callable[..., Facts]:
+    """A measurement; `calls` counts how often it was made."""
 
-    def make() -> Facts:
-        calls.append(value)
-        return Facts({"value": value})
+    def measure(lab: Workspace, *on: Any) -> Facts:
+        def make() -> Facts:
+            measure.calls += 1
+            return Facts({"value": 7})
 
-    return make, calls
+        return cache.measured(lab, "facts", make, on=on, room="evaluation")
 
-
-def test_work_is_done_once_and_read_back(open_lab: Callable[..., Workspace]) -> None:
-    make, calls = counted(3)
-    first = open_lab().once("facts", make, on=[1])
-    assert open_lab().once("facts", make, on=[1]) == first == Facts({"value": 3})
-    assert calls == [3]
+    measure.calls = 0
+    return measure
 
 
-def test_other_inputs_are_computed_anew(lab: Workspace) -> None:
-    make, calls = counted(3)
+def test_every_notebook_reads_what_was_measured_on_the_same_inputs(
+    open_lab: Callable[..., Workspace], home: Path, measure: Callable[..., Facts]
+) -> None:
+    assert measure(open_lab(), 1) == measure(open_lab(score_tokens=61), 1) == Facts({"value": 7})
+    write_notebook(home, PARAMETERS, "1 + 1")
+    measure(open_lab(), 1)
+    assert measure.calls == 1
+
+
+def test_other_inputs_are_measured_anew(lab: Workspace, measure: Callable[..., Facts]) -> None:
     inputs: list[Any] = [1, "1", Plan(4, (1,), "a"), Plan(4, (2,), "a"), tiny_windows(), {"a": 1}]
     for item in inputs:
-        lab.once("facts", make, on=[item])
-        lab.once("facts", make, on=[item])
-    assert len(calls) == len(inputs)
+        measure(lab, item)
+        measure(lab, item)
+    assert measure.calls == len(inputs)
 
 
-def test_other_parameters_make_a_notebooks_own_work_anew_but_not_the_labs(
-    open_lab: Callable[..., Workspace],
-) -> None:
-    make, calls = counted(1)
-    path = open_lab().record_path("facts")
-    for lab in (open_lab(), open_lab(score_tokens=61)):
-        cache.once(lab, path, make, on=["the same"])
-    assert len(calls) == 1
-    assert storage.read_stamp(path).parameters["score_tokens"] == 61  # as the runner looks for it
-    for lab in (open_lab(), open_lab(score_tokens=61)):
-        lab.once("its own", make, on=["the same"])
-    assert len(calls) == 1 + 2
-
-
-def test_a_changed_notebook_makes_its_own_work_anew(
-    open_lab: Callable[..., Workspace], home: Path
-) -> None:
-    make, calls = counted(1)
-    open_lab().once("facts", make)
-    write_notebook(home, PARAMETERS, "1 + 1")
-    open_lab().once("facts", make)
-    assert len(calls) == 2
-
-
-def test_a_damaged_record_is_made_again(lab: Workspace) -> None:
-    make, calls = counted(7)
-    lab.once("facts", make)
-    path = lab.record_path("facts")
+def test_a_damaged_record_is_measured_again(lab: Workspace, measure: Callable[..., Facts]) -> None:
+    measure(lab)
+    (path,) = (lab.folder / "measured").iterdir()
     path.write_text(path.read_text().replace("7", "8", 1))
-    assert lab.once("facts", make) == Facts({"value": 7})
-    assert len(calls) == 2
+    assert measure(lab) == Facts({"value": 7})
+    assert measure.calls == 2
 
 
-def test_changed_code_makes_work_anew(open_lab: Callable[..., Workspace]) -> None:
-    make, calls = counted(1)
-    lab = open_lab()
-    cache.once(lab, lab.record_path("facts"), make, on=[])
+def test_changed_code_is_measured_anew(lab: Workspace, measure: Callable[..., Facts]) -> None:
+    measure(lab)
     lab.code = dict.fromkeys(lab.code, "edited")
-    cache.once(lab, lab.record_path("facts"), make, on=[])
-    assert len(calls) == 2
+    measure(lab)
+    assert measure.calls == 2
 
 
 def test_edits_while_cells_run_do_not_change_a_stamp(

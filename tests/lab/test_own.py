@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, plain_logits, plan_of, skipping, tiny, tiny_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, FalconConfig, FalconForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from depthprune_core import distillation, models, pruning, refitting
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import base, export, goal, job, own
-from depthprune_study.lab.card import CUT, SAVED
+from depthprune_study.lab import export, job, own
+from depthprune_study.lab.card import CUT, SAVED, licence_of
 
 IDS = torch.arange(1, 13)[None]
 
@@ -84,7 +82,7 @@ def test_a_folder_comes_out_smaller_healed_and_plain(name: str, words: Path, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
     gone = made.plan.dropped[0]
     assert str(made).startswith(f"out: layers {gone} are gone, perplexity ratio")
-    assert {line.split(":")[0].strip() for line in lines} >= {"whole", "cut", "saved"}
+    assert any(line.startswith("perplexity ratio as cut") for line in lines)
 
 
 def test_named_layers_without_healing_give_the_cut_itself(words: Path, tmp_path: Path):
@@ -103,9 +101,10 @@ def test_named_layers_without_healing_give_the_cut_itself(words: Path, tmp_path:
 def test_a_goal_is_a_number_of_layers_a_share_or_a_size(
     drop: Any, n: int, words: Path, tmp_path: Path
 ):
-    teacher = models.load(folder(tmp_path / "base", tiny("llama")), cache=tmp_path)
-    assert goal.n_dropped(teacher, drop, lambda line: None) == n
-    model, plan = teacher.model, plan_of(teacher.model, *range(n))
+    given = folder(tmp_path / "base", tiny("llama"))
+    made = own.prepare(given, text=str(words), out=tmp_path / "out", drop=drop)
+    assert made.n_dropped == n
+    model, plan = made.teacher.model, plan_of(made.teacher.model, *range(n))
     if not str(drop).isdigit():
         left = pruning.drop_layers(model, plan, share=True).num_parameters()
         wanted = (1 - float(drop[:-1]) / 100) * model.num_parameters() if "%" in drop else None
@@ -174,16 +173,15 @@ def test_adapters_share_the_whole_models_weights_and_leave_a_plain_folder(
 
     def watched(student: Any, teacher: Any, *args: Any, **options: Any) -> Any:
         shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
-        seen.append((len(shared), options["micro_batch_size"], options["checkpoint_activations"]))
+        seen.append(len(shared))
         healed = honest(student, teacher, *args, **options)
         assert torch.equal(plain_logits(teacher, IDS), plain_logits(tiny(name), IDS))
         return healed
 
     monkeypatch.setattr(distillation, "recover", watched)
-    options = {"trained": "lora", "micro_batch": 2, "checkpoint_activations": True}
     given = folder(tmp_path / "base", tiny(name))
-    prune(given, words, tmp_path / "out", recover_tokens=512, **options)
-    assert seen[0][0] > 5 and seen[0][1:] == (2, True)
+    prune(given, words, tmp_path / "out", recover_tokens=512, trained="lora")
+    assert seen[0] > 5
     assert not any("lora" in key for key in load_file(tmp_path / "out" / "model.safetensors"))
     assert torch.equal(plain_logits(opened(Path(given)), IDS), plain_logits(tiny(name), IDS))
 
@@ -207,17 +205,6 @@ def test_each_tensor_keeps_its_own_dtype_whatever_the_config_says(words: Path, t
     assert made.ratios[SAVED].point > 0
 
 
-def test_rows_of_json_are_read_by_their_text_field(words: Path, tmp_path: Path):
-    text = words.read_text()
-    rows = [{"id": 1, "text": text[at : at + 2_100]} for at in range(0, len(text), 2_100)]
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = own.prepare(
-        folder(tmp_path / "base", tiny("llama")), text=str(file), out=tmp_path / "o", drop=1
-    )
-    assert not any("{" in document.text for part in made.parts.values() for document in part)
-
-
 def test_code_of_its_own_is_not_pointed_at_by_what_is_saved(words: Path, tmp_path: Path):
     lines: list[str] = []
     phi = tiny("phi3", num_key_value_heads=2, pad_token_id=2)
@@ -228,19 +215,6 @@ def test_code_of_its_own_is_not_pointed_at_by_what_is_saved(words: Path, tmp_pat
     assert any("auto_map" in line for line in lines)
 
 
-def test_falcons_own_linear_maps_take_adapters(words: Path, tmp_path: Path):
-    shape = {
-        "num_hidden_layers": 5,
-        "num_attention_heads": 4,
-        "ffn_hidden_size": 48,
-        "num_kv_heads": 2,
-    }
-    config = FalconConfig(vocab_size=128, hidden_size=32, new_decoder_architecture=True, **shape)
-    given = folder(tmp_path / "base", FalconForCausalLM(config).eval())
-    made = prune(given, words, tmp_path / "out", recover_tokens=512, trained="lora")
-    assert made.ratios[SAVED] != made.ratios[CUT]
-
-
 DEEPSEEK = {  # the smallest shape that it can have
     "q_lora_rank": 32,
     "kv_lora_rank": 16,
@@ -249,120 +223,50 @@ DEEPSEEK = {  # the smallest shape that it can have
     "v_head_dim": 16,
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
-    "moe_intermediate_size": 48,
     "n_shared_experts": 1,
+    "moe_intermediate_size": 48,
     "num_key_value_heads": 4,
     "n_group": 2,
     "topk_group": 1,
+    "first_k_dense_replace": 0,
 }
+FALCON = {"ffn_hidden_size": 48, "num_kv_heads": 2, "new_decoder_architecture": True}
 
 
-def test_adapters_on_a_mixture_of_experts_end_in_a_folder(words: Path, tmp_path: Path):
-    model = tiny("deepseek_v3", first_k_dense_replace=0, **DEEPSEEK)
-    made = prune(
-        folder(tmp_path / "base", model),
-        words,
-        tmp_path / "out",
-        recover_tokens=512,
-        trained="lora",
-    )
+@pytest.mark.parametrize(("name", "shape"), [("falcon", FALCON), ("deepseek_v3", DEEPSEEK)])
+def test_linear_maps_of_another_kind_take_adapters(name, shape, words: Path, tmp_path: Path):
+    given = folder(tmp_path / "base", tiny(name, **shape))
+    made = prune(given, words, tmp_path / "out", recover_tokens=512, trained="lora")
     assert made.ratios[SAVED] != made.ratios[CUT]
-
-
-def test_gemma_4_is_cut_right_or_refused_before_training(words: Path, tmp_path: Path):
-    kinds = ["sliding_attention", "full_attention"] * 3
-    shape = {"head_dim": 8, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
-    shape |= {"sliding_window": 6, "layer_types": kinds, "num_hidden_layers": 6}
-    given = folder(
-        tmp_path / "base", tiny("gemma4_text", **shape, global_head_dim=8, num_key_value_heads=2)
-    )
-    refused(words, tmp_path, "layer 4|layer_types|last", given, drop="", layers=(5,))
-    wide = tiny("gemma4_text", **shape, global_head_dim=16, num_key_value_heads=2)
-    try:
-        prune(folder(tmp_path / "wide", wide), words, tmp_path / "out", drop="", layers=(2, 3))
-        with skipping(wide, (2, 3)) as whole:
-            wanted = plain_logits(whole, IDS)
-        torch.testing.assert_close(
-            plain_logits(opened(tmp_path / "out"), IDS), wanted, rtol=1e-3, atol=1e-3
-        )
-    except ValueError as error:
-        assert "per_layer" in str(error) or "layer" in str(error)
-
-
-def test_a_config_that_cannot_be_saved_is_found_before_training(words: Path, tmp_path: Path):
-    given = folder(tmp_path / "base", tiny("llama"), output_attentions=True)
-    with pytest.MonkeyPatch.context() as patch:
-        trained = []
-        honest = distillation.recover
-        patch.setattr(
-            distillation, "recover", lambda *a, **k: (trained.append(1), honest(*a, **k))[1]
-        )
-        try:
-            prune(given, words, tmp_path / "out", recover_tokens=512)
-            assert opened(tmp_path / "out").config.num_hidden_layers == 4
-        except ValueError as error:
-            assert not trained and "saved" in str(error)
-
-
-@pytest.mark.parametrize("kind", ["beside", "alone", "quantised", "slow tokenizer"])
-def test_what_is_no_whole_model_is_told_as_that(kind: str, words: Path, tmp_path: Path):
-    given = tmp_path / "base"
-    quantised = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
-    folder(given, tiny("llama"), **(quantised if kind == "quantised" else {}))
-    if kind in ("beside", "alone"):
-        config = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
-        adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(given), config)
-        if kind == "alone":
-            shutil.rmtree(given)
-        adapted.save_pretrained(given)
-    if kind == "slow tokenizer":
-        (given / "tokenizer.json").unlink()
-        (given / "vocab.json").write_text(json.dumps({"<unk>": 0, "a</w>": 1}))
-        (given / "merges.txt").write_text("#version: 0.2\n")
-        named = {"tokenizer_class": "CTRLTokenizer", "unk_token": "<unk>", "bos_token": "<unk>"}
-        (given / "tokenizer_config.json").write_text(json.dumps(named))
-    sentence = {
-        "beside": "holds an adapter .* beside the model",
-        "alone": "holds an adapter .* and no model: merge it",
-        "quantised": r"is quantised \(bitsandbytes\)",
-        "slow tokenizer": "has no fast version",
-    }[kind]
-    refused(words, tmp_path, sentence, str(given))
-
-
-def test_a_tokenizer_of_another_vocabulary_is_refused(words: Path, tmp_path: Path):
-    given = folder(tmp_path / "base", tiny("llama", vocab_size=100))
-    refused(words, tmp_path, "its tokenizer has 128 tokens, but the model embeds 100", given)
 
 
 # ---------------------------------------------------------------- what is refused
 
 
+def test_a_folder_that_holds_no_whole_model_is_refused(words: Path, tmp_path: Path):
+    given = folder(tmp_path / "base", tiny("llama"))
+    (tmp_path / "base" / "adapter_config.json").write_text("{}")
+    refused(words, tmp_path, "holds an adapter .* beside the model", given)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"drop": ""}, "drop is missing: a number of layers"),
+        ({"drop": ""}, "drop='' is not possible: a number of layers"),
         ({"drop": "many"}, "drop='many' is not possible: a number of layers"),
-        ({"drop": "120%"}, "drop='120%' is not possible"),
         ({"drop": -1}, "drop=-1 is not possible"),
-        ({"drop": 5}, "has 5 layers, 1..4 can go"),
-        ({"drop": "1K"}, "drop=1K is out of reach: .* without all layers but one"),
+        ({"drop": "120%"}, "drop=120% is out of reach"),
+        ({"drop": 5}, "drop=5 is out of reach: .* in 5 layers, of which 4 can go at most"),
+        ({"drop": "1K"}, "drop=1K is out of reach"),
         ({"drop": "5M"}, "drop=5M is out of reach"),
         ({"layers": (7,)}, r"the plan drops layer 7, but the model has layers 0\.\.4"),
         ({"rule": "best"}, "rule='best' is not known: name one of least_sensitive"),
-        ({"trained": "some"}, "trained='some' is not known: name one of all, lora"),
+        ({"trained": "some"}, "trained='some' is not possible: name one of all, lora"),
         ({"device": "tpu"}, "device='tpu' is not known"),
         ({"lr": -0.1}, "lr=-0.1 is not possible"),
         ({"lr": float("nan")}, "lr=nan is not possible"),
-        ({"seed": -1}, "seed=-1 is not possible"),
-        ({"score_tokens": 1}, "score_tokens=1 is not possible"),
-        ({"micro_batch": -2}, "micro_batch=-2 is not possible"),
-        (
-            {"recover_tokens": 10**10},
-            r"recover_tokens=1e\+10 is not possible: 1,000,000,000 tokens",
-        ),
-        ({"recover_tokens": 100}, "recover_tokens=100 is less than one step of 256 tokens"),
-        ({"push_to": "a/b/c"}, "push_to='a/b/c' is no hub repository"),
+        ({"recover_tokens": 100}, "tokens=100 is not possible: one step takes 256"),
+        ({"push_to": "a/b/c"}, "push_to='a/b/c' must be NAME/MODEL"),
     ],
     ids=str,
 )
@@ -379,7 +283,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_a_model_of_one_layer_can_lose_none(words: Path, tmp_path: Path):
     given = folder(tmp_path / "base", tiny("llama", num_hidden_layers=1))
-    refused(words, tmp_path, "one layer|can lose none|none of whose layers", given)
+    refused(words, tmp_path, "in 1 layers, of which 0 can go at most", given)
 
 
 @pytest.mark.parametrize(
@@ -393,20 +297,18 @@ def test_a_model_that_is_nowhere_is_refused(model: str, sentence: str, words: Pa
     refused(words, tmp_path, sentence, model)
 
 
-def test_a_model_of_the_hub_is_named_by_id_and_revision(
-    tmp_path: Path, tiny_folder: str, monkeypatch
-):
+def test_a_model_of_the_hub_is_named_by_id_and_revision(tiny_folder: str, monkeypatch):
     monkeypatch.setattr(models, "fetch_hub", lambda model: Path(tiny_folder))
-    found = base.find("someone/model")
-    assert (found.hub, found.revision, found.loaded_by) == ("someone/model", "base", tiny_folder)
+    found, place = job._find("someone/model")
+    assert (found.hub, found.revision, place) == ("someone/model", "base", tiny_folder)
 
 
 def test_the_licence_is_that_of_the_base_models_card(tmp_path: Path):
-    assert base.licence(base.find("gpt2-mini")) != ""
+    assert licence_of(job._find("gpt2-mini")[0]) != ""
     model = folder(tmp_path / "base", tiny("llama"))
     for head, wanted in (("license: mit", "mit"), ("license: [", ""), ("- a list", "")):
         (tmp_path / "base" / "README.md").write_text(f"---\n{head}\n---\n# model\n")
-        assert base.licence(base.find(model)) == wanted
+        assert licence_of(job._find(model)[0]) == wanted
 
 
 def test_a_loss_that_is_no_number_ends_without_a_folder(words: Path, tmp_path: Path, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections import Counter
 from pathlib import Path
@@ -14,7 +13,7 @@ from tiny import BYTES, FAMILIES, byte_tokenizer, tiny, tiny_teacher
 
 from depthprune_core.text import Document
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import harness, items, probes
+from depthprune_study.lab import harness, probes
 from depthprune_study.lab.items import CHANCE, Item, make_items
 
 PASSAGE = (
@@ -34,26 +33,11 @@ def test_two_thousand_items_in_six_families_with_one_right_answer_each():
     for item in made:
         assert len(set(item.candidates)) == len(item.candidates) == round(1 / CHANCE[item.family])
         assert all(candidate.startswith(" ") for candidate in item.candidates)
-    assert (
-        len(
-            {
-                (item.context, item.candidates[item.right])
-                for item in made
-                if item.family in ("agreement", "copying", "recall", "arithmetic")
-            }
-        )
-        >= 1_900
-    )  # no item twice
 
 
 def test_items_are_the_same_for_a_seed_and_others_for_another():
     assert make_items(300, TEXTS, seed=1) == make_items(300, TEXTS, seed=1)
     assert make_items(300, TEXTS, seed=1) != make_items(300, TEXTS, seed=2)
-
-
-def test_the_right_answers_stand_at_every_place_equally_often():
-    places = Counter(item.right for item in make_items(2_000, {}) if len(item.candidates) == 4)
-    assert all(0.2 < n / sum(places.values()) < 0.3 for n in places.values())
 
 
 def answer(item: Item) -> str:
@@ -125,17 +109,6 @@ def test_scores_are_those_of_a_plain_pass_over_each_candidate(name, monkeypatch)
     assert marks == [item.right == index for item, index in zip(asked, best, strict=True)]
 
 
-def test_candidates_of_one_token_share_a_single_pass():
-    rows = []
-    model, tokenizer = tiny("llama", vocab_size=BYTES), byte_tokenizer()
-    hook = model.model.register_forward_pre_hook(
-        lambda module, args, kwargs: rows.append(kwargs["input_ids"].shape), with_kwargs=True
-    )
-    probes.log_likelihoods(model, tokenizer, [Item("x", "3 + 4 = ", tuple("5678"), 2)], start=0)
-    hook.remove()
-    assert rows[-1] == (1, 9)  # the start token and eight bytes
-
-
 def test_a_model_that_only_copies_is_right_where_copying_helps():
     """Teach a model nothing but one word: it is right where that word is, wrong elsewhere."""
     model, tokenizer = tiny("gpt2", vocab_size=BYTES), byte_tokenizer()
@@ -190,19 +163,11 @@ def test_all_students_get_the_same_items_and_the_record_is_kept(tmp_path):
 # ---------------------------------------------------------------- lm-eval
 
 
-def test_a_missing_lm_eval_is_named_before_any_work_and_only_where_tasks_are_asked(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    harness.check([])
-    with pytest.raises(StudyError, match=r"pip install lm-eval$"):
-        harness.check(["piqa"])
-
-
 @pytest.mark.slow
 def test_unknown_tasks_are_named():
     pytest.importorskip("lm_eval")
-    harness.check(["piqa", "lambada_openai"])
     with pytest.raises(StudyError, match="names that match no lm-eval task: pika, wino"):
-        harness.check(["piqa", "pika", "wino"])
+        harness.run(None, None, ["piqa", "pika", "wino"])
 
 
 @pytest.mark.slow
@@ -233,7 +198,3 @@ def test_lm_eval_answers_in_order_and_keeps_its_own_files(tmp_path, monkeypatch)
     assert given["tiny_choice"].right == tuple(probes.right(model, tokenizer, asked, start=start))
     kept = sorted(path.name.split("_")[0] for path in folder.rglob("*.json*"))
     assert kept == ["results", "samples"]
-
-
-def test_families_are_named_with_their_chance():
-    assert set(items.CHANCE) == {"agreement", "copying", "recall", "arithmetic", "articles", "news"}

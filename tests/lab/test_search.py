@@ -9,7 +9,7 @@ import pytest
 from depthprune_core.records import Plan, Recipe, Score
 from depthprune_study import parameters
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import scored, search, students
+from depthprune_study.lab import scoring, search, students
 from depthprune_study.lab.workspace import Workspace
 
 PLAN = Plan(6, (2, 3), "by hand")
@@ -41,7 +41,7 @@ def test_the_best_rate_is_that_of_the_lowest_validation_loss(lab: Workspace) -> 
     assert recipe.lr == min(sound, key=sound.get)
     assert recipe.but(lr=1e-4) == BASE
     student = students.recover(lab, "x", PLAN, recipe, keep_weights=False)
-    assert scored.score(lab, "x", student, scored.validation_windows(lab)) in trials.values()
+    assert scoring.validation(lab, {"x": student})["x"] in trials.values()
 
 
 def test_the_whole_model_is_searched_the_same_way(lab: Workspace) -> None:

@@ -82,20 +82,6 @@ def test_importance_is_the_error_that_leaving_a_neuron_out_makes(name):
     assert float(importance[1, 5]) == pytest.approx(float(error), rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("kept", "sentence"),
-    [
-        ([range(20)] * 4, "names neurons of 4 layers: 5 are wanted"),
-        ([range(20)] * 4 + [range(19)], "each with 20 different neurons"),
-        ([[0, 0, 1]] * 5, "each with 3 different neurons"),
-    ],
-    ids=str,
-)
-def test_neurons_that_do_not_fit_are_refused(kept, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        narrow_mlps(tiny("llama"), kept)
-
-
 @pytest.mark.parametrize("n_parameters", [1_000, 10**9])
 def test_a_size_out_of_reach_is_refused(n_parameters):
     with pytest.raises(ValueError, match="is out of reach: narrower MLPs allow"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import scipy.linalg
 import torch
 
 from depthprune_study.errors import StudyError
@@ -17,11 +18,8 @@ def hadamard(n: int) -> torch.Tensor:
     for k in range(doublings, -1, -1):
         core = _paley(n >> k)
         if core is not None:
-            for _ in range(k):
-                core = torch.kron(
-                    torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64), core
-                )
-            return core / n**0.5
+            doubled = torch.from_numpy(scipy.linalg.hadamard(2**k, dtype=float))
+            return torch.kron(doubled, core) / n**0.5
     raise StudyError(
         f"no Hadamard matrix of size {n} is known here, so LinearPatch cannot be tried"
     )

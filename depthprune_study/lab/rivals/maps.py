@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,8 +27,7 @@ from depthprune_core.running import hidden_states, recording
 from depthprune_core.text import Windows
 from depthprune_study.errors import StudyError
 from depthprune_study.lab.rivals.hadamard import hadamard
-from depthprune_study.lab.rivals.known import rival
-from depthprune_study.lab.students import Student
+from depthprune_study.lab.students import Student, made
 
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
@@ -38,23 +36,14 @@ BATCH = 4  # windows a pass
 _TINY = 1e-6  # added to the normal equations' diagonal, as Ghosted Layers' own code does
 
 
-@dataclass(frozen=True)
-class Cut:
-    """A run of dropped layers: from `first` up to, but without, `after` (n_layers: the end)."""
+def cuts(plan: Plan) -> list[tuple[int, int]]:
+    """The plan's runs of neighbouring layers, from the front: first, and the next one that stays.
 
-    first: int
-    after: int
-
-
-def cuts(plan: Plan) -> list[Cut]:
-    """The plan's runs of neighbouring layers, from the front."""
-    runs: list[Cut] = []
-    for layer in plan.dropped:
-        if runs and runs[-1].after == layer:
-            runs[-1] = Cut(runs[-1].first, layer + 1)
-        else:
-            runs.append(Cut(layer, layer + 1))
-    return runs
+    That is n_layers where the last layer goes.
+    """
+    firsts = [layer for layer in plan.dropped if layer - 1 not in plan.dropped]
+    afters = [layer + 1 for layer in plan.dropped if layer + 1 not in plan.dropped]
+    return list(zip(firsts, afters, strict=True))
 
 
 def training_free(lab: Workspace, method: str, plan: Plan, windows: Windows) -> Student:
@@ -62,14 +51,8 @@ def training_free(lab: Workspace, method: str, plan: Plan, windows: Windows) -> 
     if method not in METHODS:
         raise StudyError(f"method={method!r} is not known: name one of {', '.join(METHODS)}")
     name, teacher = f"{method}, {len(plan.dropped)} fewer", lab.teacher
-    return rival(
-        lab,
-        name,
-        plan,
-        lambda: METHODS[method](teacher.model, plan, windows),
-        module=__name__,
-        on=[windows],
-    )
+    make = lambda: METHODS[method](teacher.model, plan, windows)  # noqa: E731
+    return made(lab, name, plan, make, module=__name__, on=[windows])
 
 
 # ---------------------------------------------------------------- the four methods
@@ -89,13 +72,13 @@ def prune_and_comp(teacher: PreTrainedModel, plan: Plan, windows: Windows) -> Pr
     all rivals mend the same cut.
     """
     patched = drop_layers(teacher, plan)
-    for cut in cuts(plan):
+    for first, after in cuts(plan):
         ratios = [
             float(y.abs().mean() / x.abs().mean())
-            for x, y in _states(teacher, cut, windows, by_window=True)
+            for x, y in _states(teacher, first, after, windows, by_window=True)
         ]
         alpha = math.fsum(ratios) / len(ratios)
-        _patch(patched, plan, cut, lambda hidden, alpha=alpha: hidden * alpha)
+        _patch(patched, plan, after, lambda hidden, alpha=alpha: hidden * alpha)
     return patched
 
 
@@ -113,13 +96,13 @@ def linear_patch(teacher: PreTrainedModel, plan: Plan, windows: Windows) -> PreT
     patched = drop_layers(teacher, plan)
     d = teacher.get_input_embeddings().weight.shape[1]
     rotation = hadamard(d).to(teacher.device, torch.float64)
-    for cut in cuts(plan):
+    for first, after in cuts(plan):
         scales = [
             (y @ rotation).abs().mean(0) / (x @ rotation).abs().mean(0)
-            for x, y in _states(teacher, cut, windows, by_window=True)
+            for x, y in _states(teacher, first, after, windows, by_window=True)
         ]
         scale = torch.stack(scales).mean(0)  # (d,)
-        _patch(patched, plan, cut, _multiply((rotation * scale) @ rotation.T))
+        _patch(patched, plan, after, _multiply((rotation * scale) @ rotation.T))
     return patched
 
 
@@ -131,12 +114,12 @@ def ghosted_layers(teacher: PreTrainedModel, plan: Plan, windows: Windows) -> Pr
     float64, as in the authors' code. Calibration in the paper is 32 sequences.
     """
     patched = drop_layers(teacher, plan)
-    for cut in cuts(plan):
+    for first, after in cuts(plan):
         normal, moment = 0.0, 0.0
-        for x, y in _states(teacher, cut, windows):
+        for x, y in _states(teacher, first, after, windows):
             normal, moment = normal + x.T @ x, moment + x.T @ (y - x)
         change = _solve(normal, moment)
-        _patch(patched, plan, cut, _multiply(change + torch.eye(len(change)).to(change)))
+        _patch(patched, plan, after, _multiply(change + torch.eye(len(change)).to(change)))
     return patched
 
 
@@ -157,14 +140,14 @@ def replaceme(teacher: PreTrainedModel, plan: Plan, windows: Windows) -> PreTrai
             "map whose output is added to the hidden states"
         )
     patched = drop_layers(teacher, plan)
-    for cut in cuts(plan):
-        if cut.first == 0:
+    for first, after in cuts(plan):
+        if first == 0:
             continue
         normal, moment = 0.0, 0.0
-        inside = mlp_outputs(teacher)[cut.first - 1]
-        for x, y, mlp in _states(teacher, cut, windows, inside=inside):
+        inside = mlp_outputs(teacher)[first - 1]
+        for x, y, mlp in _states(teacher, first, after, windows, inside=inside):
             normal, moment = normal + mlp.T @ mlp, moment + mlp.T @ (y - (x - mlp))
-        target = mlp_outputs(patched)[plan.kept.index(cut.first - 1)]
+        target = mlp_outputs(patched)[plan.kept.index(first - 1)]
         _merge(target, _solve(normal, moment))
     return patched
 
@@ -178,7 +161,8 @@ METHODS: dict[str, Callable[[PreTrainedModel, Plan, Windows], PreTrainedModel]] 
 
 def _states(
     model: PreTrainedModel,
-    cut: Cut,
+    first: int,
+    after: int,
     windows: Windows,
     *,
     by_window: bool = False,
@@ -194,9 +178,9 @@ def _states(
         finally:
             if hook is not None:
                 hook.remove()
-        found = [inputs[cut.first], inputs[cut.after], *seen]
+        found = [inputs[first], inputs[after], *seen]
         seen.clear()
-        shape = inputs[cut.first].shape
+        shape = inputs[first].shape
         mask = batch.mask.to(model.device)
         rows = mask.split(1) if by_window else [mask]
         for number, row in enumerate(rows):
@@ -205,7 +189,7 @@ def _states(
                 yield tuple(state.reshape(shape)[at][row].double() for state in found)
 
 
-def _patch(model: PreTrainedModel, plan: Plan, cut: Cut, change: Callable) -> None:
+def _patch(model: PreTrainedModel, plan: Plan, after: int, change: Callable) -> None:
     """Let `change` work on the hidden states at the cut: before the next kept layer, or last."""
     layers = anatomy(model).layers
 
@@ -219,8 +203,8 @@ def _patch(model: PreTrainedModel, plan: Plan, cut: Cut, change: Callable) -> No
             return change(output[0]), *output[1:]
         return change(output)
 
-    if cut.after < plan.n_layers:
-        number = plan.kept.index(cut.after)
+    if after < plan.n_layers:
+        number = plan.kept.index(after)
         layers[number].register_forward_pre_hook(before, with_kwargs=True)
     else:
         layers[-1].register_forward_hook(behind)

@@ -15,8 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from depthprune_core.decoder import anatomy
 from depthprune_core.records import Plan
 from depthprune_study.errors import StudyError
-from depthprune_study.lab.rivals.known import rival
-from depthprune_study.lab.students import Student
+from depthprune_study.lab.students import Student, made
 
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
@@ -29,8 +28,8 @@ def rounded(lab: Workspace, kind: str) -> tuple[Student, int]:
     model = lab.teacher.model
     n_bytes = size_in(model, kind)
     plan = Plan(len(anatomy(model).layers), (), "rounded")
-    made = rival(lab, kind, plan, lambda: quantised(model, kind), module=__name__, on=[])
-    return made, n_bytes
+    make = lambda: quantised(model, kind)  # noqa: E731
+    return made(lab, kind, plan, make, module=__name__, on=[]), n_bytes
 
 
 @torch.no_grad()

@@ -16,8 +16,7 @@ from depthprune_core.decoder import anatomy, mlp_outputs, mlp_width, narrow_conf
 from depthprune_core.records import Plan
 from depthprune_core.running import hidden_states
 from depthprune_core.text import Windows
-from depthprune_study.lab.rivals.known import rival
-from depthprune_study.lab.students import Student
+from depthprune_study.lab.students import Student, made
 
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
 CALIBRATION_TOKENS = 512  # of each document
 
 
-def narrowed(lab: Workspace, n_parameters: int, *, windows: Windows | None = None) -> Student:
+def narrowed(lab: Workspace, n_parameters: int) -> Student:
     """The whole model with narrower MLPs, as near to `n_parameters` as whole neurons allow.
 
     Every layer keeps equally many neurons: those of the largest importance on the calibration text.
     """
     model = lab.teacher.model
-    text = windows if windows is not None else lab.windows("calibration", tokens=CALIBRATION_TOKENS)
+    text = lab.windows("calibration", tokens=CALIBRATION_TOKENS)
     width = width_of_size(model, n_parameters)
 
     def make() -> PreTrainedModel:
@@ -39,7 +38,7 @@ def narrowed(lab: Workspace, n_parameters: int, *, windows: Windows | None = Non
         return narrow_mlps(model, best.tolist())
 
     plan = Plan(len(anatomy(model).layers), (), "narrowed")
-    return rival(lab, "narrower", plan, make, module=__name__, on=[width, text])
+    return made(lab, "narrower", plan, make, module=__name__, on=[width, text])
 
 
 @torch.no_grad()
@@ -79,17 +78,9 @@ def narrow_mlps(model: PreTrainedModel, kept: Sequence[Sequence[int]]) -> PreTra
     """A new model whose layers keep these neurons of their MLPs alone; the original is untouched.
 
     A weight with a dimension of neurons is cut along it; fused gate and up maps in each part.
-
-    Raises ValueError for another number of layers, or of neurons in one of them.
     """
     parts = anatomy(model)
     width, narrow = mlp_width(model), len(kept[0])
-    mlp_outputs(model)
-    if len(kept) != len(parts.layers) or any(len(set(neurons)) != narrow for neurons in kept):
-        raise ValueError(
-            f"kept names neurons of {len(kept)} layers: {len(parts.layers)} are wanted, each with "
-            f"{narrow} different neurons"
-        )
     options = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
     with torch.random.fork_rng(devices=[]):  # a fresh model draws weights, all replaced below
         result = type(model)._from_config(narrow_config(model, narrow), **options)

@@ -54,8 +54,8 @@ def low_rank(model: PreTrainedModel, *, rank: int, seed: int) -> Iterator[None]:
     for module in layers.modules():
         if hasattr(module, "lora_A"):
             weight = module.base_layer.weight
-            own = nn.Parameter(weight.detach().clone(), requires_grad=flags[weight])
-            module.base_layer.weight = own
+            copied = nn.Parameter(weight.detach().clone(), requires_grad=flags[weight])
+            module.base_layer.weight = copied
     adapted.merge_and_unload()
 
 

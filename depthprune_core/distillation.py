@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -43,18 +43,15 @@ def recover(
     The loss is recipe.kl x KL(teacher || student), T^2-scaled (Hinton et al. 2015, 1503.02531),
     plus recipe.ce x the cross-entropy of the text: means over the unmasked tokens of a whole step,
     so that `micro_batch_size` windows at a time give the full step's gradient. AdamW; the rate
-    warms up, then follows a cosine to zero; gradients are clipped to norm 1; no dropout. With
-    ce = 1 and kl = 0 it is plain training, and no teacher runs.
+    warms up, then follows a cosine to zero; gradients are clipped to norm 1; no dropout.
 
     recipe.trained: all weights, or lora: adapters on every linear map of the layers, added to the
     weights at the end. Then a student may share weights with its teacher (`pruning.share_equal`).
-    checkpoint_activations: layers keep their input alone and compute their inside again in the
-    backward pass: less memory, a third more time, the same result.
+    checkpoint_activations: layers compute twice: less memory, a third more time, the same result.
     states: the teacher's, kept for other recoveries on these windows.
     validation: scored at the end; with `validate_every_tokens` at the start and between too.
-    checkpoint: the run goes on from that file if it is there, bit for bit on a CPU; the file is the
-    caller's to remove. It never holds a step whose loss or gradient was not finite. The student is
-    to be the one that the run began with: cut it anew after an interruption.
+    checkpoint: the run goes on from that file, bit for bit on a CPU, with a student cut anew; it
+    never holds a step that was not finite. The file is the caller's to remove.
 
     Raises ValueError for a setting that cannot work or another run's checkpoint; DivergedError.
     """
@@ -70,16 +67,7 @@ def recover(
             micro_batch_size=micro_batch_size or recipe.batch_size,
             checkpoint_activations=checkpoint_activations,
         )
-        saved_at = time.monotonic()
-
-        def save_if_due() -> None:
-            nonlocal saved_at
-            if checkpoint and time.monotonic() - saved_at >= checkpoint_every_seconds:
-                checkpoints.save(checkpoint, key, run)
-                saved_at = time.monotonic()
-
-        if checkpoint is not None and checkpoint.exists():
-            checkpoints.resume(checkpoint, key, run)
+        save_if_due = _saver(run, key, checkpoint, checkpoint_every_seconds)
         every = validate_every_tokens or math.inf
         if validation is not None and validate_every_tokens and not run.log["validation_tokens"]:
             run.validate(validation)
@@ -95,6 +83,21 @@ def recover(
         run.check_end()
         save_if_due()
     return student, run.curve()
+
+
+def _saver(run: Run, key: str, path: Path | None, every_seconds: float) -> Callable[[], None]:
+    """Goes on from the checkpoint where it is there; what saves the run in it, now and then."""
+    if path is not None and path.exists():
+        checkpoints.resume(path, key, run)
+    saved_at = time.monotonic()
+
+    def save_if_due() -> None:
+        nonlocal saved_at
+        if path is not None and time.monotonic() - saved_at >= every_seconds:
+            checkpoints.save(path, key, run)
+            saved_at = time.monotonic()
+
+    return save_if_due
 
 
 def _key(

@@ -32,10 +32,9 @@ def profile(
     2403.17887; here over all tokens, not the last alone). taylor: sum of |weight x gradient|, and
     magnitude: sum of |weight| (Kim et al. 2024, 2402.02834). Larger = worse to drop, in each.
 
-    Only the layers behind a skipped one run again, from the stored hidden state, and each chunk's
-    teacher distribution serves all layers: L (L + 1) / 2 layer passes instead of L (L - 1), the
-    same numbers. The model is untouched. `gradients=False` leaves taylor out (it needs memory for
-    one gradient of the model).
+    Only the layers behind a skipped one run again, from the stored hidden state: L (L + 1) / 2
+    layer passes instead of L (L - 1), the same numbers. The model is untouched. `gradients=False`
+    leaves taylor out (it needs memory for one gradient of the model).
     """
     parts = anatomy(model)
     n_layers, n_documents = len(parts.layers), len(windows.names)
@@ -62,11 +61,7 @@ def profile(
         nll, kl = losses.nll_and_kl(ablated, parts, teacher_hidden, parts, targets)  # (L, n) each
         sums["drop_nll_nats"].index_add_(1, batch.owner, nll.double().cpu() - whole)
         sums["drop_kl_nats"].index_add_(1, batch.owner, kl.double().cpu())
-    magnitude = [
-        math.fsum(float(p.abs().double().sum()) for p in layer.parameters())
-        for layer in parts.layers
-    ]
-    by_layer = {"magnitude": tuple(magnitude)}
+    by_layer = {"magnitude": _magnitude(parts)}
     if gradients:
         by_layer["taylor"] = _taylor(model, parts, windows, batch_size)
     nll_nats = tuple(teacher_nll.tolist())
@@ -97,6 +92,13 @@ def _add_distances(
         total += (cosine.arccos() / math.pi).double().sum(-1).cpu()
         if length == 1:
             influence.index_add_(1, owner, (1 - cosine).double().cpu())
+
+
+def _magnitude(parts: Decoder) -> tuple[float, ...]:
+    return tuple(
+        math.fsum(float(p.abs().double().sum()) for p in layer.parameters())
+        for layer in parts.layers
+    )
 
 
 def _taylor(

@@ -8,23 +8,13 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from report import handmade
 
 from depthprune_core import storage
-from depthprune_core.records import (
-    Answers,
-    Curve,
-    Divergence,
-    Facts,
-    Plan,
-    Profile,
-    Recipe,
-    Score,
-    SetCosts,
-    Size,
-    Timing,
-)
+from depthprune_core.records import Facts, Plan, Record, Score
 from depthprune_core.storage import Stamp
 
 STAMP = Stamp(
@@ -41,27 +31,30 @@ STAMP = Stamp(
     commit="0123456789ab",
 )
 SCORE = Score(("a", "b"), (1.5, 0.1 + 0.2), (3, 1), (12, 5), "the kl loss is nan at step 3")
-RECIPE = Recipe(tokens=4096, lr=1e-4, kl=0.5, ce=0.5)
-ROWS = {"drop_nll_nats": ((1.0, 2.0), (0.0, -0.5))}
-TIMES = ((1.0,), (0.9,), (2.0,), (1.5,))
-RECORDS = {
-    "plan": Plan(5, (3, 1), "by hand", {"costs": [0.1, 0.2]}),
-    "recipe": RECIPE,
-    "score": SCORE,
-    "divergence": Divergence(("a",), (0.25,), (3,), (4,)),
-    "profile": Profile(2, SCORE, ROWS, {"taylor": (0.1, 0.2)}, {"1": (0.3,)}),
-    "costs": SetCosts(3, {"0": 0.1, "0,1": 0.5}),
-    "curve": Curve(RECIPE, "ab12", (64, 128), {"kl": (0.5, 0.25)}, (0, 128), (3.0, 2.5)),
-    "timing": Timing("cpu", "float32", 1, 8, 4, 2, *TIMES, 1.2, 1.13, 640, 512),
-    "size": Size(12, 5_900_000, 11_800_000),
-    "answers": Answers("cloze", (True, False, True)),
-    "facts": Facts({"name": "Österreich", "nested": {"values": [1, 2.5, None, True]}}),
-}
+PLAN = Plan(5, (3, 1), "by hand", {"costs": [0.1, 0.2]})
+FACTS = Facts({"name": "Österreich", "nested": {"values": [1, 2.5, None, True]}})
+
+
+def one_of_each_kind() -> dict[str, Any]:
+    """A record of every kind, by the name of its kind."""
+    found = {type(record).__name__: record for record in (PLAN, SCORE, FACTS)}
+    for records in handmade.study().values():
+        for held in records.values():
+            record = next(iter(held.values())) if isinstance(held, dict) else held
+            found.setdefault(type(record).__name__, record)
+    return found
+
+
+RECORDS = one_of_each_kind()
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return storage.write(tmp_path / "score.json", SCORE, STAMP)
+
+
+def test_every_kind_of_record_is_tried_here():
+    assert RECORDS.keys() == {kind.__name__ for kind in get_args(Record)}
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -72,7 +65,7 @@ def test_a_record_alone_and_by_name_is_read_back_as_it_was(tmp_path, name):
     assert storage.read(storage.write(tmp_path / "many.json", many, STAMP)) == many
 
 
-@pytest.mark.parametrize("record", [{}, "text", {"a": RECORDS["plan"], "b": SCORE}])
+@pytest.mark.parametrize("record", [{}, "text", {"a": PLAN, "b": SCORE}])
 def test_what_is_no_record_and_two_kinds_in_one_file_are_refused(tmp_path, record):
     with pytest.raises(ValueError, match=r"odd\.json: one kind of record a file"):
         storage.write(tmp_path / "odd.json", record, STAMP)

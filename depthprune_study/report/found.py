@@ -61,6 +61,15 @@ def _seeds(evidence: Evidence, notebook: str) -> Finding | None:
     return findings.seeds(runs) if runs else None
 
 
+def _choice(evidence: Evidence, notebook: str) -> Finding | None:
+    before, after = (evidence.get(notebook, name) for name in ("before", "after"))
+    if not after:
+        return None
+    cheap = evidence.parameters(notebook).get("cheap_layers", 0)
+    tail = min(len(before) - 1, cheap * (cheap - 1) // 2)  # as notebook 07 counts them
+    return findings.choice(before, after, tail=tail)
+
+
 BOTH = ("ce", "whole, same text")
 TABLE: tuple[tuple[str, str, Callable[[Evidence, str], Finding | None]], ...] = (
     ("01_sensitivity", "profile", _of(findings.profile, "profile")),
@@ -79,9 +88,9 @@ TABLE: tuple[tuple[str, str, Callable[[Evidence, str], Finding | None]], ...] = 
     ("05_seed_stability", "seeds", _seeds),
     ("06_controls", "width", _of(findings.width, "test", needs=("narrower, healed",))),
     ("06_controls", "bytes", _of(findings.rounding, "test", "bytes")),
-    ("06_controls", "adapters", _of(findings.adapters, "test", needs=("adapters",))),
+    ("06_controls", "adapters", _of(findings.adapters, "test", needs=("adapters", "adapters, ce"))),
     ("06_controls", "rivals", _of(findings.rivals, "rivals")),
-    ("07_choice", "choice", _of(findings.choice, "before", "after")),
+    ("07_choice", "choice", _choice),
     ("07_choice", "winners", _of(findings.winner, "before", "after", "healed")),
     ("08_limits", "depth", _of(findings.depth, "depth", "sizes")),
     ("08_limits", "budget", _of(findings.budget, "budget")),

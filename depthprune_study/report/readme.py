@@ -15,8 +15,8 @@ from depthprune_study.report.rules import claims
 STUDY, SHORT = "overnight", "quick"  # the second leads while the first is not executed
 NOT_EXECUTED = f"The study `{STUDY}` is not executed yet: no numbers here.\n"
 FROM_SHORT = (
-    f"*From `{SHORT}`, a few minutes of healing on two cores. `{STUDY}`, whose numbers lead here, is "
-    "not executed yet with this edition.*\n\n"
+    f"*From `{SHORT}`, a few minutes of healing on two cores. `{STUDY}`, which leads here, is"
+    " not executed yet with this edition.*\n\n"
 )
 BLOCKS = ("answer", "claims", "notebooks", "minutes")
 

@@ -8,21 +8,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from depthprune_core.records import Facts, Score
+from depthprune_core.records import Score
 from depthprune_study.results import statistics
 from depthprune_study.results.charts.wording import factor as factor
-from depthprune_study.results.charts.wording import words
+from depthprune_study.results.charts.wording import words as words
 from depthprune_study.results.statistics import Interval
 
 LONGEST_TITLE = 75
 ABOVE, BELOW, OPEN = "above", "below", "open"
 STAGES = ("whole", "cut", "refitted", "healed", "ce", "whole, same text")
-CRITERIA = {
-    "drop_nll_nats": "loss without it",
-    "drop_kl_nats": "KL without it",
-    "taylor": "the Taylor score",
-    "magnitude": "size of weights",
-}
+ADAPTATION = "a ratio below 1 against the frozen whole model is adaptation to the text, not repair"
 
 
 @dataclass(frozen=True)
@@ -50,13 +45,7 @@ def number(value: float) -> str:
     """Three digits behind the point where they mean something."""
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
-    return (
-        f"{value:.3f}"
-        if abs(value) < 10
-        else f"{value:,.1f}"
-        if abs(value) < 1_000
-        else f"{value:,.0f}"
-    )
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.{1 if abs(value) < 1_000 else 0}f}"
 
 
 def interval(value: Interval) -> str:
@@ -70,8 +59,8 @@ def short(value: Interval) -> str:
     return f"{value.point:.2f}" if abs(value.point) < 10 else number(value.point)
 
 
-def percent(share: float) -> str:
-    return f"{share:.1%}".replace("%", " %")
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
 
 
 def listed(items: Iterable[Any], last: str = "and") -> str:
@@ -92,12 +81,13 @@ def ratio(scores: Mapping[str, Score], student: str, whole: str = "whole") -> In
 
 def average(scores: Mapping[str, Score], start: str) -> Score | None:
     """The mean over seeds of `start` itself and of `start, seed s`; None where there is neither."""
-    found = [
-        score
-        for name, score in scores.items()
-        if name == start or name.startswith(f"{start}, seed")
-    ]
+    found = [s for name, s in scores.items() if name == start or name.startswith(f"{start}, seed")]
     return statistics.mean_score(found) if found else None
+
+
+def staged(names: Iterable[str]) -> list[str]:
+    """The students that were healed in stages."""
+    return sorted(n for n in names if n.startswith("staged") and n.endswith("healed"))
 
 
 def counts(names: Iterable[str]) -> list[int]:
@@ -106,29 +96,24 @@ def counts(names: Iterable[str]) -> list[int]:
     return sorted({int(match[1]) for match in found if match})
 
 
-def plain(facts: Facts | Mapping[str, Any]) -> Mapping[str, Any]:
-    """The values of a Facts record, or the mapping itself."""
-    return facts.values if isinstance(facts, Facts) else facts
-
-
 def best(scores: Mapping[str, Score]) -> str:
     """The name of the lowest mean NLL, `whole` apart; of equal ones the first by name."""
     names = (name for name in natural(scores) if name != "whole")
     return min(names, key=lambda name: scores[name].mean_nll_nats)
 
 
-def name(key: str) -> str:
-    """A record's key in the words that the charts have for it."""
-    return CRITERIA.get(key) or words(key)
+def over(scores: Mapping[str, Score], student: str, whole: str = "whole") -> str:
+    """`ratio` in words: 1.062 [1.052, 1.073]"""
+    return interval(ratio(scores, student, whole))
+
+
+def adaptation(*ratios: Interval) -> str:
+    """A note where one of the ratios lies below 1; else nothing."""
+    return f" Note: {ADAPTATION}." if any(side(value, 1) == BELOW for value in ratios) else ""
 
 
 def up(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def fine(share: float) -> str:
-    """A small share: 0.23 %"""
-    return f"{share:.2%}".replace("%", " %")
 
 
 def paired(value: Interval, unit: str = "test articles") -> str:

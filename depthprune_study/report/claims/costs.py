@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from depthprune_core.records import Recipe, Score
+import numpy as np
+
+from depthprune_core.records import Recipe, Score, Size
 from depthprune_study.report import wording as w
 from depthprune_study.report.evidence import Evidence
-from depthprune_study.report.findings import healing
+from depthprune_study.report.findings.healing import CONTROL
 from depthprune_study.report.findings.limits import share_removed
 from depthprune_study.report.verdicts import (
     BY_ARITHMETIC,
@@ -27,20 +29,18 @@ from depthprune_study.results import statistics
 from depthprune_study.results.statistics import Interval
 
 Rule = dict[str, Any]
+THE_RECIPE = ("lr", "kl", "ce", "temperature", "warmup", "trained")  # the rest is a study's budget
 
 
 @claim("C1", "02_prune")
 def smaller(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
     """Shares of GPT-2 124M's parameters, from its shape."""
-    sizes = w.plain(evidence.get("02_prune", "published"))
-    if sizes:
-        whole, *smaller = (sizes[f"gpt2, {n} layers"]["n_parameters"] for n in (12, 10, 9))
-        shares = [1 - n / whole for n in smaller]
-        figure = " / ".join(f"{100 * share:.2f} %" for share in shares)
-        close = all(
-            abs(100 * a - b) <= rule["tolerance"]
-            for a, b in zip(shares, rule["values"], strict=True)
-        )
+    facts = evidence.get("02_prune", "published")
+    if facts:
+        whole, *fewer = (facts.values[f"gpt2, {n} layers"]["n_parameters"] for n in (12, 10, 9))
+        shares = [100 * (1 - n / whole) for n in fewer]
+        close = np.allclose(shares, rule["values"], rtol=0, atol=rule["tolerance"])
+        figure = " / ".join(f"{share:.2f} %" for share in shares)
         yield Reading("gpt2", BY_ARITHMETIC if close else FAILS, figure, "02_prune")
 
 
@@ -72,51 +72,54 @@ def cuts(evidence: Evidence) -> Iterator[Cut]:
     """Every healed cut of the study that has a size: notebooks 08, 03 and 04."""
     scores, sizes = evidence.get("08_limits", "depth"), evidence.get("08_limits", "sizes")
     for k in w.counts(scores):
-        healed = w.average(scores, f"{k} fewer, healed")
-        if healed:
-            trained = w.average(scores, f"{k} fewer, ce")
-            yield _cut(evidence, "08_limits", k, sizes, scores, healed, trained)
+        healed, trained = (w.average(scores, f"{k} fewer, {how}") for how in ("healed", "ce"))
+        yield _cut(evidence, "08_limits", k, sizes, scores, healed, trained)
     for notebook in ("03_recovery", "04_transfer"):
         scores, sizes = evidence.get(notebook, "test"), evidence.get(notebook, "sizes")
-        k = next((k for k in w.counts(sizes) if k), None)
-        if k and "healed" in scores:
+        for k in [k for k in w.counts(sizes) if k][:1]:  # the main cut; one layer more, in stages
             yield _cut(evidence, notebook, k, sizes, scores, scores["healed"], scores.get("ce"))
-        for how in ("at once", "staged, pair first", "staged, single first"):
-            if f"{how}, healed" in scores and k and f"{k + 1} fewer" in sizes:
-                score = scores[f"{how}, healed"]
-                yield _cut(evidence, notebook, k + 1, sizes, scores, score, None, how)
+            for name in ("at once, healed", *w.staged(scores)):
+                if name in scores:
+                    how = name.removesuffix(", healed")
+                    yield _cut(evidence, notebook, k + 1, sizes, scores, scores[name], None, how)
 
 
 def _cut(
     evidence: Evidence,
     notebook: str,
     k: int,
-    sizes: Mapping,
+    sizes: Mapping[str, Size],
     scores: Mapping[str, Score],
     healed: Score,
     trained: Score | None,
     how: str = "at once",
 ) -> Cut:
-    repair, control = statistics.ppl_ratio(healed, scores["whole"]), scores.get(healing.CONTROL)
-    matched = statistics.ppl_ratio(trained, control) if trained and control else None
-    share = share_removed(sizes, k)
-    return Cut(evidence.model(notebook), notebook, k, share, repair, matched, how)
+    control = scores.get(CONTROL)
+    return Cut(
+        evidence.model(notebook),
+        notebook,
+        k,
+        share_removed(sizes, k),
+        statistics.ppl_ratio(healed, scores["whole"]),
+        statistics.ppl_ratio(trained, control) if trained and control else None,
+        how,
+    )
 
 
 def _nearest(evidence: Evidence, rule: Rule, *, staged: bool = False) -> list[Cut]:
     """For each model its healed cut nearest to the source's share; in stages where asked."""
-    found: dict[str, list[Cut]] = {}
+    by_model: dict[str, list[Cut]] = {}
     for cut in cuts(evidence):
-        found.setdefault(cut.model, []).append(cut)
+        by_model.setdefault(cut.model, []).append(cut)
     nearest = []
-    for of in found.values():
-        best = min(abs(cut.removed - rule["removed"]) for cut in of)
-        near = [cut for cut in of if abs(cut.removed - rule["removed"]) == best]
+    for of in by_model.values():
+        distance = {id(cut): abs(cut.removed - rule["removed"]) for cut in of}
+        near = [cut for cut in of if distance[id(cut)] == min(distance.values())]
         in_stages = [cut for cut in near if cut.how.startswith("staged")]
         at_once = [cut for cut in near if cut.how == "at once"][:1]
-        chosen = in_stages if staged and in_stages else at_once or near[:1]
-        both = [f"{w.interval(c.matched)} at {c.fewer} fewer" for c in of if c.matched]
-        nearest += [replace(cut, beside=both[0] if both else "") for cut in chosen]
+        matched = [f"{w.interval(c.matched)} at {c.fewer} fewer" for c in of if c.matched]
+        for cut in in_stages if staged and in_stages else at_once:
+            nearest.append(replace(cut, beside=matched[0] if matched else ""))
     return nearest
 
 
@@ -137,34 +140,26 @@ def worsens_by(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
 @claim("C4", "08_limits")
 def two_of_22(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
     """At most the source's ratio, at its share of the parameters."""
-    yield from _at_most_ratio(evidence, rule, _nearest(evidence, rule))
+    for cut in _nearest(evidence, rule):
+        yield _at_most_ratio(cut, rule)
 
 
 @claim("C5", "08_limits")
 def three_of_22(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
     """The same of the staged cut; where none is as deep, at once, with what staging changes."""
-    yield from _at_most_ratio(
-        evidence, rule, _nearest(evidence, rule, staged=True), _staging(evidence)
-    )
+    scores, more = evidence.get("04_transfer", "test"), ""
+    for name in w.staged(scores):
+        gap = w.over(scores, name, "at once, healed")
+        more += f", {name.removesuffix(', healed')} {gap}"
+    if more:
+        more = f"; staged over at once on {evidence.model('04_transfer')}: {more.lstrip(', ')}"
+    for cut in _nearest(evidence, rule, staged=True):
+        yield _at_most_ratio(cut, rule, more)
 
 
-def _at_most_ratio(
-    evidence: Evidence, rule: Rule, cuts: list[Cut], more: str = ""
-) -> Iterator[Reading]:
-    for cut in cuts:
-        word = NOT_TESTED if _far(cut, rule) else at_most(cut.repair, rule["threshold"])
-        yield Reading(cut.model, word, cut.figure, cut.notebook, cut.detail + more)
-
-
-def _staging(evidence: Evidence) -> str:
-    scores = evidence.get("04_transfer", "test")
-    gaps = [
-        f"{name.removesuffix(', healed')} {w.interval(w.ratio(scores, name, 'at once, healed'))}"
-        for name in scores
-        if name.startswith("staged") and name.endswith("healed")
-    ]
-    model = evidence.model("04_transfer")
-    return f"; staged over at once on {model}: {', '.join(gaps)}" if gaps else ""
+def _at_most_ratio(cut: Cut, rule: Rule, more: str = "") -> Reading:
+    word = NOT_TESTED if _far(cut, rule) else at_most(cut.repair, rule["threshold"])
+    return Reading(cut.model, word, cut.figure, cut.notebook, cut.detail + more)
 
 
 @claim("C10", "04_transfer")
@@ -173,23 +168,17 @@ def carries_over(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
     scores = evidence.get("04_transfer", "test")
     if "healed" not in scores:
         return
-    gain, word, detail = w.ratio(scores, "healed", "cut"), "", ""
+    gain = w.ratio(scores, "healed", "cut")
     given, taken = evidence.get("03_recovery", "recipe"), evidence.get("04_transfer", "recipe")
-    if given and taken:
-        names = [f.name for f in fields(Recipe) if getattr(given, f.name) != getattr(taken, f.name)]
-        changed = [
-            name for name in names if name in ("lr", "kl", "ce", "temperature", "warmup", "trained")
-        ]
-        word = OPEN if changed else ""
-        detail = f"; not the same recipe: {', '.join(changed)}" if changed else detail
-        capped = [name for name in names if name not in changed and name != "seed"]
-        detail += f"; of this study's budget: {', '.join(capped)}" if capped else ""
-    told = (
-        f"healed over cut, from {evidence.model('03_recovery')} (n = {gain.n} test"
-        f" articles){detail}"
-    )
-    word = word or at_most(gain, rule["threshold"])
-    yield Reading(evidence.model("04_transfer"), word, w.interval(gain), "04_transfer", told)
+    names = [f.name for f in fields(Recipe) if f.name != "seed"] if given and taken else []
+    names = [name for name in names if getattr(given, name) != getattr(taken, name)]
+    changed = [name for name in names if name in THE_RECIPE]
+    capped = [name for name in names if name not in THE_RECIPE]
+    detail = f"healed over cut, from {evidence.model('03_recovery')} (n = {gain.n} test articles)"
+    detail += f"; not the same recipe: {', '.join(changed)}" if changed else ""
+    detail += f"; of this study's budget: {', '.join(capped)}" if capped else ""
+    word = OPEN if changed else at_most(gain, rule["threshold"])
+    yield Reading(evidence.model("04_transfer"), word, w.interval(gain), "04_transfer", detail)
 
 
 @claim("C14", "03_recovery")
@@ -197,20 +186,18 @@ def real_work(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
     """Healing against the frozen whole model; trained on the text, against the whole model too."""
     for notebook in ("03_recovery", "04_transfer"):
         scores = evidence.get(notebook, "test")
-        if not {"whole", "cut", "healed", "ce", healing.CONTROL} <= set(scores):
+        if not {"whole", "cut", "healed", "ce", CONTROL} <= set(scores):
             continue
-        whole, cut, control = scores["whole"], scores["cut"], scores[healing.CONTROL]
+        whole, cut, control = scores["whole"], scores["cut"], scores[CONTROL]
         gain = w.ratio(scores, "healed", "cut")
-        more = statistics.gain_difference(cut, scores["ce"], whole, control)
-        first = statistics.gain_difference(cut, scores["healed"], whole, control)
-        words = {w.ABOVE: "it holds", w.BELOW: "it fails", w.OPEN: "it is open"}
+        more, first = (
+            statistics.gain_difference(cut, scores[how], whole, control) for how in ("ce", "healed")
+        )
+        it = {w.ABOVE: "it holds", w.BELOW: "it fails", w.OPEN: "it is open"}[w.side(first, 0)]
         detail = (
-            f"healed over cut (n = {gain.n} test articles); trained on the text, the cut gains "
+            f"healed over cut (n = {gain.n} test articles); trained on the text, the cut gains"
+            f" {w.interval(more)} nats per token more than the whole model. By the first reading"
+            f" (healing against what the text gives the whole model: {w.interval(first)}) {it}"
         )
-        detail += (
-            f"{w.interval(more)} nats per token more than the whole model. By the first reading "
-        )
-        detail += f"(healing against what the text gives the whole model: {w.interval(first)}) "
-        detail += words[w.side(first, 0)]
         word = both([at_most(gain, rule["threshold"]), at_least(more, 0.0)])
         yield Reading(evidence.model(notebook), word, w.interval(gain), notebook, detail)

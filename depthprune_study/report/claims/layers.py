@@ -10,7 +10,8 @@ import numpy as np
 
 from depthprune_study.report import wording as w
 from depthprune_study.report.evidence import Evidence
-from depthprune_study.report.findings import repeats
+from depthprune_study.report.findings.choice import winners
+from depthprune_study.report.findings.repeats import spread as spread_of
 from depthprune_study.report.verdicts import (
     FAILS,
     HOLDS,
@@ -35,15 +36,13 @@ def seeds_agree(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
         runs = [w.ratio(scores, run) for run in scores if run.startswith("healed")]
         if len(runs) < 2:
             continue
-        spread = repeats.spread([run.point for run in runs])
+        spread = spread_of([run.point for run in runs])
         word = HOLDS if spread <= rule["holds"] else FAILS if spread > rule["fails"] else OPEN
         if not math.isfinite(spread) or any(statistics.DIVERGED in run.note for run in runs):
             word = OPEN
         points = w.listed(w.number(run.point) for run in runs)
         detail = f"ratios {points} (n = {len(runs)} seeds, {runs[0].n} test articles)"
-        yield Reading(
-            model, word, f"spread {spread:.2%}".replace("%", " %"), "05_seed_stability", detail
-        )
+        yield Reading(model, word, f"spread {w.percent(spread, 2)}", "05_seed_stability", detail)
 
 
 @claim("C8", "01_sensitivity")
@@ -61,7 +60,7 @@ def ends_are_critical(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
         first, last = (n - int(np.median(ranks[:, layer])) for layer in (0, -1))
         detail = f"layer 0 ranks {first} and the last {last} of {n}, 1 = dearest"
         detail += f" (n = {len(profile.teacher.documents)} calibration articles)"
-        figure = f"true in {share:.0%} of the resampled sets".replace("%", " %")
+        figure = f"true in {w.percent(share, 0)} of the resampled sets"
         yield Reading(evidence.model(notebook), word, figure, notebook, detail)
 
 
@@ -69,11 +68,9 @@ def ends_are_critical(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
 def winner_changes(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
     """The set best after healing against the one best before it, both healed in full."""
     before, after, full = (evidence.get("07_choice", n) for n in ("before", "after", "healed"))
-    sets = {name: before[name] for name in before if name in after and name != "whole"}
-    if not sets:
+    if not full:
         return
-    model, n = evidence.model("07_choice"), len(sets)
-    old, new = w.best(sets), w.best({name: after[name] for name in sets})
+    model, (old, new, n) = evidence.model("07_choice"), winners(before, after)
     if old == new:
         word = FAILS if n >= rule["pairs"] else OPEN
         yield Reading(model, word, f"{old} is best before and after", "07_choice", f"of {n} sets")

@@ -33,13 +33,10 @@ def _timings(evidence: Evidence, shape: str) -> Iterator[tuple[str, str, dict[in
     if of_shape:
         yield shape, "02_prune", of_shape
     for notebook in ("04_transfer", "02_prune"):
-        timed = {
-            w.counts([n])[0]: t
-            for n, t in evidence.get(notebook, "timing").items()
-            if w.counts([n])
-        }
+        timed = evidence.get(notebook, "timing")
         if timed:
-            yield evidence.model(notebook), notebook, timed
+            by_count = {k: timed[f"{k} fewer"] for k in w.counts(timed)}
+            yield evidence.model(notebook), notebook, by_count
 
 
 @claim("C3", "02_prune")
@@ -68,17 +65,13 @@ def clean_then_mixed(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
         clean, clearer = two.low > rule["clean"], three.low > two.high
         word = HOLDS if clean and fine and not clearer else OPEN
         word = FAILS if two.high < rule["clean"] or (clean and clearer) else word
-        detail = f"n = {two.n} rounds" + (
-            "; three fewer are clearly faster than two" if clearer else ""
-        )
+        detail = f"n = {two.n} rounds"
+        detail += "; three fewer are clearly faster than two" if clearer else ""
         detail += "" if fine else "; the intervals are too wide to show the step"
         figure = f"{w.interval(two)} / {w.interval(three)}"
         yield Reading(model, word, figure, notebook, detail + _shape_note(model))
 
 
 def _shape_note(model: str) -> str:
-    return (
-        f"; random weights of {SHAPES[model]}'s shape, which decide speed"
-        if model in SHAPES
-        else ""
-    )
+    shape = SHAPES.get(model)
+    return f"; random weights of {shape}'s shape, which decide speed" if shape else ""

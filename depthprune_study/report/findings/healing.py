@@ -12,53 +12,43 @@ from depthprune_study.report import wording as w
 from depthprune_study.report.wording import Finding
 from depthprune_study.results import statistics
 
-ADAPTATION = "a ratio below 1 against the frozen whole model is adaptation to the text, not repair"
 CONTROL = "whole, same text"
-FIFTH = 5
-
-
-def won_back(scores: Mapping[str, Score], healed: str = "healed", cut: str = "cut") -> float | None:
-    """The share of the cut's rise in NLL that healing takes away; None where none is shown."""
-    lost = statistics.nll_rise(scores[cut], scores["whole"])
-    left = statistics.nll_rise(scores[healed], scores["whole"])
-    return 1 - left.point / lost.point if w.side(lost, 0) == w.ABOVE else None
 
 
 def path(scores: Mapping[str, Score]) -> Finding:
     """Whole, cut, refitted, healed: the repair cost at each stage."""
     stages = [name for name in ("cut", "refitted", "healed") if name in scores]
     ratios = {name: w.ratio(scores, name) for name in stages}
-    last, gain = stages[-1], w.side(w.ratio(scores, stages[-1], "cut"), 1)
+    last = stages[-1]
+    gain = w.side(w.ratio(scores, last, "cut"), 1)
     told = ", ".join(f"{name} {w.interval(ratios[name])}" for name in stages)
     text = f"Perplexity over the frozen whole model's: {told} (n = {ratios[last].n} test articles)."
-    share, cut, end = won_back(scores, last), w.short(ratios["cut"]), w.short(ratios[last])
-    text += (
-        f" {w.percent(share)} of the loss is won back."
-        if share is not None and gain == w.BELOW
-        else ""
-    )
-    text += f" Note: {ADAPTATION}." if w.side(ratios[last], 1) == w.BELOW else ""
-    if gain == w.BELOW:
-        return Finding(f"Healing brings the cut from {cut} to {end} times the perplexity", text)
-    if gain == w.ABOVE:
-        return Finding(f"Healing makes it worse: {cut} before, {end} after", text, True)
-    return Finding(f"Healing is not shown to help: {cut} before, {end} after", text, True)
+    lost, left = (statistics.nll_rise(scores[n], scores["whole"]) for n in ("cut", last))
+    if w.side(lost, 0) == w.ABOVE and gain == w.BELOW:
+        text += f" {w.percent(1 - left.point / lost.point)} of the loss is won back."
+    cut, end = w.short(ratios["cut"]), w.short(ratios[last])
+    title = {
+        w.BELOW: f"Healing brings the cut from {cut} to {end} times the perplexity",
+        w.ABOVE: f"Healing makes it worse: {cut} before, {end} after",
+        w.OPEN: f"Healing is not shown to help: {cut} before, {end} after",
+    }[gain]
+    return Finding(title, text + w.adaptation(ratios[last]), gain != w.BELOW)
 
 
 def control(scores: Mapping[str, Score]) -> Finding:
     """The two costs side by side: repair, and matched."""
     repair, matched = w.ratio(scores, "healed"), w.ratio(scores, "ce", CONTROL)
-    trained, text_gain = w.ratio(scores, "ce"), w.ratio(scores, CONTROL)
+    trained = w.ratio(scores, "ce")
     text = (
         f"Repair: the healed student stands at {w.interval(repair)} times the frozen whole model's"
         f" perplexity. Matched: the student trained on the text stands at {w.interval(matched)}"
         f" times that of the whole model trained on the same text (n = {matched.n} test articles)."
     )
-    if w.side(trained, 1) == w.BELOW or w.side(repair, 1) == w.BELOW:
+    if w.adaptation(trained, repair):
         text += (
             " Against the frozen whole model the student trained on the text is at"
             f" {w.interval(trained)}, and the whole model trained on the same text at"
-            f" {w.interval(text_gain)}: {ADAPTATION}."
+            f" {w.over(scores, CONTROL)}: {w.ADAPTATION}."
         )
     return w.outcome(
         w.side(matched, 1),
@@ -71,23 +61,22 @@ def control(scores: Mapping[str, Score]) -> Finding:
 
 def elsewhere(scores: Mapping[str, Score], text: str) -> Finding:
     """The same students on a text that nothing was trained on or chosen by."""
-    repair, gain = w.ratio(scores, "healed"), w.ratio(scores, "healed", "cut")
+    repair = w.ratio(scores, "healed")
+    students = {
+        "healed": "the healed student stands",
+        "cut": "the cut",
+        "ce": "the student trained on the text",
+        CONTROL: "the whole model trained on the same text",
+    }
+    told = ", ".join(f"{who} at {w.over(scores, n)}" for n, who in students.items() if n in scores)
     told = (
-        f"On {text}, which nothing was trained on, the healed student stands at"
-        f" {w.interval(repair)}, the cut at {w.interval(w.ratio(scores, 'cut'))}"
+        f"On {text}, which nothing was trained on, {told} (times the frozen whole model's"
+        f" perplexity; n = {repair.n} documents)."
     )
-    if "ce" in scores:
-        told += f", the student trained on the text at {w.interval(w.ratio(scores, 'ce'))}"
-    if CONTROL in scores:
-        told += (
-            f", the whole model trained on the same text at {w.interval(w.ratio(scores, CONTROL))}"
-        )
-    told += f" (times the frozen whole model's perplexity; n = {repair.n} documents)."
     if "ce" in scores and CONTROL in scores:
-        matched = w.ratio(scores, "ce", CONTROL)
-        told += f" Matched cost there: {w.interval(matched)}."
+        told += f" Matched cost there: {w.over(scores, 'ce', CONTROL)}."
     return w.outcome(
-        w.side(gain, 1),
+        w.side(w.ratio(scores, "healed", "cut"), 1),
         told,
         below=f"Healing helps on other text too: {w.short(repair)} times",
         above=f"On other text healing does harm: {w.short(repair)} times",
@@ -97,24 +86,17 @@ def elsewhere(scores: Mapping[str, Score], text: str) -> Finding:
 
 def divergences(divergences: Mapping[str, Divergence]) -> Finding:
     """How far each student's predictions are from the whole model's, and which is closer."""
-    means = {
-        name: statistics.mean_per_token(d.kl_nats, d.n_tokens) for name, d in divergences.items()
-    }
-    told = ", ".join(
-        f"{w.name(name)} {w.interval(value)} (same first choice"
-        f" {w.percent(divergences[name].agreement)})"
-        for name, value in ((n, means[n]) for n in w.natural(means))
-        if name != "whole"
-    )
-    n = next(iter(means.values())).n
-    text = f"KL to the whole model, nats per token: {told}; n = {n} articles."
-    if "healed" not in means or "ce" not in means:
-        return Finding("How far each student's predictions are from the whole model's", text)
+    told = []
+    for name in w.natural(divergences):
+        found = divergences[name]
+        mean = w.interval(statistics.mean_per_token(found.kl_nats, found.n_tokens))
+        told.append(f"{w.words(name)} {mean} (same first choice {w.percent(found.agreement)})")
     ours, theirs = divergences["healed"], divergences["ce"]
     gap = statistics.mean_per_token(np.subtract(ours.kl_nats, theirs.kl_nats), ours.n_tokens)
     return w.outcome(
         w.side(gap, 0),
-        f"{text} Healed less trained on the text: {w.interval(gap)}.",
+        f"KL to the whole model, nats per token: {', '.join(told)}; n = {gap.n} articles."
+        f" Healed less trained on the text: {w.interval(gap)}.",
         below="Healing keeps closer to the whole model than training on the text",
         above="Training on the text keeps closer to the whole model than healing",
         open="Neither healing nor the text is shown to keep closer to the whole model",
@@ -128,62 +110,55 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
         student, _, family = name.rpartition(": ")
         by_student.setdefault(student, {})[family] = items
     whole = by_student.pop("whole")
-    n = sum(len(items.right) for items in whole.values())
-    if not by_student:
-        return Finding("Probes of the whole model alone", f"{n:,} items, {len(whole)} families.")
-    both = {"cut", "healed"} <= set(by_student)
-    first = "cut" if both else max(by_student, key=lambda name: (w.counts([name]) or [0])[-1])
-    last = "healed" if both else first
-    lost, left = (
+    healed = {"cut", "healed"} <= set(by_student)
+    stages = ["cut", "healed"] if healed else [w.natural(by_student)[-1]]  # the deepest
+    losses = [
         {f: statistics.accuracy_difference(by_student[student][f], whole[f]) for f in whole}
-        for student in (first, last)
-    )
+        for student in stages
+    ]
+    lost, left = losses[0], losses[-1]
     order = sorted(whole, key=lambda f: (lost[f].point, f))
     gone = [f for f in order if w.side(lost[f], 0) == w.BELOW]
     back = [f for f in gone if w.side(left[f], 0) != w.BELOW]
-    told = ", ".join(
-        f"{f} {w.interval(lost[f])}" + (f", then {w.interval(left[f])}" if both else "")
-        for f in order
+    told = ", ".join(f"{f} {', then '.join(w.interval(loss[f]) for loss in losses)}" for f in order)
+    n = sum(len(items.right) for items in whole.values())
+    text = (
+        f"Accuracy less the whole model's, {', then '.join(stages)} (n = {n:,} items in all):"
+        f" {told}."
     )
-    stages = f"{first}, then {last}" if both else first
-    text = f"Accuracy less the whole model's, {stages} (n = {n:,} items in all): {told}."
     if not gone:
         return Finding("No ability is shown to suffer from the cut", text)
     worst = f"{w.up(gone[0])} suffers most"
-    if not both:
-        return Finding(f"{worst} with {first}", text)
-    if len(back) == len(gone):
-        return Finding(f"{worst}; after healing no loss is shown", text)
-    if back:
-        return Finding(f"{worst}; after healing no loss is shown in {w.listed(back)}", text)
-    return Finding(f"{worst}; every loss is still there after healing", text, True)
+    if not healed:
+        return Finding(f"{worst} with {stages[0]}", text)
+    if not back:
+        return Finding(f"{worst}; every loss is still there after healing", text, True)
+    where = "" if back == gone else f" in {w.listed(back)}"
+    return Finding(f"{worst}; after healing no loss is shown{where}", text)
 
 
 def curves(curves: Mapping[str, Curve]) -> Finding:
     """How the losses fell, and whether they are still falling at the end."""
     told, falling = [], []
-    for name, curve in ((n, curves[n]) for n in w.natural(curves)):
+    for name in w.natural(curves):
+        curve = curves[name]
         loss, values = max(curve.losses.items(), key=lambda item: len(item[1]))
-        part = max(1, len(values) // FIFTH)
-        start, before, end = (
-            math.fsum(values[a:b]) / part
-            for a, b in ((0, part), (-2 * part, -part or None), (-part, None))
-        )
-        if len(values) < 2 * part:
-            before = start
-        falling += [name] if end < before else []
+        fifth = max(1, len(values) // 5)
+        start, end = (math.fsum(of) / fifth for of in (values[:fifth], values[-fifth:]))
+        before = math.fsum(values[-2 * fifth : -fifth]) / fifth
+        falling += [name] if end < (before if len(values) >= 2 * fifth else start) else []
         of = "the whole model's predictions" if loss == "kl" else "the text"
         stopped = " (stopped: it diverged)" if curve.diverged else ""
         told.append(
-            f"{w.name(name)}: loss against {of} from {w.number(start)} to {w.number(end)} nats per"
+            f"{w.words(name)}: loss against {of} from {w.number(start)} to {w.number(end)} nats per"
             f" token in {curve.tokens[-1]:,} tokens{stopped}"
         )
     text = f"Means of the first and last fifth of the steps. {w.up('; '.join(told))}."
-    stopped = [name for name, curve in curves.items() if curve.diverged]
-    if stopped:
-        return Finding(f"Training diverged: {w.listed(map(w.name, stopped))}", text)
+    diverged = [name for name, curve in curves.items() if curve.diverged]
+    if diverged:
+        return Finding(f"Training diverged: {w.listed(map(w.words, diverged))}", text)
     if len(falling) == len(curves):
         return Finding("Every loss is still falling at the end: more tokens may help", text)
     if falling:
-        return Finding(f"Still falling at the end: {w.listed(map(w.name, falling))}", text)
+        return Finding(f"Still falling at the end: {w.listed(map(w.words, falling))}", text)
     return Finding("No loss is falling any more at the end", text)

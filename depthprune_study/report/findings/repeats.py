@@ -8,7 +8,6 @@ import numpy as np
 
 from depthprune_core.records import Score
 from depthprune_study.report import wording as w
-from depthprune_study.report.findings.healing import ADAPTATION
 from depthprune_study.report.rules import rule
 from depthprune_study.report.wording import Finding
 from depthprune_study.results import statistics
@@ -16,20 +15,13 @@ from depthprune_study.results import statistics
 
 def transfer(scores: Mapping[str, Score], first: Mapping[str, Score]) -> Finding:
     """Whether the recipe of the first family works on the second, unchanged."""
-    gain, ratios = w.ratio(scores, "healed", "cut"), {}
-    for where, of in (("first", first), ("second", scores)):
-        ratios[where] = (
-            f"{w.interval(w.ratio(of, 'cut'))} cut, {w.interval(w.ratio(of, 'healed'))} healed"
-        )
-    text = (
-        f"By the same recipe, the first family goes to {ratios['first']}, the second to"
-        f" {ratios['second']} (times the frozen whole model's perplexity; n = {gain.n} test"
-        f" articles). On the second family the healed student stands at {w.interval(gain)} of the"
-        " cut one."
-    )
+    gain = w.ratio(scores, "healed", "cut")
+    one, two = (f"{w.over(of, 'cut')} cut, {w.over(of, 'healed')} healed" for of in (first, scores))
     return w.outcome(
         w.side(gain, 1),
-        text,
+        f"By the same recipe, the first family goes to {one}, the second to {two} (times the frozen"
+        f" whole model's perplexity; n = {gain.n} test articles). On the second family the healed"
+        f" student stands at {w.interval(gain)} of the cut one.",
         below="The recipe carries over: it heals the second family too",
         above="The recipe does not carry over: it harms the second family",
         open="Whether the recipe carries over is open",
@@ -38,28 +30,26 @@ def transfer(scores: Mapping[str, Score], first: Mapping[str, Score]) -> Finding
 
 def staged(scores: Mapping[str, Score]) -> Finding:
     """In stages against all at once: the same layers, the same tokens, both ways round."""
-    orders = [
-        name for name in sorted(scores) if name.startswith("staged") and name.endswith("healed")
-    ]
-    gaps = {name: w.ratio(scores, name, "at once, healed") for name in orders}
+    told, sides = [], set()
+    for name in w.staged(scores):
+        gap = w.ratio(scores, name, "at once, healed")
+        sides.add(w.side(gap, 1))
+        how = name.removesuffix(", healed")
+        told.append(f"{how}: {w.over(scores, name)}, {w.interval(gap)} of at once")
     at_once = w.ratio(scores, "at once, healed")
-    told = "; ".join(
-        f"{name.removesuffix(', healed')}: {w.interval(w.ratio(scores, name))}, {w.interval(gap)}"
-        " of at once"
-        for name, gap in gaps.items()
-    )
     text = (
-        f"At once, healed: {w.interval(at_once)} times the perplexity. {w.up(told)} (n ="
+        f"At once, healed: {w.interval(at_once)} times the perplexity. {w.up('; '.join(told))} (n ="
         f" {at_once.n} test articles)."
     )
-    found = {w.side(gap, 1) for gap in gaps.values()}
-    if found == {w.BELOW}:
-        return Finding("In stages is better than at once, on the same layers", text)
-    if found == {w.ABOVE}:
-        return Finding("At once is better than in stages, on the same layers", text, True)
-    if found == {w.OPEN}:
-        return Finding("In stages and at once cannot be told apart, on the same layers", text)
-    return Finding("In stages or at once: it depends on which layers go first", text)
+    if len(sides) > 1:
+        return Finding("In stages or at once: it depends on which layers go first", text)
+    return w.outcome(
+        sides.pop(),
+        text,
+        below="In stages is better than at once, on the same layers",
+        above="At once is better than in stages, on the same layers",
+        open="In stages and at once cannot be told apart, on the same layers",
+    )
 
 
 def spread(ratios: Sequence[float]) -> float:
@@ -67,50 +57,39 @@ def spread(ratios: Sequence[float]) -> float:
     return (max(ratios) - min(ratios)) / float(np.mean(ratios))
 
 
-def seeds(
-    scores: Mapping[str, Mapping[str, Score]], whole: Mapping[str, Score] | None = None
-) -> Finding:
-    """How far seeds differ, each with its own articles to heal on: model -> label -> score.
-
-    The whole model's score is `whole[model]`, or stands among the model's own as `whole`.
-    """
-    limits, told, spreads, bad = rule("C7"), [], {}, False
+def seeds(scores: Mapping[str, Mapping[str, Score]]) -> Finding:
+    """How far seeds differ, each with its own articles to heal on: model -> label -> score."""
+    limits, told, spreads, sound = rule("C7"), [], [], True
     for model, of in sorted(scores.items()):
-        reference = whole[model] if whole else of["whole"]
-        runs = [
-            statistics.ppl_ratio(s, reference) for label, s in sorted(of.items()) if "seed" in label
-        ]
+        runs = [w.ratio(of, label) for label in sorted(of) if "seed" in label]
         points = [value.point for value in runs]
-        bad = bad or len(runs) < 2 or any(statistics.DIVERGED in value.note for value in runs)
-        spreads[model] = spread(points) if points else 0.0
+        diverged = any(statistics.DIVERGED in value.note for value in runs)
+        sound = sound and len(runs) > 1 and not diverged
+        spreads.append(spread(points))
         told.append(
             f"{model}: {w.listed(map(w.number, points))} times the perplexity, a spread of"
-            f" {w.fine(spreads[model])} of their mean (n = {w.plural(len(points), 'seed')},"
-            f" {len(reference.documents)} test articles)"
+            f" {w.percent(spreads[-1], 2)} of their mean (n = {w.plural(len(points), 'seed')},"
+            f" {runs[0].n} test articles)"
         )
-    text, widest = ". ".join(told) + ".", max(spreads.values(), default=0.0)
-    if bad or not np.isfinite(widest):
+    text, widest = ". ".join(told) + ".", max(spreads)
+    if not sound or not np.isfinite(widest):
         return Finding("How far seeds differ is open", text)
     if widest <= limits["holds"]:
-        return Finding(f"Seeds hardly differ: by {w.fine(widest)} at most", text)
+        return Finding(f"Seeds hardly differ: by {w.percent(widest, 2)} at most", text)
     if widest > limits["fails"]:
-        return Finding(f"Seeds differ: by up to {w.fine(widest)}", text, True)
-    return Finding(f"Seeds differ by {w.fine(widest)}: neither hardly nor clearly", text)
+        return Finding(f"Seeds differ: by up to {w.percent(widest, 2)}", text, True)
+    return Finding(f"Seeds differ by {w.percent(widest, 2)}: neither hardly nor clearly", text)
 
 
 def width(scores: Mapping[str, Score]) -> Finding:
     """Fewer layers against narrower MLPs at as many parameters, each healed at its own rate."""
     gap = w.ratio(scores, "healed", "narrower, healed")
-    text = (
-        f"At as many parameters, fewer layers stand at {w.interval(w.ratio(scores, 'healed'))} and"
-        f" narrower MLPs at {w.interval(w.ratio(scores, 'narrower, healed'))} times the whole"
-        f" model's perplexity, both healed; the first over the second: {w.paired(gap)}."
-    )
-    if "cut" in scores and "narrower, cut" in scores:
-        text += f" Before healing: {w.interval(w.ratio(scores, 'cut', 'narrower, cut'))}."
     return w.outcome(
         w.side(gap, 1),
-        text,
+        f"At as many parameters, fewer layers stand at {w.over(scores, 'healed')} and narrower MLPs"
+        f" at {w.over(scores, 'narrower, healed')} times the whole model's perplexity, both healed;"
+        f" the first over the second: {w.paired(gap)}. Before healing:"
+        f" {w.over(scores, 'cut', 'narrower, cut')}.",
         below="Fewer layers beat narrower MLPs at the same size",
         above="Narrower MLPs beat fewer layers at the same size",
         open="Fewer layers and narrower MLPs cannot be told apart at the same size",
@@ -119,19 +98,12 @@ def width(scores: Mapping[str, Score]) -> Finding:
 
 def adapters(scores: Mapping[str, Score]) -> Finding:
     """Healing adapters alone against healing all weights, by the same predictions."""
-    gap = w.ratio(scores, "adapters", "healed")
-    text = (
-        f"Adapters alone stand at {w.interval(w.ratio(scores, 'adapters'))}, all weights at"
-        f" {w.interval(w.ratio(scores, 'healed'))}; the first over the second: {w.paired(gap)}."
-    )
-    if "adapters, ce" in scores:
-        trained = w.ratio(scores, "adapters, ce")
-        text += f" Adapters trained on the text: {w.interval(trained)}" + (
-            f"; {ADAPTATION}." if w.side(trained, 1) == w.BELOW else "."
-        )
+    gap, trained = w.ratio(scores, "adapters", "healed"), w.ratio(scores, "adapters, ce")
     return w.outcome(
         w.side(gap, 1),
-        text,
+        f"Adapters alone stand at {w.over(scores, 'adapters')}, all weights at"
+        f" {w.over(scores, 'healed')}; the first over the second: {w.paired(gap)}. Adapters trained"
+        f" on the text: {w.interval(trained)}.{w.adaptation(trained)}",
         below="Healing adapters alone beats healing all weights",
         above="Healing adapters alone falls short of healing all weights",
         against=w.BELOW,

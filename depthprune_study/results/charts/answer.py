@@ -91,11 +91,12 @@ def choice(
 ) -> Figure:
     """Each pair's rank before healing and after it, with the diagonal and the rank correlation.
 
-    The `tail` pairs that are dearest before healing were taken from far down; they are hollow.
+    `tail`: how many of the cheapest pairs were all tried; the others, taken from the whole ranking,
+    are hollow.
     """
     names = sorted((n for n in before if n in after), key=lambda n: (before[n], n))
     ranked = sorted(names, key=lambda name: (after[name], name))
-    contenders, n = names[: len(names) - tail], len(names)
+    contenders, n = names[:tail], len(names)
     figure, ax = new_figure(title, 4.0)
     ax.plot([1, n], [1, n], color="#9A9A9A", linewidth=1, zorder=1)
     colour, marker = IDEAS["healed"]
@@ -116,6 +117,6 @@ def choice(
         ).point
         correlations.append(f"{label} {rho:.2f}")
     words = f"On the line: the rank stays. Rank correlation: {', '.join(correlations)}."
-    remark(ax, words + (" Hollow: taken from far down the ranking." if tail else ""))
+    remark(ax, words + (" Hollow: a sample of the rest of the ranking." if tail < n else ""))
     figure.set_label(wording.alt(title, "ranks before and after healing", told))
     return figure

@@ -1,8 +1,7 @@
-"""Intervals and tests: paired over documents, over items, over seeds. Numpy and scipy only."""
+"""Intervals and tables, paired over documents or items. Numpy and scipy only."""
 
 from depthprune_study.results.statistics.documents import (
     DIVERGED,
-    difference_p,
     gain_difference,
     mean_per_token,
     mean_score,
@@ -13,10 +12,7 @@ from depthprune_study.results.statistics.interval import NO_BCA, RESAMPLES, Inte
 from depthprune_study.results.statistics.items import (
     accuracy_difference,
     decode_gain,
-    holm,
-    mcnemar,
     median_ratio,
-    over_seeds,
     proportion,
 )
 from depthprune_study.results.statistics.rankings import (
@@ -24,7 +20,6 @@ from depthprune_study.results.statistics.rankings import (
     rank_correlation,
     rank_draws,
     rank_stability,
-    spearman,
 )
 from depthprune_study.results.statistics.tables import (
     accuracies,
@@ -52,18 +47,14 @@ __all__ = [
     "by_seed",
     "by_share",
     "decode_gain",
-    "difference_p",
     "gain_difference",
-    "holm",
     "kept_levels",
     "layer_intervals",
     "matched",
-    "mcnemar",
     "mean_per_token",
     "mean_score",
     "median_ratio",
     "nll_rise",
-    "over_seeds",
     "ppl_ratio",
     "proportion",
     "rank_correlation",
@@ -71,5 +62,4 @@ __all__ = [
     "rank_stability",
     "ratios",
     "rises",
-    "spearman",
 ]

@@ -1,4 +1,4 @@
-"""Over documents: ratios of perplexity, differences, one test; always paired."""
+"""Over documents: ratios of perplexity and differences, always paired."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy import stats
 
 from depthprune_core.records import Score
 from depthprune_study.results.statistics.interval import Interval, bootstrap
@@ -77,27 +76,6 @@ def mean_per_token(sums: Sequence[float], n_tokens: Sequence[int]) -> Interval:
         (sums, weights), lambda s, w, axis: s.sum(axis=axis) / w.sum(axis=axis)
     )
     return Interval(point, low, high, n, effective, note)
-
-
-def difference_p(first: Score, second: Score) -> float:
-    """Two-sided p-value that two models predict these documents equally well.
-
-    Paired permutation test: in each document the two models change places (exact where 2^n allows).
-    Raises ValueError unless both scored the same tokens.
-    """
-    _same_tokens(first, second)
-    difference = np.subtract(first.nll_nats, second.nll_nats)
-    if not np.isfinite(difference).all():
-        return math.nan
-    test = stats.permutation_test(
-        (difference,),
-        lambda d, axis: d.sum(axis=axis),
-        permutation_type="samples",  # of one sample: its signs
-        vectorized=True,
-        n_resamples=9_999,
-        rng=np.random.default_rng(0),
-    )
-    return float(test.pvalue)
 
 
 def _noted(interval: Interval, *scores: Score) -> Interval:

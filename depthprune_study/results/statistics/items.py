@@ -1,9 +1,9 @@
-"""Over a task's items, over seeds, over rounds of timing."""
+"""Over a task's items and over rounds of timing."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
@@ -25,42 +25,18 @@ def accuracy_difference(first: Answers, second: Answers) -> Interval:
     The interval is Bonett and Price's (2012, equation 3): Wald's with one item added to each of the
     two ways to differ. Raises ValueError unless both answered the same task.
     """
-    alone, other, n = _discordant(first, second)
+    n = len(first.right)
+    if first.task != second.task or n != len(second.right):
+        raise ValueError(
+            "the two sets of answers are not of the same task and items, so they cannot be compared"
+        )
+    pairs = list(zip(first.right, second.right, strict=True))
+    alone, other = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
     p, q = (alone + 1) / (n + 2), (other + 1) / (n + 2)
     half = stats.norm.ppf(0.975) * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
     point = (alone - other) / n
     low, high = max(-1.0, p - q - half), min(1.0, p - q + half)
     return Interval(point, float(low), float(high), n, float(n))
-
-
-def mcnemar(first: Answers, second: Answers) -> float:
-    """Two-sided exact p-value that both are right equally often (McNemar 1947).
-
-    Only items on which they differ count. Raises ValueError unless both answered the same task.
-    """
-    alone, other, _ = _discordant(first, second)
-    return float(stats.binomtest(alone, alone + other).pvalue) if alone + other else 1.0
-
-
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down adjusted p-values (1979): they keep the family-wise error at its level."""
-    adjusted: dict[str, float] = {}
-    running = 0.0
-    for rank, name in enumerate(sorted(p_values, key=lambda key: p_values[key])):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[name]))
-        adjusted[name] = running
-    return adjusted
-
-
-def over_seeds(values: Sequence[float]) -> Interval:
-    """Mean over seeds with a 95 % t-interval. Raises ValueError for fewer than two seeds."""
-    if len(values) < 2:
-        raise ValueError(f"an interval over seeds needs at least 2 seeds, not {len(values)}")
-    n, mean = len(values), float(np.mean(values))
-    if not math.isfinite(mean):  # one that overflows is enough
-        return Interval(mean, mean, mean, n, float(n))
-    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
-    return Interval(mean, mean - half, mean + half, n, float(n))
 
 
 def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Interval:
@@ -75,14 +51,3 @@ def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> In
 def decode_gain(timing: Timing) -> Interval:
     """How many times faster the student decodes than its teacher, round by round."""
     return median_ratio(timing.teacher_decode_ms_per_token, timing.student_decode_ms_per_token)
-
-
-def _discordant(first: Answers, second: Answers) -> tuple[int, int, int]:
-    """Items that the first alone has right, that the second alone has right, and all items."""
-    n = len(first.right)
-    if first.task != second.task or n != len(second.right):
-        raise ValueError(
-            "the two sets of answers are not of the same task and items, so they cannot be compared"
-        )
-    pairs = list(zip(first.right, second.right, strict=True))
-    return sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs), n

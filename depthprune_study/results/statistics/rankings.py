@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
@@ -38,12 +38,6 @@ def rank_stability(profile: Profile, *, seed: int = 0) -> dict[int, float]:
         parts = [rises[:, rows].sum(axis=1) / weights[rows].sum() for rows in subsets]
         stability[n] = float(np.mean([_rho(part, whole) for part in parts]))
     return stability
-
-
-def spearman(criteria: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """Rank correlation over the layers of every criterion with every other; 0 for a constant."""
-    arrays = {name: np.asarray(values, dtype=np.float64) for name, values in criteria.items()}
-    return {a: {b: float(_rho(x, y)) for b, y in arrays.items()} for a, x in arrays.items()}
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Interval:

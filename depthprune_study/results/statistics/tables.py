@@ -6,11 +6,14 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from depthprune_core.records import Answers, Recipe, Score, Size
 from depthprune_study.results.statistics.documents import ppl_ratio
 from depthprune_study.results.statistics.interval import Interval
 from depthprune_study.results.statistics.items import proportion
+
+Value = TypeVar("Value")
 
 
 def ratios(
@@ -54,21 +57,32 @@ def accuracies(answers: Mapping[str, Answers]) -> dict[str, dict[str, Interval]]
     return table
 
 
-def by_depth(named: Mapping[str, Interval]) -> dict[str, dict[int, Interval]]:
-    """`method, k fewer` -> {method: {k: ratio}}; other names are passed over."""
-    table: dict[str, dict[int, Interval]] = {}
-    for name, ratio in named.items():
-        if match := re.fullmatch(r"(.+), (\d+) fewer", name):
-            table.setdefault(match[1], {})[int(match[2])] = ratio
-    return table
+def by_depth(named: Mapping[str, Value]) -> dict[str, dict[int, Value]]:
+    """`method, k fewer` -> {method: {k: value}}; other names are passed over."""
+    lines = _grouped(named, r"(.+), (\d+) fewer")
+    return {method: {int(k): v for k, v in line.items()} for method, line in lines.items()}
 
 
 def by_seed(named: Mapping[str, Interval]) -> dict[str, dict[str, Interval]]:
     """`name, seed s` -> {name: {"seed s": ratio}}; other names are passed over."""
-    table: dict[str, dict[str, Interval]] = {}
-    for name, ratio in named.items():
-        if match := re.fullmatch(r"(.+), (seed \d+)", name):
-            table.setdefault(match[1], {})[match[2]] = ratio
+    return _grouped(named, r"(.+), (seed \d+)")
+
+
+def by_budget(named: Mapping[str, Interval]) -> dict[str, dict[int, Interval]]:
+    """`source, N tokens` -> {source: {N: ratio}}; `refitted` is 0 tokens of every source."""
+    start = {0: named["refitted"]} if "refitted" in named else {}
+    return {
+        source: start | dict(sorted((int(n), ratio) for n, ratio in line.items()))
+        for source, line in _grouped(named, r"(.+), (\d+) tokens").items()
+    }
+
+
+def _grouped(named: Mapping[str, Value], pattern: str) -> dict[str, dict[str, Value]]:
+    """First group of the pattern -> {second group: value}, of the names that match."""
+    table: dict[str, dict[str, Value]] = {}
+    for name, value in named.items():
+        if match := re.fullmatch(pattern, name):
+            table.setdefault(match[1], {})[match[2]] = value
     return table
 
 
@@ -92,16 +106,6 @@ def by_share(
     }
 
 
-def by_budget(named: Mapping[str, Interval]) -> dict[str, dict[int, Interval]]:
-    """`source, N tokens` -> {source: {N: ratio}}; `refitted` is 0 tokens of every source."""
-    table: dict[str, dict[int, Interval]] = {}
-    for name, ratio in named.items():
-        if match := re.fullmatch(r"(.+), ([\d,_]+) tokens", name):
-            table.setdefault(match[1], {})[int(re.sub(r"\D", "", match[2]))] = ratio
-    start = {0: named["refitted"]} if "refitted" in named else {}
-    return {source: {**start, **dict(sorted(line.items()))} for source, line in table.items()}
-
-
 def by_factor(trials: Mapping[str, Score], kept: Recipe) -> dict[str, dict[str, Interval]]:
     """`factor: level` -> {factor: {level: PPL ratio to the level that was kept}}."""
     chosen = kept_levels(trials, kept)
@@ -116,7 +120,13 @@ def kept_levels(trials: Mapping[str, Score], kept: Recipe) -> dict[str, str]:
 
     A factor that changes several fields at once is no field of the recipe.
     """
-    return {factor: _kept(factor, levels, kept) for factor, levels in _levels(trials).items()}
+    chosen = {}
+    for factor, levels in _levels(trials).items():
+        value = getattr(kept, factor, None)
+        label = f"{value:g}" if isinstance(value, float) else str(value)
+        best = min(levels, key=lambda n: (bool(levels[n].diverged), levels[n].mean_nll_nats))
+        chosen[factor] = label if label in levels else best
+    return chosen
 
 
 def _levels(trials: Mapping[str, Score]) -> dict[str, dict[str, Score]]:
@@ -125,13 +135,6 @@ def _levels(trials: Mapping[str, Score]) -> dict[str, dict[str, Score]]:
         factor, _, level = name.partition(": ")
         table.setdefault(factor, {})[level] = score
     return table
-
-
-def _kept(factor: str, levels: Mapping[str, Score], kept: Recipe) -> str:
-    value = getattr(kept, factor, None)
-    labels = (str(value), f"{value:g}" if isinstance(value, float) else "")
-    best = min(levels, key=lambda name: (bool(levels[name].diverged), levels[name].mean_nll_nats))
-    return next((level for level in levels if level in labels), best)
 
 
 def _mean(runs: list[Interval]) -> Interval:

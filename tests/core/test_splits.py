@@ -16,7 +16,7 @@ from depthprune_core.splits import SPLITS
 from depthprune_core.text import Document
 
 sys.path.append(str(Path(__file__).parents[2] / "tools"))
-from split_wikipedia import make_splits, subjects
+from split_wikipedia import make_splits
 
 COMMITTED = json.loads(splits.SPLITS_FILE.read_text(encoding="utf-8"))
 CACHE = Path("no-such-cache")
@@ -87,27 +87,6 @@ def test_no_two_splits_have_a_sentence_in_common(articles):
         words = re.findall(r"\w+", article.text.lower())
         for run in zip(*(words[shift:] for shift in range(13)), strict=False):
             assert seen.setdefault(run, split_of[article.name]) == split_of[article.name], run
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "one"),
-    [
-        ("Apollo 8", "Apollo 11", True),
-        ("Astronomer", "Astronaut", False),
-        ("Albert Einstein", "Alberta", False),
-        ("American Football Conference", "An American in Paris", False),
-    ],
-)
-def test_titles_tell_one_subject(first, second, one):
-    found = subjects([Document(first, "One text."), Document(second, "Another text.")])
-    assert (found[first] == found[second]) == one
-
-
-def test_the_first_sentence_tells_one_subject_where_the_text_names_it_often():
-    named = Document("Oxford", "Oxford is a town on the Thames. " + "The Thames is wide. " * 5)
-    once = Document("Reading", "Reading is a town on the Thames. " + "It is old. " * 5)
-    found = subjects([Document("Thames", "A river. It rises in the west."), named, once])
-    assert found["Oxford"] == found["Thames"] != found["Reading"]
 
 
 # ---------------------------------------------------------------- other named texts

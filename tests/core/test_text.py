@@ -155,11 +155,6 @@ def test_each_seed_draws_its_own_documents_and_a_short_sample_reads_half_of_them
         assert max(counts) - min(counts) <= 1 or max(counts) <= 3
 
 
-def test_windows_of_different_documents_are_mixed(pool):
-    documents = text.draw(pool, n_tokens=36 * 16, seed=0).document
-    assert int((documents.diff() != 0).sum()) > 20  # 7 if the documents came one after the other
-
-
 def test_the_whole_pool_comes_before_any_window_comes_again(pool):
     rows = text.draw(pool, n_tokens=(2 * 36 + 3) * 16, seed=0).targets[:, 0].tolist()
     first, second, third = rows[:36], rows[36:72], rows[72:]

@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import asdict
 
-from benchmarks import busy, decode, machine, rows, table
+from benchmarks import decode, machine, rows, table
 
 
 def main() -> None:
@@ -32,8 +32,6 @@ def main() -> None:
         return
     content = {"rows": [asdict(row) for row in done], "decode": [asdict(d) for d in depths]}
     print(f"saved {machine.save('table', content)}")
-    sys.argv[1:] = []
-    busy.main()
     print(f"{time.monotonic() - start:.0f} s in all")
 
 

@@ -9,7 +9,7 @@ from benchmarks.measure import Row
 
 WORK = ("work", "model", "size", "plain", "ours", "plain / ours", "by operation counts")
 WORK += ("memory: plain / ours", "largest difference", "note")
-DECODE = ("model", "layers", "ms a token", "floor, ms", "gain", "by layers", "by bytes")
+DECODE = ("model", "layers", "ms a token", "gain", "by layers", "by bytes")
 
 
 def header(names: Sequence[str]) -> str:
@@ -34,6 +34,6 @@ def work(row: Row) -> str:
 
 def decode(d: Depth) -> str:
     """One row of the table of decode."""
-    cells = [d.model, str(d.n_layers), f"{d.ms_per_token:.1f}", f"{d.floor_ms_per_token:.1f}"]
+    cells = [d.model, str(d.n_layers), f"{d.ms_per_token:.1f}"]
     cells += [d.gain, f"{d.by_layer_count:.2f}x", f"{d.by_weight_bytes:.2f}x"]
     return f"| {' | '.join(cells)} |"

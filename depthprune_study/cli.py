@@ -11,9 +11,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import typer
 
-from depthprune_study import paths
+from depthprune_study import paths, provenance
 from depthprune_study.errors import StudyError
-from depthprune_study.telling import say, told
+from depthprune_study.telling import say, stopping
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,8 +26,6 @@ Study = Annotated[str, typer.Argument(help="The name of a folder under params/, 
 
 def _version(asked: bool) -> None:
     if asked:
-        from depthprune_study import provenance
-
         say(f"depthprune {provenance.version('depthprune')} ({provenance.commit()})")
         raise typer.Exit
 
@@ -51,22 +49,20 @@ def run_study(
     ] = False,
 ) -> None:
     """Run a study's notebooks in order and write its report. What is done is not run again."""
-    with told(f"running study {study}", kept=lambda: chain.kept(study)):
-        from depthprune_study.runner import chain, estimate, marks
+    with stopping(f"running study {study}", kept=lambda: chain.kept(study)):
+        from depthprune_study.runner import chain, estimate
 
         for line in estimate.lines(study, chain.plan(study)):
             say(line)
         if dry_run:
             return
-        _check_installed()
         found = chain.run(study, say=say)
         from depthprune_study.report import publish
 
-        keys = {step.notebook: step.key for step in chain.plan(study)}
-        current = all(publish.is_current(study, keys).values())
-        if not (current and all(step.done for step in found)):
-            with chain.alone(paths.runs(study)):
-                publish.publish(study, keys=keys, costs=marks.costs(paths.runs(study)))
+        steps = chain.plan(study)
+        current = publish.is_current(study, {step.notebook: step.key for step in steps})
+        if not (all(current.values()) and all(step.done for step in found)):
+            _publish(study, steps)
         _say_answer(study)
 
 
@@ -78,9 +74,8 @@ def make_report(
     ] = False,
 ) -> None:
     """Write reports/<study>/ anew from a finished run."""
-    with told(f"writing the report of study {study}", kept="the report is as it was"):
-        from depthprune_study.report import publish
-        from depthprune_study.runner import chain, marks
+    with stopping(f"writing the report of study {study}", kept="the report is as it was"):
+        from depthprune_study.runner import chain
 
         steps = chain.plan(study)
         waiting = [step.notebook for step in steps if not step.done]
@@ -89,10 +84,7 @@ def make_report(
                 f"study {study} is not finished: {', '.join(waiting)} wait; `depthprune run "
                 f"{study}` runs them, `--unfinished` publishes what there is"
             )
-        keys = {step.notebook: step.key for step in steps if step.done}
-        costs = marks.costs(paths.runs(study))
-        with chain.alone(paths.runs(study)):
-            publish.publish(study, keys=keys, costs=costs, unfinished=bool(waiting))
+        _publish(study, steps)
         _say_answer(study)
 
 
@@ -105,7 +97,7 @@ def restore_run(
     ] = None,
 ) -> None:
     """Put a report's records into runs/<study>/: `run` then does only what they do not hold."""
-    with told(f"restoring study {study}", kept="the files copied so far are whole"):
+    with stopping(f"restoring study {study}", kept="the files copied so far are whole"):
         from depthprune_study.runner import chain
 
         n_files = chain.restore(study, source or paths.reports(study))
@@ -115,7 +107,7 @@ def restore_run(
 @app.command("status")
 def show_status(study: Study = "quick") -> None:
     """Say which notebooks are done, and whether the report was made by the code as it is now."""
-    with told(f"reading the state of study {study}", kept="nothing was changed"):
+    with stopping(f"reading the state of study {study}", kept="nothing was changed"):
         from depthprune_study.report import publish
         from depthprune_study.runner import chain
 
@@ -132,7 +124,7 @@ def verify_report(
     folder: Annotated[Path, typer.Argument(help="A published report, such as reports/quick.")],
 ) -> None:
     """Check that a report's records, notebooks, figures and pages fit together."""
-    with told(f"verifying {folder}", kept="nothing was changed"):
+    with stopping(f"verifying {folder}", kept="nothing was changed"):
         from depthprune_study.report import verify
 
         if wrong := verify.differences(folder):
@@ -157,18 +149,12 @@ def prune_own(
     ] = 0,
     lr: Annotated[float, typer.Option(help="Learning rate; 0: the recipe's.")] = 0,
     trained: Annotated[str, typer.Option(help="What recovery trains: all or lora.")] = "all",
-    checkpoint_activations: Annotated[
-        bool, typer.Option("--checkpoint-activations", help="Less memory, a third more time.")
-    ] = False,
-    micro_batch: Annotated[
-        int, typer.Option(help="Windows computed at a time, to save memory; 0: a whole step.")
-    ] = 0,
     seed: Annotated[int, typer.Option(help="Draws of the recovery text.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     push_to: Annotated[str, typer.Option(help="A hub repository to push the folder to.")] = "",
 ) -> None:
     """Drop layers from any decoder, recover it, write a folder that plain transformers opens."""
-    with told(
+    with stopping(
         f"pruning {model}",
         kept=f"{out} was not written; finished work lies beside it, and the same command goes on",
     ):
@@ -176,7 +162,7 @@ def prune_own(
 
         if bool(drop) == bool(layers):
             raise StudyError("give one of --drop (how much goes) and --layers (which layers go)")
-        if not (recover_tokens >= 0 and recover_tokens < 1e12 and recover_tokens % 1 == 0):
+        if not 0 <= recover_tokens < 1e12 or recover_tokens % 1:
             raise StudyError(f"--recover-tokens must be a whole number, not {recover_tokens:g}")
         made = own.prune(
             model,
@@ -186,10 +172,8 @@ def prune_own(
             layers=_layers("--layers", layers),
             rule=rule,
             recover_tokens=int(recover_tokens),
-            lr=lr or None,
+            lr=lr,
             trained=trained,
-            checkpoint_activations=checkpoint_activations,
-            micro_batch=micro_batch,
             seed=seed,
             device=device,
             push_to=push_to,
@@ -205,7 +189,7 @@ def cut_gguf(
     drop: Annotated[str, typer.Option(help="Layers to drop, counted from 0: 14,17.")],
 ) -> None:
     """Drop layers from a GGUF file as it is, without dequantising it; the result is checked."""
-    with told(f"cutting {source}", kept=f"{target} was not written"):
+    with stopping(f"cutting {source}", kept=f"{target} was not written"):
         from depthprune_study.lab import gguf
 
         plan = gguf.cut(source, target, _layers("--drop", drop))
@@ -224,7 +208,7 @@ def run_sweep(
     ] = None,
 ) -> None:
     """Run a notebook over a grid of parameters; a cell that fails stops no other."""
-    with told("running a sweep", kept="finished cells are kept; the same command goes on"):
+    with stopping("running a sweep", kept="finished cells are kept; the same command goes on"):
         from depthprune_study.runner import sweep
 
         failed = []
@@ -243,14 +227,14 @@ def _layers(option: str, written: str) -> tuple[int, ...]:
         raise StudyError(f"{option} must be layer numbers such as 14,17, not {written!r}") from None
 
 
-def _check_installed() -> None:
-    from importlib.util import find_spec
+def _publish(study: str, steps: list) -> None:
+    from depthprune_study.report import publish
+    from depthprune_study.runner import chain, marks
 
-    if missing := [name for name in ("papermill", "psutil", "seaborn") if find_spec(name) is None]:
-        names = " and ".join(missing)
-        raise StudyError(
-            f"{names} must be installed to run notebooks: pip install 'depthprune[study]'"
-        )
+    keys = {step.notebook: step.key for step in steps if step.done}
+    costs, unfinished = marks.costs(paths.runs(study)), len(keys) < len(steps)
+    with chain.alone(paths.runs(study)):
+        publish.publish(study, keys=keys, costs=costs, unfinished=unfinished)
 
 
 def _say_answer(study: str) -> None:
@@ -266,7 +250,3 @@ def _say_answer(study: str) -> None:
 def main() -> None:
     """Entry point."""
     app()
-
-
-if __name__ == "__main__":
-    main()

@@ -10,8 +10,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from html import escape
 from pathlib import Path
-from typing import Any
+
+from IPython.display import HTML, Markdown
 
 from depthprune_study import paths
 from depthprune_study.errors import StudyError
@@ -24,38 +26,25 @@ EVERY_SECONDS = 300  # between two copies to the drive
 _on_drive: set[str] = set()  # studies kept there
 
 
-class Machine:
-    """What there is and what the study takes, as a list that a notebook shows."""
-
-    def __init__(self, lines: list[str]) -> None:
-        self.lines = lines
-
-    def __repr__(self) -> str:
-        return "\n".join(self.lines)
-
-    def _repr_markdown_(self) -> str:
-        return "\n".join(f"- {line}" for line in self.lines)
-
-
-def prepare(study: str, *, keep_on_drive: bool = False) -> Machine:
+def prepare(study: str, *, keep_on_drive: bool = False) -> Markdown:
     """Mount the drive where asked to, install what the runner lacks, say what the study takes.
 
     The study runs on the machine. What it has kept on the drive comes back from there; weights
     do not go there, for a drive is small: what needs them makes them again. Raises StudyError.
     """
-    lines = [_device(), f"{_memory() / 2**30:.0f} GiB of memory"]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    lines = [_device(), f"{memory:.0f} GiB of memory"]
     _on_drive.discard(study)
     if keep_on_drive:
         lines.append(_mounted(study))
         _on_drive.add(study)
-    lines.append(f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB free on this machine")
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         _install(missing)
         lines.append(f"installed: {', '.join(missing)}")
     from depthprune_study.runner import chain, estimate
 
     lines += [line.strip() for line in estimate.lines(study, chain.plan(study))]
-    return Machine(lines)
+    return Markdown("\n".join(f"- {line}" for line in lines))
 
 
 def run(study: str) -> None:
@@ -76,15 +65,11 @@ def run(study: str) -> None:
         raise StudyError(f"study {study} stopped: the lines above say why; run this cell again")
 
 
-def show_report(study: str) -> Any:
+def show_report(study: str) -> HTML:
     """The report in the notebook's own page. Raises StudyError where there is none."""
     page = paths.reports(study) / "report.html"
     if not page.is_file():
         raise StudyError(f"there is no report of study {study}: run the cell above to its end")
-    from html import escape
-
-    from IPython.display import HTML
-
     frame = 'style="width: 100%; height: 900px; border: 0" title="report"'
     return HTML(f'<iframe {frame} srcdoc="{escape(page.read_text(encoding="utf-8"))}"></iframe>')
 
@@ -107,8 +92,10 @@ def _mounted(study: str) -> str:
 
 def _folders(study: str) -> dict[Path, Path]:
     """Folder on the machine -> its copy on the drive."""
-    there = DRIVE / "runs" / study, DRIVE / "reports" / study
-    return dict(zip((paths.runs(study), paths.reports(study)), there, strict=True))
+    return {
+        paths.runs(study): DRIVE / "runs" / study,
+        paths.reports(study): DRIVE / "reports" / study,
+    }
 
 
 @contextmanager
@@ -147,18 +134,16 @@ def _to_drive(study: str) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     """Files that are newer in `source`: neither weights nor the whole model's states."""
-    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+    for file in [path for path in source.rglob("*") if path.is_file()]:
         name = file.relative_to(source)
+        to, part = target / name, target / f"{name}.part"
         if file.suffix in STAYS or file.name == ".lock" or name.parts[0] == "teacher":
             continue
-        to = target / name
-        part = to.with_name(f".{to.name}.part")
         with suppress(FileNotFoundError):  # the run has put another in its place: next time
-            if to.exists() and _age(to) >= _age(file):
-                continue
-            to.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(file, part)
-            os.replace(part, to)
+            if not to.exists() or _age(to) < _age(file):
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, part)
+                os.replace(part, to)
 
 
 def _age(file: Path) -> tuple[int, int]:
@@ -182,7 +167,3 @@ def _device() -> str:
         return f"no GPU; {os.cpu_count()} CPU cores (for `full` and `full-t4`: Runtime, T4 GPU)"
     gpu = torch.cuda.get_device_properties(0)
     return f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

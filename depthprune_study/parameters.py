@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import ast
 import io
-import re
 import tokenize
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from depthprune_core.records import Recipe
-from depthprune_study import paths, provenance, yaml_files
+from depthprune_study import paths, provenance
 from depthprune_study.errors import StudyError
-from depthprune_study.ranges import Parameter, problems_of
-from depthprune_study.yaml_files import short
+from depthprune_study.ranges import TYPES, Parameter, problems_of, short
 
 # In the order in which they run; 09 chooses the recipe that all behind it read.
 CHAIN = (
@@ -34,13 +35,14 @@ CHAIN = (
 )
 DEFAULT = "quick"  # the study whose values stand in the notebooks
 SWEEP = "sweep-"  # begins the names of a sweep's cells, which have no files under params/
-SAME_MODEL = tuple(n for n in CHAIN if n not in ("04_transfer", "your_model", "10_report"))
+OTHER_MODEL = ("04_transfer", "your_model")  # these may differ from 01 in model and text
+KINDS = {"list", "dict", *TYPES, *(f"list[{name}]" for name in TYPES)}
 
 
 def declared(notebook: str) -> dict[str, Parameter]:
     """Name -> parameter, from the notebook's cell tagged `parameters`. Raises StudyError."""
     path = paths.notebooks() / f"{notebook}.ipynb"
-    return dict(_declared(path, path.stat().st_mtime_ns) if path.is_file() else _declared(path, 0))
+    return dict(_declared(path, path.stat().st_mtime_ns if path.is_file() else 0))
 
 
 @cache
@@ -48,9 +50,8 @@ def _declared(path: Path, mtime_ns: int) -> dict[str, Parameter]:
     cells = [c for c in provenance.read_cells(path) if "parameters" in provenance.tags(c)]
     if len(cells) != 1:
         raise StudyError(f"notebook {path} has {len(cells)} cells tagged `parameters`, not one")
-    source = "".join(cells[0]["source"])
     try:
-        return {parameter.name: parameter for parameter in _parsed(source)}
+        return {parameter.name: parameter for parameter in _parsed("".join(cells[0]["source"]))}
     except (SyntaxError, ValueError, tokenize.TokenError) as error:
         raise StudyError(f"notebook {path}, parameters cell: {error}") from None
 
@@ -59,14 +60,12 @@ def _parsed(source: str) -> Iterator[Parameter]:
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     helps = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
     for node in ast.parse(source).body:
-        if not (
-            isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value
-        ):
+        if not isinstance(node, ast.AnnAssign) or node.value is None:
             raise ValueError(f"line {node.lineno} is not `name: type = value  # meaning`")
-        name, type_ = node.target.id, ast.unparse(node.annotation)
-        if re.fullmatch(r"list|dict|(list\[)?(str|int|float|bool)\]?", type_) is None:
-            raise ValueError(f"{name}: its type {type_} is not str, int, float, bool, list or dict")
-        yield Parameter(name, type_, ast.literal_eval(node.value), helps.get(node.end_lineno, ""))
+        name, kind = ast.unparse(node.target), ast.unparse(node.annotation)
+        if kind not in KINDS:
+            raise ValueError(f"{name}: its type {kind} is not str, int, float, bool, list or dict")
+        yield Parameter(name, kind, ast.literal_eval(node.value), helps.get(node.end_lineno, ""))
 
 
 def reads(notebook: str) -> tuple[str, ...]:
@@ -81,85 +80,68 @@ def reads(notebook: str) -> tuple[str, ...]:
 def checked(notebook: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The notebook's defaults with these values. Raises StudyError that names every problem."""
     known = declared(notebook)
-    problems = list(problems_of(known, values))
-    if problems:
-        raise StudyError("\n".join(f"{problem} ({notebook})" for problem in problems))
+    _refuse([f"{problem} ({notebook})" for problem in problems_of(known, values)])
     return {name: parameter.default for name, parameter in known.items()} | dict(values)
-
-
-def studies() -> list[str]:
-    """Names of the studies that have parameters: the folders with a file of a notebook."""
-    folders = [folder for folder in paths.params().iterdir() if folder.is_dir()]
-    return sorted(f.name for f in folders if any((f / f"{n}.yaml").is_file() for n in CHAIN))
 
 
 def notebooks_of(study: str) -> tuple[str, ...]:
     """The notebooks that a study runs, in order: those with a file in params/<study>/."""
-    if study not in studies():
-        raise StudyError(f"study {study!r} is not known: name one of {', '.join(studies())}")
-    folder = paths.params() / study
-    return tuple(name for name in CHAIN if (folder / f"{name}.yaml").is_file())
+    files = [path for path in paths.params().glob("*/*.yaml") if path.stem in CHAIN]
+    studies = sorted({path.parent.name for path in files})
+    if study not in studies:
+        raise StudyError(f"study {study!r} is not known: name one of {', '.join(studies)}")
+    return tuple(name for name in CHAIN if paths.params() / study / f"{name}.yaml" in files)
 
 
 def of_study(study: str) -> dict[str, dict[str, Any]]:
     """Notebook -> all its parameters, in order. Raises StudyError that names every problem."""
-    notebooks = notebooks_of(study)
+    notebooks, folder = notebooks_of(study), paths.params() / study
+    strangers = sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in notebooks)
+    problems = [f"there is no notebook {name} (params/{study}/{name}.yaml)" for name in strangers]
     found: dict[str, dict[str, Any]] = {}
-    problems: list[str] = []
-    for path in sorted((paths.params() / study).glob("*.yaml")):
-        if path.stem not in CHAIN:
-            problems.append(f"there is no notebook {path.stem} (params/{study}/{path.name})")
     for notebook in notebooks:
-        where = f"(params/{study}/{notebook}.yaml)"
-        wrong, differences = yaml_files.read(paths.params() / study / f"{notebook}.yaml")
+        wrong, differences = read_yaml(folder / f"{notebook}.yaml")
         known = declared(notebook)
-        wrong += list(problems_of(known, differences))
+        wrong += problems_of(known, differences)
         if not wrong and differences.get("study", DEFAULT) != study:
-            wrong.append(
-                f"study must be {study}, as the folder says: write the line `study: {study}`"
-            )
-        problems += [f"{problem} {where}" for problem in wrong]
+            wrong.append(f"study must be {study}, as the folder says: write `study: {study}`")
+        problems += [f"{problem} (params/{study}/{notebook}.yaml)" for problem in wrong]
         found[notebook] = {p.name: p.default for p in known.values()} | differences
-    problems += _disagreements(study, found) if not problems else []
-    try:
-        recipe_values()
-    except StudyError as error:
-        problems += str(error).splitlines()
-    if problems:
-        raise StudyError("\n".join(problems))
+    if not problems:
+        problems += _disagreements(study, found)
+    _refuse(problems)
+    recipe_values()
     return found
 
 
 def _disagreements(study: str, found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """What a notebook says otherwise than 01, whose records lead to its own."""
-    together = [name for name in SAME_MODEL if name in found and "model" in found[name]]
-    for name in together[1:]:
-        for key in ("model", "text"):
-            wanted = found[together[0]].get(key)
-            if key in found[name] and wanted is not None and found[name][key] != wanted:
-                where = f"(params/{study}/{name}.yaml)"
-                yield f"{key} must be {short(wanted)}, as in {together[0]}.yaml, {where}"
-    cuts = found.get("02_prune", {})
-    for name in ("03_recovery", "09_recipe"):
-        k, rule = (found.get(name, {}).get(key) for key in ("drop_count", "rule"))
-        where = f"(params/{study}/{name}.yaml)"
-        if k and cuts and k not in cuts["drop_counts"]:
+    """What a notebook says otherwise than 01 and 02, whose records lead to its own."""
+    first, cuts = found.get("01_sensitivity", {}), found.get("02_prune", {})
+    for notebook, values in found.items():
+        where = f"(params/{study}/{notebook}.yaml)"
+        for key in sorted({"model", "text"} & values.keys() & first.keys()):
+            if values[key] != first[key] and notebook not in OTHER_MODEL:
+                yield f"{key} must be {short(first[key])}, as in 01_sensitivity.yaml {where}"
+        k = values.get("drop_count")
+        if notebook in OTHER_MODEL or not k or "drop_counts" not in cuts:
+            continue
+        if k not in cuts["drop_counts"]:
             yield f"drop_count must be one of 02_prune's {cuts['drop_counts']}, not {k} {where}"
-        elif k and cuts and rule == "exhaustive" and k > cuts["exhaustive_to"]:
-            most = f"02_prune's exhaustive_to={cuts['exhaustive_to']}"
-            yield f"rule=exhaustive needs every set of {k} layers, but {most} {where}"
+        elif values.get("rule") == "exhaustive" and k > cuts["exhaustive_to"]:
+            yield f"rule=exhaustive needs exhaustive_to={k} in 02_prune.yaml {where}"
 
 
 def resolved(notebook: str, cell_values: Mapping[str, Any]) -> dict[str, Any]:
     """The cell's values, checked; in a study that is not the default, what still is the notebook's
     default is taken from that study's file: so that one changed line of a badge's cell is enough.
     """
-    values = {name: cell_values[name] for name in declared(notebook) if name in cell_values}
+    known = declared(notebook)
+    values = {name: cell_values[name] for name in known if name in cell_values}
     study = values.get("study", DEFAULT)
     if study != DEFAULT and not str(study).startswith(SWEEP):
         if notebook not in notebooks_of(study):
             raise StudyError(f"study {study} does not run notebook {notebook}")
-        of_the_study, known = of_study(study)[notebook], declared(notebook)
+        of_the_study = of_study(study)[notebook]
         values |= {n: of_the_study[n] for n, v in values.items() if v == known[n].default}
     return checked(notebook, values)
 
@@ -172,15 +154,36 @@ def recipe_values(path: Path | None = None) -> dict[str, Any]:
     path = path or paths.params() / "recipe.yaml"
     if not path.is_file():
         return {}
-    wrong, values = yaml_files.read(path)
-    known = {f.name: Parameter(f.name, str(f.type), None, "") for f in fields(Recipe)}
-    wrong += list(problems_of(known, values))
+    wrong, values = read_yaml(path)
+    wrong += problems_of(
+        {f.name: Parameter(f.name, str(f.type), None) for f in fields(Recipe)}, values
+    )
     if not wrong:
-        auto = {"precision": "float32"} if values.get("precision") == "auto" else {}
+        found = {"tokens": 10**9, "lr": 1e-4} | values
         try:
-            Recipe(**{"tokens": 10**9, "lr": 1e-4} | values | auto)
+            Recipe(**found | ({"precision": "float32"} if found.get("precision") == "auto" else {}))
         except ValueError as error:
             wrong.append(str(error))
-    if wrong:
-        raise StudyError("\n".join(f"{problem} (params/{path.name})" for problem in wrong))
+    _refuse([f"{problem} (params/{path.name})" for problem in wrong])
     return values
+
+
+def read_yaml(path: Path) -> tuple[list[str], dict[str, Any]]:
+    """Problems, one sentence each, and the values: none where there are problems."""
+    try:
+        written = path.read_text(encoding="utf-8")
+        values, node = yaml.safe_load(written), yaml.compose(written, Loader=yaml.SafeLoader)
+    except Exception as error:  # whatever PyYAML raises, for 2026-13-45 or `!!bool maybe` too
+        return [f"not readable as YAML: {' '.join(str(error).split())[:200]}"], {}
+    if values is None:
+        return [], {}
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        return ["the file must hold `name: value` lines"], {}
+    names = Counter(key.value for key, _ in node.value)
+    twice = [name for name, n in names.items() if n > 1]  # PyYAML would silently take the last
+    return ([f"{name} is given more than once" for name in twice], {} if twice else values)
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise StudyError("\n".join(problems))

@@ -64,13 +64,6 @@ def cache() -> Path:
     return platformdirs.user_cache_path("depthprune")
 
 
-def badge(notebook: str) -> str:
-    """Markdown of a notebook's Colab badge."""
-    site = "https://colab.research.google.com"
-    link = f"{site}/github/{REPOSITORY}/blob/{BRANCH}/notebooks/{notebook}.ipynb"
-    return f"[![Open in Colab]({site}/assets/colab-badge.svg)]({link})"
-
-
 def _moved(variable: str, default: str) -> Path:
     """A relative path counts from home: a notebook works in another folder than its command."""
     return home() / Path(os.environ.get(variable) or default).expanduser()

@@ -24,8 +24,8 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def told(doing: str, *, kept: str | Callable[[], str]) -> Iterator[None]:
-    """Whatever stops the block is told in a sentence; the exit code is not 0.
+def stopping(doing: str, *, kept: str | Callable[[], str]) -> Iterator[None]:
+    """Whatever stops the block is said in a sentence; the exit code is not 0.
 
     `kept`: what is true of the work when it is stopped by Ctrl-C.
     """
@@ -34,9 +34,8 @@ def told(doing: str, *, kept: str | Callable[[], str]) -> Iterator[None]:
     except typer.Exit:
         raise
     except KeyboardInterrupt:
-        print(
-            f"\nstopped while {doing}: {kept if isinstance(kept, str) else kept()}", file=sys.stderr
-        )
+        still = kept if isinstance(kept, str) else kept()
+        print(f"\nstopped while {doing}: {still}", file=sys.stderr)
         raise typer.Exit(130) from None
     except Exception as error:
         print(sentence(error, doing), file=sys.stderr)
@@ -58,31 +57,20 @@ def sentence(error: Exception, doing: str) -> str:
         return f"{error.strerror}: {error.filename or ''}".rstrip(": ")
     if isinstance(error, ModuleNotFoundError):
         return f"package {error.name} is missing: pip install 'depthprune[study]'"
-    if isinstance(error, ValueError | RuntimeError) and _is_ours(error):
-        return str(error)
-    log = _log(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = (str(paths.PACKAGE), str(paths.CODE / "depthprune_core"))
+    if isinstance(error, ValueError | RuntimeError) and frames and frames[-1][0].startswith(ours):
+        return str(error)  # our own code raised it: it is a sentence already
     return (
         f"an error that nobody foresaw, {type(error).__name__} ({text[:300]}), stopped this while "
-        f"{doing}: please report it with {log} at https://github.com/{paths.REPOSITORY}/issues"
+        f"{doing}: please report it with {_log(error)} at "
+        f"https://github.com/{paths.REPOSITORY}/issues"
     )
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether our own code raised it: then it is a sentence for the user already."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = (str(paths.PACKAGE), str(paths.CODE / "depthprune_core"))
-    return bool(frames) and frames[-1].filename.startswith(ours)
-
-
 def _log(error: BaseException) -> Path:
-    """The traceback in a file of the cache, or of the temporary folder where that is read-only."""
+    """The traceback, in a file."""
     name = f"depthprune-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    content = "".join(traceback.format_exception(error))
-    for folder in (paths.cache() / "logs", Path(tempfile.gettempdir())):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(content, encoding="utf-8")
-        except OSError:
-            continue
-        return folder / name
-    return Path("the lines above")
+    path = Path(tempfile.gettempdir()) / name
+    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    return path

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers: a test that reaches for the hub fails
 
@@ -25,34 +22,6 @@ logging.disable_progress_bar()
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "error:::depthprune_core")
     config.addinivalue_line("filterwarnings", "error:::depthprune_study")
-
-
-@pytest.fixture
-def writable() -> Iterator[Callable[[Path], Callable[[bool], object]]]:
-    """Of a folder, what makes it read-only or writable again.
-
-    For root, whom no mode stops, a disk is mounted over it, empty at first; skipped where that is
-    not allowed.
-    """
-    folders: list[Path] = []
-
-    def of(folder: Path) -> Callable[[bool], object]:
-        folders.append(folder)
-        if os.geteuid() != 0:
-            return lambda to: folder.chmod(0o700 if to else 0o500)
-        mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder]
-        if subprocess.run(mount, capture_output=True).returncode:
-            pytest.skip("needs the right to mount a folder")
-        return lambda to: subprocess.run(
-            ["mount", "-o", f"remount,{'rw' if to else 'ro'}", folder], check=True
-        )
-
-    yield of
-    for folder in folders:
-        if os.geteuid() == 0:
-            subprocess.run(["umount", "-l", folder], check=False, capture_output=True)
-        else:
-            folder.chmod(0o700)
 
 
 @pytest.fixture

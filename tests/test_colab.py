@@ -187,27 +187,16 @@ def _called(
 
 def flaws(notebook: dict) -> Iterator[str]:
     """What a reader should not see in an executed notebook."""
-    for number, cell in enumerate(notebook["cells"]):
-        if cell["cell_type"] != "code" or not "".join(cell["source"]).strip():
-            continue
+    cells = [c for c in notebook["cells"] if c["cell_type"] == "code" and "".join(c["source"])]
+    for number, cell in enumerate(cells):
         if cell["execution_count"] is None:
-            yield f"cell {number} was not executed"
+            yield f"code cell {number} was not executed"
         for output in cell["outputs"]:
-            data = output.get("data") or {"text": output.get("text", "")}
-            text = "".join(
-                "".join(value) for value in data.values() if isinstance(value, list | str)
-            )
-            if output["output_type"] == "error":
-                yield f"cell {number}: {output['ename']}: {output['evalue']}"
-            elif output.get("name") == "stderr":
-                yield f"cell {number}, stderr: {text}"
-            elif not text.strip():
-                yield f"cell {number}: an empty output"
-            elif any(kind.startswith("image/") for kind in data):
-                if "alt" not in output["metadata"].get("image/png", {}):
-                    yield f"cell {number}: a picture without a text"
-            elif RED.search(text):
-                yield f"cell {number}: {text}"
+            data = output.get("data") or {"text": output.get("text", output.get("evalue", ""))}
+            text = "".join("".join(value) for value in data.values())
+            wrong = output["output_type"] == "error" or output.get("name") == "stderr"
+            if wrong or not text.strip() or ("image/png" not in data and RED.search(text)):
+                yield f"code cell {number}: {text}"
 
 
 class Study(NamedTuple):

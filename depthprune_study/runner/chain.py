@@ -11,13 +11,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+import filelock
+
 from depthprune_core import storage
 from depthprune_study import parameters, paths, provenance
 from depthprune_study.errors import StudyError
 from depthprune_study.runner import execute, marks, prepare
 from depthprune_study.runner.marks import Step, hash_of
 
-RESTORED = ("records/**/*.json", "costs.json")  # what a run goes on from, of a published report
 DRAWING = ("matplotlib", "seaborn")
 Say = Callable[[str], None]
 
@@ -27,13 +28,18 @@ def plan(study: str, given: Mapping[str, dict[str, Any]] | None = None) -> list[
 
     Raises StudyError for bad parameters or notebooks, with every problem found.
     """
+    return list(_steps(study, given))
+
+
+def _steps(study: str, given: Mapping[str, dict[str, Any]] | None) -> Iterator[Step]:
+    """Each step as it is when it is asked for: one before it may have left other records."""
     steps: dict[str, Step] = {}
     for notebook, values in (given or parameters.of_study(study)).items():
         absolute = prepare.absolute(values)
         earlier = [steps[name].key for name in parameters.reads(notebook) if name in steps]
         key = _key(notebook, absolute, earlier)
         steps[notebook] = Step(study, notebook, absolute, key, marks.is_done(study, notebook, key))
-    return list(steps.values())
+        yield steps[notebook]
 
 
 def run(
@@ -50,12 +56,8 @@ def run(
     steps = plan(study, given)
     with alone(paths.runs(study), say):
         if not all(step.done for step in steps):
-            for sentence in prepare.shortcomings({s.notebook: s.parameters for s in steps}):
-                say(sentence)
             prepare.fetch({s.notebook: s.parameters for s in steps}, say)
-        for n in range(len(steps)):
-            # Asked anew: an earlier notebook may have left other records, or another recipe.
-            step = plan(study, given)[n]
+        for step in _steps(study, given):
             if step.done:
                 say(f"{step.notebook}: done already")
                 continue
@@ -84,36 +86,33 @@ def restore(study: str, source: Path) -> int:
     Nothing is taken on trust: a piece of work reads back only what carries its own stamp.
     """
     parameters.notebooks_of(study)
-    files = [path for part in RESTORED for path in sorted(source.glob(part)) if path.is_file()]
+    files = [*sorted(source.glob("records/**/*.json")), *source.glob("costs.json")]
     if not files:
         raise StudyError(
             f"{source} holds no records of a study: name a folder like reports/{study}"
         )
-    target, n_copied = paths.runs(study), 0
+    target = paths.runs(study)
     with alone(target):
-        for path in files:
-            copy = target / path.relative_to(source)
-            if not copy.exists():
-                storage.write_atomically(copy, path.read_bytes())
-                n_copied += 1
-    return n_copied
+        missing = [path for path in files if not (target / path.relative_to(source)).exists()]
+        for path in missing:
+            storage.write_atomically(target / path.relative_to(source), path.read_bytes())
+    return len(missing)
 
 
 @contextmanager
-def alone(folder: Path, say: Say = lambda line: None, *, what: str = "") -> Iterator[None]:
+def alone(folder: Path, say: Say = lambda line: None) -> Iterator[None]:
     """One process at a time works in a folder; the lock goes with the process, however it ends.
 
     Raises StudyError where another one has it. Where a file system has no locks, that is said.
     """
-    import filelock
-
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout:
-        what = what or f"study {folder.name} is being run or published"
-        raise StudyError(f"{what} by another process: wait for it, or stop it") from None
+        raise StudyError(
+            f"study {folder.name} is being run or published by another process: wait, or stop it"
+        ) from None
     except (OSError, NotImplementedError) as error:  # NFS without its lock daemon, some drives
         say(f"{folder} cannot be locked ({error}): start no second process that works in it")
     try:
@@ -154,7 +153,6 @@ def _execute(step: Step, terminal: TextIO) -> float:
             paths.notebooks() / f"{step.notebook}.ipynb",
             target,
             step.parameters,
-            cwd=paths.notebooks(),
             log=folder / "logs" / f"{step.notebook}.log",
             terminal=terminal,
         )

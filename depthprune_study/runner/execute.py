@@ -19,20 +19,13 @@ from depthprune_study import paths, provenance
 from depthprune_study.errors import StudyError
 
 FULL_DISK_BYTES = 1_000_000  # with less left, whatever failed did so for want of room
-# Spinning OpenMP threads slow each other down beside other work; a bounded spin does not.
-SPIN = {"GOMP_SPINCOUNT": "10000"}
+EVERY_SECONDS = 30  # between two lines of progress where there is no terminal
 
 
 def execute(
-    notebook: Path,
-    target: Path,
-    parameters: Mapping[str, Any],
-    *,
-    cwd: Path,
-    log: Path,
-    terminal: TextIO,
+    notebook: Path, target: Path, parameters: Mapping[str, Any], *, log: Path, terminal: TextIO
 ) -> int:
-    """Execute it in `cwd`; leave the executed copy at `target` and what it printed at `log`.
+    """Execute it in its folder; leave the executed copy at `target` and what it printed at `log`.
 
     Returns the most memory that its kernel was seen to hold, in bytes. Raises StudyError when it
     fails; the partial notebook is kept beside `target`.
@@ -40,17 +33,17 @@ def execute(
     import papermill
     from traitlets.config import Config
 
+    from depthprune_study.runner import kernels
+
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    unfinished = partial(target)
+    os.environ["DEPTHPRUNE_HOME"] = str(paths.home())  # a kernel works in another folder
+    unfinished, failure = partial(target), ""
     for folder in (target.parent, log.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    failure = ""
     with (
         open(log, "w", encoding="utf-8") as output,
         tempfile.TemporaryDirectory(prefix="depthprune-") as sockets,
-        environment({"DEPTHPRUNE_HOME": str(paths.home())}, defaults=SPIN),
         peak_memory() as peak,
-        _Screen(output, terminal) as screen,
     ):
         try:
             papermill.execute_notebook(
@@ -58,10 +51,11 @@ def execute(
                 _literal(unfinished),
                 parameters=dict(parameters),
                 kernel_name="python3",
+                kernel_manager_class=kernels.manager(),
                 progress_bar=False,
                 stdout_file=output,
-                stderr_file=screen,
-                cwd=cwd,
+                stderr_file=Screen(output, terminal),
+                cwd=notebook.parent,
                 start_timeout=180,
                 coalesce_streams=True,
                 # Socket files: no port that others could reach.
@@ -69,6 +63,8 @@ def execute(
             )
         except Exception as error:  # whatever stops a notebook is told in one sentence
             failure = _reason(error)
+    if terminal.isatty():
+        terminal.write("\r\033[K")  # whatever progress was left there
     if failure := failure or not_executed(unfinished):
         kept = f"partial notebook: {os.path.relpath(unfinished)}\noutput: {os.path.relpath(log)}"
         raise StudyError(f"{_with_a_hint(failure, unfinished.parent)}\n{kept}")
@@ -114,31 +110,17 @@ def tidy(path: Path) -> None:
 
 
 @contextmanager
-def environment(values: Mapping[str, str], *, defaults: Mapping[str, str]) -> Iterator[None]:
-    """The process's environment with these values, as its children inherit it; then as before."""
-    before = dict(os.environ)
-    os.environ.update({**defaults, **before, **values})
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-@contextmanager
 def peak_memory(every_seconds: float = 0.25) -> Iterator[list[int]]:
-    """A list of one number: the most bytes that a child process, begun meanwhile, has held."""
+    """A list of one number: the most bytes that a process below this one has held meanwhile."""
     import psutil
 
     peak, stop, this = [0], threading.Event(), psutil.Process()
-    before = {child.pid for child in this.children()}
 
     def watch() -> None:
         while not stop.wait(every_seconds):
-            with suppress(psutil.Error):
-                for child in this.children():
-                    if child.pid not in before:
-                        peak[0] = max(peak[0], child.memory_info().rss)
+            with suppress(psutil.Error):  # it ended while we looked
+                held = [child.memory_info().rss for child in this.children(recursive=True)]
+                peak[0] = max(peak[0], *held, 0)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -149,31 +131,23 @@ def peak_memory(every_seconds: float = 0.25) -> Iterator[list[int]]:
         thread.join()
 
 
-class _Screen:
-    """What a kernel writes to stderr, progress bars above all: all of it to the log, and to a
-    terminal as it comes; where there is no terminal, its last line every half a minute.
+class Screen:
+    """What a kernel writes to stderr, progress above all: to the log, and to a terminal as it
+    comes; where there is no terminal, the last line every half a minute.
     """
 
-    def __init__(self, log: TextIO, terminal: TextIO, *, every_seconds: float = 30) -> None:
-        self.log, self.terminal, self.every_seconds = log, terminal, every_seconds
-        self.said = time.monotonic()
-
-    def __enter__(self) -> _Screen:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.terminal.isatty():
-            self.terminal.write("\r\033[K")
+    def __init__(self, log: TextIO, terminal: TextIO) -> None:
+        self.log, self.terminal, self.said = log, terminal, time.monotonic()
 
     def write(self, text: str) -> None:
         self.log.write(text)
+        self.log.flush()
+        lines = text.strip().splitlines()
         if self.terminal.isatty():
             self.terminal.write(text)
-        elif time.monotonic() - self.said > self.every_seconds:
-            lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
-            if lines:
-                self.terminal.write(f"  {lines[-1]}\n")
-                self.said = time.monotonic()
+        elif lines and time.monotonic() - self.said > EVERY_SECONDS:
+            self.terminal.write(f"  {lines[-1].strip()}\n")
+            self.said = time.monotonic()
         self.terminal.flush()
 
     def flush(self) -> None:

@@ -30,31 +30,32 @@ def executed(study: str, notebook: str) -> Path:
     return paths.runs(study) / "notebooks" / f"{notebook}.ipynb"
 
 
-def _mark(study: str, notebook: str) -> Path:
-    return paths.runs(study) / "done" / f"{notebook}.json"
-
-
 def is_done(study: str, notebook: str, key: str) -> bool:
-    mark = _read_mark(study, notebook)
-    return mark is not None and mark["key"] == key and mark["files"] == _files(study, notebook)
-
-
-def _read_mark(study: str, notebook: str) -> dict[str, Any] | None:
-    """The key under which a notebook was done and what it left; None where there is no mark."""
-    mark = read_json(_mark(study, notebook))
-    seal = mark.pop("sha256", None)
-    whole = isinstance(mark.get("key"), str) and isinstance(mark.get("files"), dict)
-    return mark if whole and seal == _seal(mark) else None
+    """Whether the notebook was run under this key and its files are as it left them."""
+    return read_json(_mark(study, notebook)) == {"key": key, "files": _files(study, notebook)}
 
 
 def leave(step: Step) -> None:
+    """The mark of a step that is done now."""
     mark = {"key": step.key, "files": _files(step.study, step.notebook)}
-    content = json.dumps({**mark, "sha256": _seal(mark)}, indent=1)
-    storage.write_atomically(_mark(step.study, step.notebook), content)
+    storage.write_atomically(_mark(step.study, step.notebook), json.dumps(mark, indent=1))
 
 
-def _seal(mark: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(mark, sort_keys=True).encode()).hexdigest()
+def spoilt(step: Step) -> list[str]:
+    """A sentence for each file that is not as it was when the step was done."""
+    root, mark = paths.runs(step.study), read_json(_mark(step.study, step.notebook))
+    if mark.get("key") != step.key:
+        return []
+    now = _files(step.study, step.notebook)
+    return [
+        f"{os.path.relpath(root / name)} is {'changed' if name in now else 'gone'}: made again"
+        for name, content in mark.get("files", {}).items()
+        if now.get(name) != content
+    ]
+
+
+def _mark(study: str, notebook: str) -> Path:
+    return paths.runs(study) / "done" / f"{notebook}.json"
 
 
 def _files(study: str, notebook: str) -> dict[str, str]:
@@ -66,27 +67,12 @@ def _files(study: str, notebook: str) -> dict[str, str]:
     return {p.relative_to(root).as_posix(): hash_of(p) for p in sorted(files) if p.is_file()}
 
 
-def spoilt(step: Step) -> list[str]:
-    """A sentence for each file that is not as it was when the step was done."""
-    root, mark = paths.runs(step.study), _read_mark(step.study, step.notebook)
-    if mark is None and _mark(step.study, step.notebook).exists():
-        return [f"{os.path.relpath(_mark(step.study, step.notebook))} is damaged: made again"]
-    if mark is None or mark["key"] != step.key:
-        return []
-    now = _files(step.study, step.notebook)
-    changed = [name for name, content in mark["files"].items() if now.get(name) != content]
-    return [
-        f"{os.path.relpath(root / name)} is {'changed' if name in now else 'gone'}: made again"
-        for name in changed
-    ]
-
-
 def costs(folder: Path) -> dict[str, dict[str, Any]]:
     """Notebook -> {"seconds", "peak_bytes", "disk_bytes", "key", perhaps "resumed"}.
 
-    From a report's or a run's folder; damaged ones are left out.
+    From a report's or a run's folder.
     """
-    return {name: cost for name, cost in read_json(folder / "costs.json").items() if _is_cost(cost)}
+    return read_json(folder / "costs.json")
 
 
 def expected(study: str) -> dict[str, dict[str, Any]]:
@@ -111,23 +97,16 @@ def remember_cost(step: Step, seconds: float, peak_bytes: int, *, goes_on: bool)
     known = costs(folder)
     before = known.get(step.notebook, {})
     before = before if before.get("key") == step.key else {}
-    on_disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     cost = {
         "seconds": max(before.get("seconds", 0), round(seconds, 1)),
         "peak_bytes": max(before.get("peak_bytes", 0), peak_bytes),
-        "disk_bytes": on_disk,
+        "disk_bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         "key": step.key,
     }
     if goes_on and (not before or before.get("resumed")):
         cost["resumed"] = True
     content = json.dumps({**known, step.notebook: cost}, indent=1)
     storage.write_atomically(folder / "costs.json", content)
-
-
-def _is_cost(cost: Any) -> bool:
-    names = ("seconds", "peak_bytes", "disk_bytes")
-    numbers = [cost.get(name, 0) for name in names] if isinstance(cost, dict) else [None]
-    return all(type(n) in (int, float) and 0 <= n < float("inf") for n in numbers)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
-import platform
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import cache
@@ -49,11 +47,17 @@ def fetch(steps: Parameters, say: Callable[[str], None]) -> None:
 
     Raises StudyError.
     """
-    _check_packages(steps)
-    wanted = {name for values in steps.values() for name in _named(values, *MODELS)}
+    _check_packages()
+    models = {name for values in steps.values() for name in _named(values, *MODELS)}
     texts = {name for values in steps.values() for name in _named(values, *TEXTS)}
-    if not wanted | texts:
-        return
+    if models | texts:
+        from depthprune_study.runner import kernels  # late: slow to load
+
+        say(f"fetching, or checking what is cached: {', '.join(sorted(texts | models))}")
+        kernels.apart(_fetch, sorted(models), sorted(texts), paths.cache())
+
+
+def _fetch(model_names: list[str], texts: list[str], cached: Path) -> None:
     from transformers.utils import logging  # late: torch
 
     from depthprune_core import models, splits
@@ -61,60 +65,12 @@ def fetch(steps: Parameters, say: Callable[[str], None]) -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        for name in sorted(texts):
-            say(f"text {name}: fetching, or checking what is cached")
-            splits.split_named(name, cache=paths.cache())
-        for name in sorted(wanted):
-            say(f"model {name}: fetching, or checking what is cached")
-            models.fetch_only(name, cache=paths.cache())
-        for notebook, values in steps.items():
-            if values.get("model"):
-                _check_depth(notebook, values, models.depth(values["model"]))
+        for name in texts:
+            splits.split_named(name, cache=cached)
+        for name in model_names:
+            models.fetch_only(name, cache=cached)
     except (ValueError, RuntimeError) as error:
         raise StudyError(str(error)) from None
-
-
-def shortcomings(steps: Parameters) -> list[str]:
-    """A sentence for each notebook that the machine does not suit. StudyError: it cannot run."""
-    asked = {n: v for n, v in steps.items() if v.get("device") == "cuda" or _is_16_bit(v)}
-    if not asked:
-        return []
-    import torch
-
-    cuda = torch.cuda.is_available()
-    for notebook, values in asked.items():
-        if values.get("device") == "cuda" and not cuda:
-            raise StudyError(
-                f"{notebook}: device=cuda, but there is no GPU here: write device=auto"
-            )
-    slow = platform.machine() in ("x86_64", "AMD64")
-    slow = slow and torch.backends.cpu.get_cpu_capability() != "AVX512"
-    on_cpu = {n: v for n, v in asked.items() if not cuda or v.get("device") == "cpu"}
-    return [
-        f"{notebook}: precision={values['precision']} can take many times as long as float32 on "
-        "this CPU, which has no AVX-512: take a GPU, or precision=auto"
-        for notebook, values in on_cpu.items()
-        if slow and _is_16_bit(values)
-    ]
-
-
-def download_bytes(steps: Parameters) -> int:
-    """About how much the named models of these steps take on the disk, by their shapes."""
-    names = {name for values in steps.values() for name in _named(values, *MODELS)}
-    return sum(4 * n_parameters(SOURCES[name].shape) for name in names if name in SOURCES)
-
-
-def n_parameters(shape: Mapping[str, Any] | None) -> int:
-    """Parameters of a Llama-like shape, tied tensors once; GPT-2's own where it is all defaults."""
-    if shape is None:
-        return 0
-    if shape["model_type"] == "gpt2":
-        return 124_439_808
-    width, heads = shape["hidden_size"], shape["num_attention_heads"]
-    narrow = width * shape["num_key_value_heads"] // heads
-    layer = 2 * width * (width + narrow) + 3 * width * shape["intermediate_size"] + 2 * width
-    embeddings = (1 if shape.get("tie_word_embeddings") else 2) * shape["vocab_size"] * width
-    return shape["num_hidden_layers"] * layer + embeddings + width
 
 
 def _naming(values: Mapping[str, Any], *kinds: str) -> Iterable[str]:
@@ -133,14 +89,8 @@ def _absolute(name: str) -> str:
     return str(Path(name).resolve()) if is_local else name
 
 
-def _is_16_bit(values: Mapping[str, Any]) -> bool:
-    return values.get("precision") in ("bfloat16", "float16")
-
-
-def _check_packages(steps: Parameters) -> None:
-    """Raises StudyError for a library outside the declared range, where pip was told not to look
-    (Colab), and for tasks of lm-eval where that is not there.
-    """
+def _check_packages() -> None:
+    """Raises StudyError for a library outside the declared range: in Colab, pip does not look."""
     declared: list[str] = []
     with suppress(importlib.metadata.PackageNotFoundError):  # code that runs uninstalled
         declared = importlib.metadata.requires("depthprune") or []
@@ -150,20 +100,6 @@ def _check_packages(steps: Parameters) -> None:
         if needed.marker is None and not fits:
             wanted = f"{needed.name}{needed.specifier}"
             raise StudyError(f"{needed.name} {found} is here, not {wanted}: pip install '{wanted}'")
-    for notebook, values in steps.items():
-        asked = any(name.endswith("tasks") and value for name, value in values.items())
-        if asked and importlib.util.find_spec("lm_eval") is None:
-            raise StudyError(f"{notebook} asks for tasks of lm-eval: pip install lm-eval")
-
-
-def _check_depth(notebook: str, values: Mapping[str, Any], n_layers: int) -> None:
-    """Raises StudyError where a notebook would leave no layer; 0 layers: not known."""
-    for name, value in values.items():
-        if n_layers and name.endswith(("drop_count", "drop_counts")) and not isinstance(value, str):
-            asked = value if isinstance(value, list) else [value]
-            if max(asked, default=0) > n_layers - 1:
-                most = f"{name} must be at most {n_layers - 1}, not {value}"
-                raise StudyError(f"{notebook}: {most}: {values['model']} has {n_layers} layers")
 
 
 def _hash_of(path: Path) -> str:

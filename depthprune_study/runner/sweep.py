@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import ast
 import csv
 import hashlib
-import importlib.util
 import io
 import json
+import multiprocessing
 import os
-import queue
-import subprocess
+import runpy
 import sys
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from depthprune_core import storage
-from depthprune_study import parameters, paths, yaml_files
+from depthprune_study import parameters, paths
 from depthprune_study.errors import StudyError
 from depthprune_study.runner import chain, prepare
-
-STOPPED = "this cell stopped: "
 
 
 @dataclass(frozen=True)
@@ -52,11 +48,9 @@ class Sweep:
 
 def read(path: Path) -> Sweep:
     """A sweep's cells. Raises StudyError with every problem, before anything runs."""
-    wrong, given = yaml_files.read(path)
+    wrong, given = parameters.read_yaml(path)
     kinds = {"name": str, "notebook": str, "vary": dict, "same": dict}
-    wrong += [
-        f"{name} must be there" for name in kinds if not isinstance(given.get(name), kinds[name])
-    ]
+    wrong += [f"{k} must be there" for k in kinds if not isinstance(given.get(k), kinds[k])]
     if not wrong:
         lists = {name: value for name, value in given["vary"].items() if isinstance(value, list)}
         wrong += [f"vary.{name} must be a list" for name in given["vary"].keys() - lists.keys()]
@@ -93,35 +87,16 @@ def run(sweep: Sweep, pool: Executor, *, say: Callable[[str], None]) -> list[str
                 outcome = f"failed ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
                 failed.append(f"{cell.words}: {outcome}")
             say(f"{n} of {len(todo)}: {cell.words}: {outcome}")
-    except BaseException:  # Ctrl-C: what waits is not begun
-        pool.shutdown(wait=False, cancel_futures=isinstance(pool, ThreadPoolExecutor))
-        raise
-    pool.shutdown()
+    finally:
+        pool.shutdown(cancel_futures=isinstance(pool, ProcessPoolExecutor))
     return failed
 
 
 def run_cell(study: str, notebook: str, values: dict[str, Any], moved: dict[str, str]) -> None:
-    """Run one cell in a process of its own. Raises RuntimeError with the reason."""
-    command = [
-        sys.executable,
-        "-m",
-        "depthprune_study.runner.sweep",
-        study,
-        json.dumps({notebook: values}),
-    ]
-    gpu = [] if GPUS.empty() else [GPUS.get()]
-    path = {"PYTHONPATH": os.pathsep.join([str(paths.CODE), os.environ.get("PYTHONPATH", "")])}
-    visible = {"CUDA_VISIBLE_DEVICES": gpu[0]} if gpu else {}
-    environment = {**moved, **os.environ, **path, **visible}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    for name in gpu:
-        GPUS.put(name)
-    if done.returncode != 0:
-        said = done.stderr.strip() or f"its process ended with code {done.returncode}"
-        raise RuntimeError(said.rsplit(STOPPED, 1)[-1].strip())
-
-
-GPUS: queue.Queue[str] = queue.Queue()  # those that no cell uses; empty where there is no choice
+    """Run one cell, in a worker's process. Raises StudyError with the reason."""
+    os.environ.update(moved)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        chain.run(study, given={notebook: values}, say=lambda line: None, terminal=nowhere)
 
 
 def pool(workers: int = 0, site: Path | None = None) -> Executor:
@@ -130,27 +105,29 @@ def pool(workers: int = 0, site: Path | None = None) -> Executor:
         return _parsl_pool(site)
     import torch
 
+    context = multiprocessing.get_context("spawn")
     n_gpus = torch.cuda.device_count()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(n_gpus)))
-    workers = workers or n_gpus or 1
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(n_gpus)))
+    workers, gpus = workers or n_gpus or 1, context.Queue()
     for worker in range(workers if n_gpus else 0):
-        GPUS.put(visible.split(",")[worker % n_gpus])
-    return ThreadPoolExecutor(workers)  # a thread waits for each cell's process
+        gpus.put(seen.split(",")[worker % n_gpus])
+    given = {"initializer": _take_gpu, "initargs": (gpus,)} if n_gpus else {}
+    return ProcessPoolExecutor(workers, mp_context=context, **given)
+
+
+def _take_gpu(gpus: multiprocessing.Queue) -> None:
+    """A worker's kernels see one GPU."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get()
 
 
 def _parsl_pool(site: Path) -> Executor:
     try:
         from parsl.concurrent import ParslPoolExecutor
 
-        spec = importlib.util.spec_from_file_location("depthprune_site", site)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        config = module.config()
+        config = runpy.run_path(str(site))["config"]()
     except Exception as error:  # a package or cluster that is not there, whatever it raises
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise StudyError(
-            f"{site} gives no parsl.Config by a function config() ({reason})"
-        ) from None
+        raise StudyError(f"{site} gives no parsl.Config by config() ({reason})") from None
     # Parsl starts its own scripts by name, also where the environment is not activated.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return ParslPoolExecutor(config=config)
@@ -175,16 +152,3 @@ def _results(cell: Cell) -> dict[str, Any]:
         return dict(storage.read(folder / "cell.json").values)
     scores = storage.read(folder / "validation.json")
     return {f"{name}: ppl": score.ppl for name, score in scores.items()}
-
-
-def main(study: str, given: str) -> None:
-    """One cell, in this process."""
-    try:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere:
-            chain.run(study, given=ast.literal_eval(given), say=lambda line: None, terminal=nowhere)
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"{STOPPED}{error}")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

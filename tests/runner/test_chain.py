@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
 
-import filelock
 import pytest
 import toy
 
@@ -32,13 +30,12 @@ def facts(name: str) -> dict:
     return storage.read(paths.runs("toy") / "records" / name / "facts.json").values
 
 
-def test_a_finished_study_is_done_and_runs_nothing(done: Path) -> None:
+def test_a_finished_study_has_its_records_and_costs_and_runs_nothing_again(done: Path) -> None:
     assert waiting() == []
     assert run() == [f"{name}: done already" for name in toy.WORK]
-
-
-def test_parameters_reach_each_notebook_and_records_the_next(done: Path) -> None:
-    assert [facts(name)["n"] for name in toy.WORK] == [16, 32, 33]
+    assert [facts(name)["n"] for name in toy.WORK] == [16, 32, 33]  # parameters and records arrive
+    for cost in marks.costs(paths.runs("toy")).values():
+        assert cost["seconds"] > 0 and cost["peak_bytes"] > 2**24 and cost["disk_bytes"] > 0
 
 
 def test_an_executed_notebook_says_nothing_of_the_clock_or_the_machine(done: Path) -> None:
@@ -47,34 +44,27 @@ def test_an_executed_notebook_says_nothing_of_the_clock_or_the_machine(done: Pat
     assert "injected-parameters" in text
 
 
-def test_each_cost_is_measured(done: Path) -> None:
-    costs = marks.costs(paths.runs("toy"))
-    assert list(costs) == list(toy.WORK)
-    for cost in costs.values():
-        assert cost["seconds"] > 0 and cost["peak_bytes"] > 2**24 and cost["disk_bytes"] > 0
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"01_sensitivity": {"seconds": "soon"}}'])
-def test_damaged_costs_stop_nothing(done: Path, content: str) -> None:
-    (paths.runs("toy") / "costs.json").write_text(content)
-    assert marks.costs(paths.runs("toy")) == {}
-
-
 def test_a_time_that_goes_on_from_records_is_told_as_more_than() -> None:
     assert marks.minutes({"seconds": 240}) == "4 min"
     assert marks.minutes({"seconds": 7_200, "resumed": True}) == "more than 2.0 h"
 
 
-def test_another_parameter_runs_the_notebook_and_what_reads_it(done: Path) -> None:
+def test_another_cell_or_parameter_runs_the_notebook_and_what_reads_it(done: Path) -> None:
     (done / "params/toy/02_prune.yaml").write_text("study: toy\ntokens: 32\n")
     assert waiting() == ["02_prune", "10_report"]
-
-
-def test_another_code_cell_runs_the_notebook_and_what_reads_it(done: Path) -> None:
-    toy.write(
-        done, "01_sensitivity", toy.SAVE.replace("{name}", "01_sensitivity"), "n = 1", toy.KEEP
-    )
+    save = toy.SAVE.replace("{name}", "01_sensitivity")
+    toy.write(done, "01_sensitivity", save, "n = 1", toy.KEEP)
     assert waiting() == list(toy.WORK)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("recipe.yaml", "lr: 1.0e-04\n"), ("claims.yaml", "C1: {other: true}\n")]
+)
+def test_another_recipe_or_claim_runs_what_comes_behind(
+    done: Path, name: str, content: str
+) -> None:
+    (done / "params" / name).write_text(content)
+    assert waiting() == ["10_report"]
 
 
 def test_other_code_of_ours_runs_what_imports_it(
@@ -94,35 +84,21 @@ def test_another_library_runs_everything_but_another_build_of_it_nothing(
     assert waiting() == list(toy.WORK)
 
 
-def test_another_recipe_runs_what_comes_behind_notebook_09(done: Path) -> None:
-    (done / "params/recipe.yaml").write_text("lr: 1.0e-04\n")
-    assert waiting() == ["10_report"]
-
-
-def test_other_claims_run_the_report(done: Path) -> None:
-    (done / "params/claims.yaml").write_text("C1: {other: true}\n")
-    assert waiting() == ["10_report"]
-
-
-@pytest.mark.parametrize("name", ["records/01_sensitivity/facts.json", "notebooks/02_prune.ipynb"])
-@pytest.mark.parametrize("damage", ["gone", "changed"])
-def test_a_file_that_is_not_as_it_was_is_named_and_made_again(
-    done: Path, name: str, damage: str
-) -> None:
-    path = paths.runs("toy") / name
-    content = path.read_bytes()
-    path.unlink() if damage == "gone" else path.write_bytes(content[:-9])
+def test_files_that_are_not_as_they_were_are_named_and_made_again(done: Path) -> None:
+    record = paths.runs("toy") / "records/01_sensitivity/facts.json"
+    notebook = marks.executed("toy", "02_prune")
+    record.unlink()
+    notebook.write_bytes(notebook.read_bytes()[:-9])
+    (paths.runs("toy") / "costs.json").write_text("")
     said = run()
-    assert any(f"{os.path.relpath(path)} is {damage}" in line for line in said)
+    for path, damage in ((record, "gone"), (notebook, "changed")):
+        assert any(f"{os.path.relpath(path)} is {damage}" in line for line in said)
     assert waiting() == [] and facts("10_report")["n"] == 33
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"key": "x", "files": {}, "sha256": "0"}'])
-def test_a_damaged_mark_counts_as_not_done(done: Path, content: str) -> None:
-    (paths.runs("toy") / "done" / "02_prune.json").write_text(content)
+def test_a_damaged_mark_counts_as_not_done(done: Path) -> None:
+    (paths.runs("toy") / "done" / "02_prune.json").write_text('{"key": "x", "files": {}')
     assert waiting() == ["02_prune"]
-    step = chain.plan("toy")[1]
-    assert "is damaged" in marks.spoilt(step)[0]
 
 
 def test_records_of_an_earlier_version_of_the_notebook_are_dropped(done: Path) -> None:
@@ -161,20 +137,25 @@ def test_whatever_ends_a_notebook_is_told(fresh: Path, cell: str, sentence: str)
     assert waiting() == list(toy.WORK)
 
 
-def test_progress_goes_to_the_log_and_leaves_no_trace_in_the_notebook(fresh: Path) -> None:
+def test_a_kernel_has_its_variables_and_its_progress_leaves_no_trace_in_the_notebook(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_VARIABLE", "a")
     bar = (
         "import os, sys\nprint('\\r 1 of 2', file=sys.stderr)\n"
-        "print(os.environ['GOMP_SPINCOUNT'], os.environ['DEPTHPRUNE_HOME'])"
+        "print(os.environ['A_VARIABLE'], os.environ['DEPTHPRUNE_HOME'], os.getcwd())"
     )
     toy.write(fresh, "01_sensitivity", bar)
-    toy.write(fresh, "02_prune", "pass")
-    toy.write(fresh, "10_report", "pass")
-    run()
+    chain.run(
+        "toy",
+        given={"01_sensitivity": {"study": "toy", "tokens": 8}},
+        say=lambda line: None,
+        terminal=io.StringIO(),
+    )
     assert "1 of 2" in (paths.runs("toy") / "logs/01_sensitivity.log").read_text()
     cells = provenance.read_cells(marks.executed("toy", "01_sensitivity"))
-    outputs = [output for cell in cells for output in cell["outputs"]]
-    assert [output["name"] for output in outputs] == ["stdout"]
-    assert "".join(outputs[0]["text"]).split() == ["10000", str(fresh)]
+    (output,) = [output for cell in cells for output in cell["outputs"]]
+    assert "".join(output["text"]).split() == ["a", str(fresh), str(fresh / "notebooks")]
 
 
 def test_a_second_run_at_once_is_refused_in_a_sentence(fresh: Path) -> None:
@@ -188,7 +169,7 @@ def test_a_folder_that_cannot_be_locked_is_run_in_and_told(
     def refuse(self: object) -> None:
         raise NotImplementedError("no flock")
 
-    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     assert "cannot be locked" in run()[0]
 
 
@@ -199,6 +180,14 @@ def test_bad_parameters_stop_the_study_before_any_work(fresh: Path) -> None:
     assert not paths.runs("toy").exists()
 
 
+def test_a_library_outside_its_range_stops_the_study_before_any_work(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: ["numpy>=99", "x>=1"])
+    with pytest.raises(StudyError, match=r"is here, not numpy>=99: pip install 'numpy>=99'"):
+        run()
+
+
 def test_a_report_is_restored_and_what_is_there_is_left(done: Path) -> None:
     report = done / "reports" / "toy"
     path = paths.runs("toy") / "records" / "01_sensitivity" / "facts.json"
@@ -207,33 +196,14 @@ def test_a_report_is_restored_and_what_is_there_is_left(done: Path) -> None:
     path.unlink()
     assert chain.restore("toy", report) == 1  # its costs are there
     assert waiting() == []
-
-
-def test_nothing_to_restore_is_told(done: Path) -> None:
     with pytest.raises(StudyError, match="holds no records of a study"):
         chain.restore("toy", done / "nowhere")
 
 
-def test_a_notebook_that_dies_without_an_error_is_found_out(tmp_path: Path) -> None:
-    path = toy.write(tmp_path, "x", "pass")
-    assert execute.not_executed(path) == "code cell 0 was never executed: the kernel died"
-    content = json.loads(path.read_text())
-    for cell in content["cells"]:
-        cell["execution_count"] = 1
-    path.write_text(json.dumps(content))
-    assert execute.not_executed(path) == ""
-
-
-def test_where_there_is_no_terminal_progress_is_one_line_every_half_a_minute() -> None:
-    log, terminal = io.StringIO(), io.StringIO()
-    screen = execute._Screen(log, terminal, every_seconds=0)
-    screen.write("\r 1%\r 2%")
-    assert (log.getvalue(), terminal.getvalue()) == ("\r 1%\r 2%", "  2%\n")
-
-
-def test_a_library_outside_its_range_stops_the_study_before_any_work(
-    fresh: Path, monkeypatch: pytest.MonkeyPatch
+def test_where_there_is_no_terminal_progress_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("importlib.metadata.requires", lambda name: ["numpy>=99", "x>=1"])
-    with pytest.raises(StudyError, match=r"is here, not numpy>=99: pip install 'numpy>=99'"):
-        run()
+    monkeypatch.setattr(execute, "EVERY_SECONDS", -1)
+    log, terminal = io.StringIO(), io.StringIO()
+    execute.Screen(log, terminal).write("\r 1%\r 2%")
+    assert (log.getvalue(), terminal.getvalue()) == ("\r 1%\r 2%", "  2%\n")

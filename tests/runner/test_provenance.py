@@ -38,8 +38,14 @@ def hash_now() -> str:
 @pytest.mark.parametrize(
     ("module", "source", "same"),
     [
-        ("depthprune_core.losses", 'def f():\n    """What."""\n    return 1  # why\n', True),
+        (
+            "depthprune_core.losses",
+            '"""Of."""\ndef f():\n    """What."""\n    return 1  # why\n',
+            True,
+        ),
+        ("depthprune_core.losses", "def f():\n    # why\n    return (\n        1\n    )\n", True),
         ("depthprune_core.losses", "def f():\n    return 2\n", False),
+        ("depthprune_core.losses", 'def f():\n    return 1\n\n\nx = """What."""\n', False),
         ("depthprune_study.other", "x = 2\n", True),
         ("depthprune_study.lab.__init__", "y = 1\n", False),
         ("depthprune_study.lab.work", "import depthprune_core.losses\nimport x\n", False),

@@ -1,0 +1,101 @@
+"""Kernels forked from one process that has the libraries loaded: each starts in a second.
+
+A kernel that imports torch, transformers and seaborn itself takes 5 to 15 seconds, longer than most
+notebooks of `ci` work. The process that is forked, Python's fork server, imports libraries and none
+of our own code; it begins no work on a GPU.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning import LocalProvisioner
+
+LOADED = [  # IPython last: behind it, tqdm would look for widgets
+    "torch",
+    "transformers.modeling_utils",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+    "peft",
+    "scipy.optimize",
+    "scipy.stats",
+    "seaborn",
+    "matplotlib_inline.backend_inline",
+    "ipykernel.kernelapp",
+]
+FORKS = multiprocessing.get_context("forkserver") if sys.platform == "linux" else None
+
+
+def manager() -> type[AsyncKernelManager]:
+    """What starts kernels here: by a fork on Linux, where no GPU is in the machine."""
+    return ForkingManager if _can_fork() else AsyncKernelManager
+
+
+def apart(work: Callable[..., Any], *given: Any) -> Any:
+    """The result of a function that needs the libraries, without loading them in this process."""
+    if not _can_fork():
+        return work(*given)
+    with ProcessPoolExecutor(1, mp_context=FORKS) as pool:
+        return pool.submit(work, *given).result()
+
+
+def _can_fork() -> bool:
+    if FORKS is None or Path("/dev/nvidiactl").exists():
+        return False
+    FORKS.set_forkserver_preload(LOADED)
+    return True
+
+
+class ForkingManager(AsyncKernelManager):
+    """Starts its kernel by a fork."""
+
+    async def start_kernel(self, **options: Any) -> None:
+        self.provisioner = Forking(kernel_id="forked", kernel_spec=self.kernel_spec, parent=self)
+        await super().start_kernel(**options)
+
+
+class Forking(LocalProvisioner):
+    """Where a kernel is a process of `multiprocessing`, not of `subprocess`."""
+
+    async def launch_kernel(self, cmd: list[str], **options: Any) -> dict[str, Any]:
+        given = self.parent.connection_file, os.getcwd(), options["env"]
+        self.process = Kernel(target=_work, args=given, daemon=True)
+        self.process.start()
+        self.pid = self.process.pid
+        return self.connection_info
+
+
+class Kernel(FORKS.Process if FORKS else object):
+    """What LocalProvisioner asks of a process."""
+
+    stdin = stdout = stderr = None
+
+    def poll(self) -> int | None:
+        return self.exitcode
+
+    def wait(self) -> int | None:
+        self.join()
+        return self.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+
+def _work(connection_file: str, folder: str, variables: dict[str, str]) -> None:
+    """A kernel, from its start to its end."""
+    from ipykernel.kernelapp import IPKernelApp
+
+    os.setsid()  # an interrupt at the terminal is the runner's
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.path[:] = [entry for entry in sys.path if entry]
+    # It ends itself when its parent is gone, which goes with the runner.
+    IPKernelApp.launch_instance(argv=["-f", connection_file], parent_handle=os.getppid())

@@ -9,6 +9,7 @@ import tempfile
 from typing import Any
 
 from depthprune_core.decoder import text_config
+from depthprune_core.progress import reason
 
 # "The first so many layers are dense": the count of those that stay.
 _FIRST = ("first_k_dense_replace", "num_dense_layers", "max_window_layers", "moe_layer_start_index")
@@ -19,8 +20,8 @@ _NUMBERED = re.compile(r"layers?$|layers?_(ids?|idx|ind|list|num)|attn_idxs?$") 
 def slice_config(config: Any, kept: tuple[int, ...]) -> Any:
     """A copy of the config for the kept layers, as it is when it is written and opened again.
 
-    The count, lists and tables of one entry a layer, lists of layer numbers, counts of the first
-    layers and patterns of dense and sparse ones follow the layers. Remote code is named no more.
+    The count, lists and tables of one entry a layer, lists of layer numbers and counts of the first
+    layers follow the layers. Remote code is named no more.
 
     Raises ValueError where an option bakes a layer's number into its computation, where the config
     cannot be written, or where it is another one when it is opened again.
@@ -36,42 +37,33 @@ def slice_config(config: Any, kept: tuple[int, ...]) -> Any:
     inner = facts
     if part is not config:
         inner = facts[next(key for key, value in vars(config).items() if value is part)]
-    n_layers = part.num_hidden_layers
-    _follow(inner, n_layers, kept)
+    _follow(inner, part.num_hidden_layers, kept)
     inner[part.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(kept)
-    return _opened(config, facts, kept)
+    name, layers = type(config).__name__, ", ".join(map(str, kept))
+    try:
+        new = type(config).from_dict(json.loads(json.dumps(facts)))
+        again = written(new)
+    except Exception as error:  # whatever its validators raise
+        raise ValueError(f"{name} does not allow layers {layers} alone: {reason(error)}") from error
+    if changed := _difference(facts, again):
+        raise ValueError(
+            f"{name} changes {changed} when it is opened, so a model of layers {layers} alone "
+            "would be another one: drop other layers"
+        )
+    return new
 
 
 def written(config: Any) -> dict[str, Any]:
     """The config as its config.json has it. Raises ValueError where it cannot be written."""
-    name = type(config).__name__
     try:
         with tempfile.TemporaryDirectory() as folder:
             config.save_pretrained(folder)
     except Exception as error:  # whatever its validators raise
         raise ValueError(
-            f"{name} would not be written when the model is saved, so nothing was begun: "
-            f"{_sentence(error)}"
+            f"{type(config).__name__} would not be written when the model is saved, so nothing was "
+            f"begun: {reason(error)}"
         ) from error
     return json.loads(json.dumps(config.to_dict()))
-
-
-def _opened(config: Any, facts: dict[str, Any], kept: tuple[int, ...]) -> Any:
-    """The config that these facts give when they are read from a file."""
-    name = type(config).__name__
-    try:
-        new = type(config).from_dict(json.loads(json.dumps(facts)))
-        again = written(new)
-    except Exception as error:
-        raise ValueError(
-            f"{name} does not allow layers {_told(kept)} alone: {_sentence(error)}"
-        ) from error
-    if changed := _difference(facts, again):
-        raise ValueError(
-            f"{name} changes {changed} when it is opened, so a model of layers {_told(kept)} alone "
-            "would be another one: drop other layers"
-        )
-    return new
 
 
 def _follow(facts: dict[str, Any], n_layers: int, kept: tuple[int, ...]) -> None:
@@ -85,15 +77,12 @@ def _follow(facts: dict[str, Any], n_layers: int, kept: tuple[int, ...]) -> None
             facts[key] = sum(layer <= value for layer in kept) - 1
         elif isinstance(value, list):
             facts[key] = _followed_list(key, value, n_layers, kept)
-        elif isinstance(value, dict) and value and all(str(k).isdigit() for k in value):
-            named = {int(k): v for k, v in value.items()}
-            if max(named) < n_layers:
-                facts[key] = {str(i): named[k] for i, k in enumerate(kept) if k in named}
+        elif isinstance(value, dict) and value and set(value) <= set(map(str, range(n_layers))):
+            facts[key] = {str(i): value[str(k)] for i, k in enumerate(kept) if str(k) in value}
     if (types := facts.get("attention_layers")) and "attention_types" in facts:  # GPT-Neo
         facts["attention_types"] = [[types, 1]]
     if isinstance(facts.get("scale_depth"), int | float):  # MiniCPM: over the root of the count
         facts["scale_depth"] *= math.sqrt(len(kept) / n_layers)
-    _follow_steps(facts, n_layers, kept)
 
 
 def _followed_list(key: str, value: list, n_layers: int, kept: tuple[int, ...]) -> list:
@@ -104,39 +93,13 @@ def _followed_list(key: str, value: list, n_layers: int, kept: tuple[int, ...]) 
     return [value[layer] for layer in kept] if len(value) == n_layers else value
 
 
-def _follow_steps(facts: dict[str, Any], n_layers: int, kept: tuple[int, ...]) -> None:
-    """Every so many layers one is sparse: told as a list where the config has one, or fitted."""
-    if (step := facts.get("decoder_sparse_step") or 1) > 1 and "mlp_only_layers" in facts:
-        # `_follow` has made that list one of new numbers
-        dense = {kept[new] for new in facts["mlp_only_layers"] or []}
-        dense |= {layer for layer in range(n_layers) if (layer + 1) % step}
-        facts["decoder_sparse_step"] = 1
-        facts["mlp_only_layers"] = [new for new, old in enumerate(kept) if old in dense]
-    if (step := facts.get("moe_layer_interval") or 1) > 1:
-        wanted = [(old + 1) % step == 0 for old in kept]
-        steps = range(1, len(kept) + 2)
-        fits = (s for s in steps if [(i + 1) % s == 0 for i in range(len(kept))] == wanted)
-        facts["moe_layer_interval"] = next(fits, step)  # a pattern that none fits is refused later
-
-
-def _difference(wanted: Any, found: Any, path: str = "") -> str:
+def _difference(wanted: dict[str, Any], found: dict[str, Any]) -> str:
     """The first field that was written and reads otherwise; empty where there is none."""
-    if isinstance(wanted, dict) and isinstance(found, dict):
-        if wanted and all(str(key).isdigit() for key in wanted):
-            wanted = {str(int(key)): value for key, value in wanted.items()}
-            found = {str(int(key)): value for key, value in found.items() if str(key).isdigit()}
-        for key, value in wanted.items():
-            if key in ("transformers_version", "dtype", "architectures"):
-                continue
-            if difference := _difference(value, found.get(key), f"{path}.{key}".lstrip(".")):
-                return difference
-        return ""
-    return "" if wanted == found else path
-
-
-def _told(layers: tuple[int, ...]) -> str:
-    return ", ".join(map(str, layers)) if len(layers) <= 12 else f"{layers[0]} to {layers[-1]}"
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    for key, value in wanted.items():
+        other = found.get(key)
+        if isinstance(value, dict) and isinstance(other, dict):
+            if inner := _difference(value, other):
+                return f"{key}.{inner}"
+        elif value != other and key not in ("transformers_version", "dtype", "architectures"):
+            return key
+    return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -39,11 +40,6 @@ class Decoder:
             logits = logits * self.scale
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
-    @property
-    def tied(self) -> bool:
-        embeddings = (m for m in self.base.modules() if isinstance(m, nn.Embedding))
-        return any(module.weight is self.head.weight for module in embeddings)
-
 
 # Tensors by which a state decays: of Mamba and gated delta nets, of RWKV, of lightning attention.
 _DECAYS = ("A_log", "time_decay", "slope_rate")
@@ -53,6 +49,8 @@ _SHARED = {
     "hidden_size_per_layer_input": "embeddings for each of its layers in one tensor",
     "num_kv_shared_layers": "layers that use the keys and values of earlier ones",
 }
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
+_MLP_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim")
 
 _known: weakref.WeakKeyDictionary[nn.Module, Decoder] = weakref.WeakKeyDictionary()
 
@@ -81,16 +79,18 @@ def remember(student: PreTrainedModel, like: Decoder) -> None:
 
 
 def structure(model: PreTrainedModel) -> Decoder:
-    """The parts as names and types tell them: of a model on torch's meta device too, which cannot
+    """The parts as names and types show them: of a model on torch's meta device too, which cannot
     be run. Raises as `anatomy`.
     """
     name = type(model).__name__
     config = text_config(model.config)
     if getattr(model.config, "is_encoder_decoder", False):
         raise ValueError(f"{name} is an encoder-decoder: only decoders can be pruned here")
-    if state := _state(model):
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    states = [tensor for tensor, _ in tensors if tensor.rsplit(".", 1)[-1] in _DECAYS]
+    if states:
         raise ValueError(
-            f"{name} carries a state from token to token ({state}: a state-space or "
+            f"{name} carries a state from token to token ({states[0]}: a state-space or "
             "linear-attention model): only transformer decoders can be pruned here"
         )
     for field, what in _SHARED.items():
@@ -98,23 +98,18 @@ def structure(model: PreTrainedModel) -> Decoder:
             raise ValueError(f"{name} has {what} ({field}), so no layer of it can be dropped")
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     n_layers = getattr(config, "num_hidden_layers", None)
-    if head is None or n_layers is None:
+    if not isinstance(head, nn.Linear) or n_layers is None:
         raise ValueError(
-            f"{name} has no language-model head or no layer count: only causal language models "
-            "can be pruned here"
-        )
-    if not isinstance(head, nn.Linear):
-        raise ValueError(
-            f"{name} has a head that is no linear map ({type(head).__name__}), so it cannot be "
-            "measured here"
+            f"{name} has no language-model head (a linear map) or no layer count: only causal "
+            "language models can be pruned here"
         )
     path = _stack(model, n_layers)
     base = getattr(model, model.base_model_prefix, None)
     if base is None:  # Llama 4 names another class's
         base = model.get_submodule(path.split(".")[0])
-    softcap = float(_softcap(config) or 0.0)
+    softcap = next((cap for key in _SOFTCAPS if (cap := getattr(config, key, None))), 0.0)
     stack = model.get_submodule(path)
-    return Decoder(stack, path, base, head, softcap, scale=1.0, returns_tuple=False)
+    return Decoder(stack, path, base, head, float(softcap), scale=1.0, returns_tuple=False)
 
 
 def text_config(config: Any) -> Any:
@@ -140,65 +135,19 @@ def _stack(model: PreTrainedModel, n_layers: int) -> str:
     home = next((path for path, module in model.named_modules() if module is embedding), "")
 
     def distance(path: str) -> tuple[int, int]:
-        shared = 0
-        for ours, theirs in zip(path.split("."), home.split("."), strict=False):
-            if ours != theirs:
-                break
-            shared += 1
+        pairs = zip(path.split("."), home.split("."), strict=False)
+        shared = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
         return -shared, path.count(".")  # then the outermost
 
     return min(stacks, key=distance)
 
 
-def _softcap(config: Any) -> float | None:
-    for name in ("final_logit_softcapping", "logits_soft_cap"):
-        if value := getattr(config, name, None):
-            return value
-    return None
-
-
-def _state(model: nn.Module) -> str:
-    """The tensor by which a recurrent layer's state decays; empty without one."""
-    held = (model.named_parameters(), model.named_buffers())
-    tensors = (name for found in held for name, _ in found)
-    return next((name for name in tensors if name.rsplit(".", 1)[-1] in _DECAYS), "")
-
-
 def _attends(layer: nn.Module) -> bool:
-    return bool(_attentions(layer))
+    names = [type(module).__name__.lower() for module in layer.modules()]
+    return any("attention" in name or "attn" in name for name in names)
 
 
-def _attentions(layer: nn.Module) -> list[nn.Module]:
-    return [
-        module
-        for module in layer.modules()
-        if any(word in type(module).__name__.lower() for word in ("attention", "attn"))
-    ]
-
-
-# ---------------------------------------------------------------- where a layer's parts end
-
-
-def attention_outputs(model: PreTrainedModel) -> list[nn.Module]:
-    """Of each layer, the linear map that takes the heads' values back to the hidden states.
-
-    Found by running: the last map of the attention. Raises ValueError where a layer has none.
-    """
-    parts = anatomy(model)
-    maps = [
-        {m for attention in _attentions(layer) for m in attention.modules() if _is_map(m)}
-        for layer in parts.layers
-    ]
-    called = probing.calls(parts.base, [m for found in maps for m in found])
-    last = [[m for m in called if m in found][-1:] for found in maps]
-    if any(not found for found in last):
-        raise ValueError(
-            f"{type(model).__name__} has a layer whose attention ends in no linear map"
-        )
-    return [found for (found,) in last]
-
-
-_MLP_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim")  # as configs call it
+# ---------------------------------------------------------------- the MLPs
 
 
 def mlp_outputs(model: PreTrainedModel) -> list[nn.Module]:
@@ -208,10 +157,13 @@ def mlp_outputs(model: PreTrainedModel) -> list[nn.Module]:
     this map from the others.
     """
     name, width = _mlp_width(model)
-    maps = [
-        [m for m in layer.modules() if _is_map(m) and _n_inputs(m) == width]
-        for layer in anatomy(model).layers
-    ]
+
+    def ends_mlp(module: nn.Module) -> bool:
+        if isinstance(module, Conv1D):
+            return module.weight.shape[0] == width
+        return isinstance(module, nn.Linear) and module.in_features == width
+
+    maps = [[m for m in layer.modules() if ends_mlp(m)] for layer in anatomy(model).layers]
     if any(len(found) != 1 for found in maps):
         raise ValueError(
             f"{type(model).__name__} has not exactly one map of {width} inputs ({name}) in every "
@@ -226,21 +178,14 @@ def mlp_width(model: PreTrainedModel) -> int:
 
 
 def narrow_config(model: PreTrainedModel, width: int) -> Any:
-    """A copy of the model's config with MLPs of this width.
-
-    Raises ValueError for a width that is not below the model's own.
-    """
-    name, own = _mlp_width(model)
-    if not 1 <= width < own:
-        raise ValueError(
-            f"width={width} neurons to keep: this model's MLPs of {own} allow 1..{own - 1}"
-        )
+    """A copy of the model's config with MLPs of this width."""
     new = copy.deepcopy(model.config)
-    setattr(text_config(new), name, width)
+    setattr(text_config(new), _mlp_width(model)[0], width)
     return new
 
 
 def _mlp_width(model: PreTrainedModel) -> tuple[str, int]:
+    """The config's field for the MLP's width, and the width."""
     config = text_config(model.config)
     for name in _MLP_WIDTHS:
         try:
@@ -254,11 +199,3 @@ def _mlp_width(model: PreTrainedModel) -> tuple[str, int]:
         f"the config of {type(model).__name__} does not state one width for its MLPs "
         f"({', '.join(_MLP_WIDTHS)})"
     )
-
-
-def _is_map(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | Conv1D)
-
-
-def _n_inputs(module: nn.Linear | Conv1D) -> int:
-    return module.weight.shape[0] if isinstance(module, Conv1D) else module.in_features

@@ -1,4 +1,4 @@
-"""Whether a model folder is whole, said in one sentence before a library trips over it."""
+"""A model folder: whether it is whole, said in one sentence, and opened without any code of its."""
 
 from __future__ import annotations
 
@@ -7,153 +7,123 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from depthprune_core.decoder import text_config
 from depthprune_core.fetching import check_hashes
+from depthprune_core.progress import reason
 
-HUB_FILES = [
-    "*.safetensors",
-    "*.json",
-    "*.txt",
-    "*.model",
-    "*.jinja",
-]  # no code, and weights in no other format
-WEIGHTS, INDEX, CONFIG = "*.safetensors", "model.safetensors.index.json", "config.json"
-ADAPTER = "adapter_config.json"
+WEIGHTS, CONFIG, ADAPTER = "*.safetensors", "config.json", "adapter_config.json"
+HUB_FILES = [WEIGHTS, "*.json", "*.txt", "*.model", "*.jinja"]  # no code, no other weights
+KEY_PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys")  # of transformers' report
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
-def check(folder: Path) -> None:
-    """Raises ValueError unless the folder holds a whole causal language model.
+def check(folder: Path) -> tuple[PreTrainedModel, Any]:
+    """The model without its weights (on the meta device) and the tokenizer of a whole folder.
 
-    It has a config that transformers knows, whole safetensors files of finite numbers in the shapes
-    that the config asks for, and a tokenizer, and all that the hub's client keeps there is what was
-    fetched. Remote code is never run, pickled weights are never opened.
+    Raises ValueError as `opened` and `tokenizer_of`, for numbers that are not finite, and where a
+    file is not what was fetched from the hub.
     """
-    folder = Path(folder)
     check_hashes(folder, files=HUB_FILES)
-    check_kind(folder)
-    files = sorted(folder.glob(WEIGHTS))
-    if not files:
-        raise ValueError(
-            f"model folder {folder} holds no .safetensors file: other weight formats are not read"
-        )
-    wanted = _shapes(folder)
-    _check_index(folder, files)
-    for file in files:
-        _check_weights(file, wanted)
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
-        raise ValueError(
-            f"model folder {folder} holds no tokenizer: one of {', '.join(_TOKENIZERS)} is wanted"
-        )
+    outline = opened(folder, device_map="meta")
+    tokenizer = tokenizer_of(folder, model=outline)
+    for file in sorted(folder.glob(WEIGHTS)):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - no mapping
+                tensor = tensors.get_tensor(name)
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                    raise ValueError(
+                        f"weights {file}: tensor {name} holds numbers that are not finite"
+                    )
+    return outline, tokenizer
 
 
-def check_kind(folder: Path) -> None:
-    """Raises ValueError for a folder that is no whole model in plain numbers: an adapter, a
-    quantised model, a config that transformers does not know. Reads no weights.
+def opened(folder: Path, **options: Any) -> PreTrainedModel:
+    """The folder's causal language model in float32.
+
+    Weights are read from safetensors files alone, remote code is never run. Raises ValueError for
+    an adapter, a quantised model, another kind of model, and weights that do not fit the config.
     """
     if (folder / ADAPTER).is_file():
-        if not (folder / CONFIG).is_file():
-            raise ValueError(
-                f"model folder {folder} holds an adapter ({ADAPTER}) and no model: merge it into "
-                "its base model first (peft: merge_and_unload), then save that"
-            )
+        whose = "beside the model" if (folder / CONFIG).is_file() else "and no model"
         raise ValueError(
-            f"model folder {folder} holds an adapter ({ADAPTER}) beside the model, which would be "
-            "loaded on top of it: merge it (peft: merge_and_unload), or take it out of the folder"
+            f"model folder {folder} holds an adapter ({ADAPTER}) {whose}: merge it into its base "
+            "model first (peft: merge_and_unload), and name the folder of what that gives"
         )
-    config = _config(folder)
-    quantisation = getattr(config, "quantization_config", None)
-    quantisation = quantisation or getattr(text_config(config), "quantization_config", None)
-    if quantisation:
-        method = quantisation.get("quant_method", "") if isinstance(quantisation, dict) else ""
+    config = config_of(folder)
+    quantised = getattr(config, "quantization_config", None)
+    quantised = quantised or getattr(text_config(config), "quantization_config", None)
+    if quantised:
+        method = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""
         raise ValueError(
             f"model folder {folder} is quantised ({method or 'quantization_config'}): layers are "
             "dropped from whole-precision weights, so name the model that it was made from"
         )
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
+            **options,
+        )
+    except Exception as error:  # a damaged file gives whatever its reader stumbles over
+        raise ValueError(f"model folder {folder} cannot be opened ({reason(error)})") from None
+    for problem in KEY_PROBLEMS:
+        # GPT-2 files of the first days hold masks (h.N.attn.bias) that no release reads any more.
+        masks = (".attn.bias", ".attn.masked_bias")
+        if names := [key for key in info[problem] if not str(key).endswith(masks)]:
+            raise ValueError(
+                f"weights of {folder}: {problem.replace('_', ' ')} "
+                f"{sorted(map(str, names))[:3]}, so this is another model"
+            )
+    return model
+
+
+def config_of(folder: Path) -> Any:
+    """The folder's config, which names its model type. Raises ValueError where there is none."""
+    try:
+        return AutoConfig.for_model(**json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    except Exception as error:  # the library says many things of a bad config
+        raise ValueError(
+            f"model folder {folder} has no {CONFIG} that transformers knows ({reason(error)})"
+        ) from None
+
+
+def tokenizer_of(folder: Path, *, model: PreTrainedModel | None = None, **options: Any) -> Any:
+    """A folder's tokenizer.
+
+    Raises ValueError where it is damaged, does not tell where in the text its tokens lie, or gives
+    a token that the model does not embed.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+    except Exception as error:
+        raise ValueError(
+            f"the tokenizer of {folder} cannot be read ({type(error).__name__}: {reason(error)})"
+        ) from None
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"the tokenizer of {folder} ({type(tokenizer).__name__}) has no fast version "
+            "(tokenizer.json), so nobody knows where in the text its tokens lie"
+        )
+    if model is not None and len(tokenizer) > (n_rows := len(model.get_input_embeddings().weight)):
+        raise ValueError(
+            f"model folder {folder}: its tokenizer has {len(tokenizer):,} tokens, but the model "
+            f"embeds {n_rows:,}: they do not fit"
+        )
+    return tokenizer
 
 
 def dtypes(folder: Path) -> dict[str, torch.dtype]:
     """Name -> dtype of every tensor in the folder's files."""
     found: dict[str, torch.dtype] = {}
-    for file in sorted(Path(folder).glob(WEIGHTS)):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - no mapping
-                found[name] = _DTYPES.get(opened.get_slice(name).get_dtype(), torch.float32)
+    for file in sorted(folder.glob(WEIGHTS)):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - no mapping
+                found[name] = _DTYPES.get(tensors.get_slice(name).get_dtype(), torch.float32)
     return found
-
-
-def check_fit(model: PreTrainedModel, tokenizer: Any, name: str) -> None:
-    """Raises ValueError where the tokenizer gives a token that the model does not embed."""
-    n_tokens, n_rows = len(tokenizer), model.get_input_embeddings().weight.shape[0]
-    if n_tokens > n_rows:
-        raise ValueError(
-            f"model {name}: its tokenizer has {n_tokens:,} tokens, but the model embeds "
-            f"{n_rows:,}: they do not fit"
-        )
-
-
-def _shapes(folder: Path) -> dict[str, torch.Size]:
-    """Name -> shape of every tensor that a model of this config has."""
-    config = _config(folder)
-    if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise ValueError(
-            f"model folder {folder} holds a {config.model_type}: only causal language models can "
-            "be read"
-        )
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(
-            f"model folder {folder}: no model can be built from its {CONFIG} ({reason})"
-        ) from None
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
-
-
-def _config(folder: Path) -> Any:
-    if not (folder / CONFIG).is_file():
-        raise ValueError(f"model folder {folder} holds no {CONFIG}")
-    try:
-        return AutoConfig.for_model(**json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-    except Exception as error:  # the library says many things of a bad config, over many lines
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(
-            f"model folder {folder}: its {CONFIG} is not one that transformers knows ({reason})"
-        ) from None
-
-
-def _check_index(folder: Path, files: list[Path]) -> None:
-    """Of weights in several files: all are there."""
-    if not (folder / INDEX).exists():
-        return
-    try:
-        named = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise ValueError(f"model folder {folder}: {INDEX} is damaged") from None
-    if missing := sorted(named - {file.name for file in files}):
-        raise ValueError(f"model folder {folder}: {missing[0]} is missing, which {INDEX} names")
-
-
-def _check_weights(file: Path, wanted: dict[str, torch.Size]) -> None:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - no mapping
-                tensor = opened.get_tensor(name)
-                if name in wanted and tensor.shape != wanted[name]:
-                    raise ValueError(
-                        f"weights {file}: tensor {name} has shape {tuple(tensor.shape)}, its "
-                        f"config wants {tuple(wanted[name])}"
-                    )
-                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    raise ValueError(
-                        f"weights {file}: tensor {name} holds numbers that are not finite"
-                    )
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"weights {file} are damaged ({' '.join(str(error).split())[:80]})"
-        ) from None

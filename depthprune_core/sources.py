@@ -73,12 +73,6 @@ SOURCES: dict[str, Source] = {
         shape=_GPT2_SHAPE,
         document_start="<|endoftext|>",
     ),
-    "distilgpt2": Source(
-        "hub",
-        "distilbert/distilgpt2",
-        "2290a62682d06624634c1f46a6ad5be0f47f38aa",
-        document_start="<|endoftext|>",
-    ),
     "tinyllama-1.1b": Source(
         "hub",
         "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T",

@@ -35,55 +35,33 @@ _COMMON = {
     "pad_token_id": None,
 }
 _GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
+_SLIDING = {"sliding_window": 6, **_GROUPED}
 _SHAPES: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_embd": 32, "n_layer": 5, "n_head": 4, "n_positions": 64},
+    "gpt2": {},
     "llama": {"num_key_value_heads": 2},
-    "opt": {
-        "ffn_dim": 48,
-        "word_embed_proj_dim": 32,
-        "init_std": 0.2,
-        "do_layer_norm_before": True,
-    },
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2},
     "gpt_neox": {"rotary_pct": 0.5},
-    "mistral": {"sliding_window": 6, **_GROUPED},
+    "mistral": _SLIDING,
     "qwen2": {
         "use_sliding_window": True,
         "sliding_window": 6,
         "max_window_layers": 2,
         "num_key_value_heads": 2,
     },
-    "qwen3": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 3, **_GROUPED},
+    "qwen3": {"use_sliding_window": True, "max_window_layers": 3, **_SLIDING},
     "gemma2": {
-        "sliding_window": 6,
         "final_logit_softcapping": 5.0,
         "attn_logit_softcapping": 10.0,
         "query_pre_attn_scalar": 8,
-        **_GROUPED,
+        **_SLIDING,
     },
     "gemma3_text": {
-        "sliding_window": 6,
         "layer_types": ["sliding_attention", "full_attention"] * 3,
         "num_hidden_layers": 6,
-        **_GROUPED,
+        **_SLIDING,
     },
     "phi": {"partial_rotary_factor": 0.5},
-    "bloom": {"n_layer": 5, "n_head": 4},
-}
-_OTHER_NAMES = {
-    "gpt2": (
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "max_position_embeddings",
-        "intermediate_size",
-    ),
-    "opt": ("initializer_range", "intermediate_size"),
-    "bloom": (
-        "num_hidden_layers",
-        "num_attention_heads",
-        "max_position_embeddings",
-        "intermediate_size",
-    ),
+    "bloom": {},
 }
 ARCHITECTURES = tuple(_SHAPES)
 FAMILIES = ("gpt2", "llama")
@@ -91,15 +69,15 @@ FAMILIES = ("gpt2", "llama")
 
 def tiny(name: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model of that architecture, float32, in eval mode; `changes` go into its config."""
-    common = {key: value for key, value in _COMMON.items() if key not in _OTHER_NAMES.get(name, ())}
+    common = dict(_COMMON)
+    if name in ("gpt2", "bloom"):
+        del common["intermediate_size"]  # four times the hidden size, under another name
     config = AutoConfig.for_model(name, **{**common, **_SHAPES.get(name, {}), **changes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        for p in (
-            model.parameters()
-        ):  # biases of 0 and norms of 1 would hide a parameter that was not carried over
-            if p.ndim == 1:
+        for p in model.parameters():
+            if p.ndim == 1:  # biases of 0 and norms of 1 would hide one that was not carried over
                 p.data.add_(0.1 * torch.randn_like(p))
     return model.eval()
 
@@ -109,27 +87,16 @@ def tiny_windows(
 ) -> Windows:
     """Documents of random tokens, cut into windows that begin with BOS (0); the last is padded."""
     generator = torch.Generator().manual_seed(seed)
-    rows, owners = [], []
-    for owner, length in enumerate(lengths):
-        document = torch.randint(1, VOCABULARY, (length,), generator=generator)
-        for piece in document.split(seq_len):
-            rows.append(piece)
-            owners.append(owner)
-    targets, mask = (
-        torch.zeros(len(rows), seq_len, dtype=torch.long),
-        torch.zeros(len(rows), seq_len, dtype=torch.bool),
-    )
-    for row, piece in enumerate(rows):
+    documents = [torch.randint(1, VOCABULARY, (n,), generator=generator) for n in lengths]
+    pieces = [(i, piece) for i, doc in enumerate(documents) for piece in doc.split(seq_len)]
+    targets = torch.zeros(len(pieces), seq_len, dtype=torch.long)
+    mask = torch.zeros(len(pieces), seq_len, dtype=torch.bool)
+    for row, (_, piece) in enumerate(pieces):
         targets[row, : len(piece)], mask[row, : len(piece)] = piece, True
-    inputs = torch.cat([torch.zeros(len(rows), 1, dtype=torch.long), targets[:, :-1]], dim=1)
-    return Windows(
-        inputs,
-        targets,
-        mask,
-        torch.tensor(owners),
-        tuple(f"document {i}" for i in range(len(lengths))),
-        tuple(4 * n for n in lengths),
-    )
+    inputs = torch.cat([torch.zeros(len(pieces), 1, dtype=torch.long), targets[:, :-1]], dim=1)
+    document = torch.tensor([i for i, _ in pieces])
+    names = tuple(f"document {i}" for i in range(len(lengths)))
+    return Windows(inputs, targets, mask, document, names, tuple(4 * n for n in lengths))
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -240,35 +207,24 @@ def plan_of(model: PreTrainedModel, *dropped: int) -> Plan:
 
 
 def state_of(model: PreTrainedModel) -> Callable[[], bool]:
-    """Remembers weights, config, numbers, flags. The result tells whether all is as it was."""
+    """Remembers weights, config, numbers, flags. The result says whether all is as it was."""
 
-    def look() -> tuple[Any, ...]:
+    def look() -> tuple[dict[str, torch.Tensor], tuple[Any, ...]]:
         weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        numbers = [
-            m.layer_idx for m in model.modules() if getattr(m, "layer_idx", None) is not None
-        ]
+        configs = model.config.to_dict(), model.generation_config.to_dict()
+        numbers = [getattr(m, "layer_idx", None) for m in model.modules()]
         flags = [(p.requires_grad, p.grad is None) for p in model.parameters()]
         hooks = [
             (len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in vars(m))
             for m in model.modules()
         ]
-        return weights, (
-            model.config.to_dict(),
-            model.generation_config.to_dict(),
-            numbers,
-            flags,
-            hooks,
-            model.training,
-        )
+        return weights, (*configs, numbers, flags, hooks, model.training)
 
     weights, rest = look()
 
     def unchanged() -> bool:
         now, rest_now = look()
-        return (
-            now.keys() == weights.keys()
-            and all(torch.equal(now[name], weights[name]) for name in weights)
-            and rest_now == rest
-        )
+        same = now.keys() == weights.keys() and rest_now == rest
+        return same and all(torch.equal(now[name], weights[name]) for name in weights)
 
     return unchanged

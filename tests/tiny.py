@@ -70,8 +70,8 @@ FAMILIES = ("gpt2", "llama")
 def tiny(name: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model of that architecture, float32, in eval mode; `changes` go into its config."""
     common = dict(_COMMON)
-    if name in ("gpt2", "bloom"):
-        del common["intermediate_size"]  # four times the hidden size, under another name
+    if name in ("gpt2", "bloom", "opt"):
+        del common["intermediate_size"]  # their configs call it otherwise
     config = AutoConfig.for_model(name, **{**common, **_SHAPES.get(name, {}), **changes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -97,5 +98,10 @@ def _work(connection_file: str, folder: str, variables: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(variables)
     sys.path[:] = [entry for entry in sys.path if entry]
-    # It ends itself when its parent is gone, which goes with the runner.
+    threading.Thread(target=_end_with_runner, daemon=True).start()
     IPKernelApp.launch_instance(argv=["-f", connection_file], parent_handle=os.getppid())
+
+
+def _end_with_runner() -> None:
+    multiprocessing.parent_process().join()  # the runner, not the fork server between them
+    os._exit(1)

@@ -65,7 +65,8 @@ def killed(command: list[str], where: Mapping[str, str], victim: str, after_seco
             return "" if hit == "kernel" and process.returncode == 0 else hit
         finally:
             process.kill()
-            psutil.wait_procs(kernels, timeout=60)  # an orphan notices that its parent is gone
+            alive = psutil.wait_procs(kernels, timeout=60)[1]
+            assert not alive, "a kernel outlives its runner"
 
 
 def _kill(victim: str, runner: psutil.Process, kernels: list[psutil.Process]) -> str:

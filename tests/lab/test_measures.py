@@ -85,22 +85,6 @@ def test_plans_of_every_rule_and_count(lab: Workspace, calls: list[tuple[int, in
     assert plans["greedy-3"].dropped == selection.choose("greedy", known, 3).dropped
 
 
-def test_what_a_rule_asks_for_is_measured_once(
-    open_lab: Open, calls: list[tuple[int, int]]
-) -> None:
-    def planned() -> dict:
-        lab = open_lab()
-        windows = windows_of(lab)
-        profile = measures.profile(lab, windows, gradients=False)
-        return measures.plans(
-            lab, profile, None, [2], windows=windows, rules=["greedy"], name="chosen"
-        )
-
-    first, n_calls = planned(), len(calls)
-    assert planned() == first
-    assert len(calls) == n_calls > 0
-
-
 def test_a_count_that_cannot_be_dropped_is_told(lab: Workspace) -> None:
     windows = windows_of(lab)
     profile = measures.profile(lab, windows, gradients=False)
@@ -155,13 +139,6 @@ def test_pairs_of_the_cheapest_layers_come_first_then_a_spread_of_the_others() -
 
 def key(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
-
-
-def test_all_pairs_are_tried_where_there_are_few() -> None:
-    rises = {"0,1": 1.0, "0,2": 2.0, "1,2": 3.0}
-    pairs = measures.pairs_to_try(profile_of(1, 2, 3), SetCosts(3, rises), cheap=8, spread=32)
-    assert pairs == [(0, 1), (0, 2), (1, 2)]
-    assert measures.tail_of(pairs, 8) == 3
 
 
 def test_the_best_are_neither_the_whole_model_nor_diverged() -> None:

@@ -109,24 +109,6 @@ def test_scores_are_those_of_a_plain_pass_over_each_candidate(name, monkeypatch)
     assert marks == [item.right == index for item, index in zip(asked, best, strict=True)]
 
 
-def test_a_model_that_only_copies_is_right_where_copying_helps():
-    """Teach a model nothing but one word: it is right where that word is, wrong elsewhere."""
-    model, tokenizer = tiny("gpt2", vocab_size=BYTES), byte_tokenizer()
-    x = tokenizer("x").input_ids[0]
-    head = torch.nn.Linear(32, BYTES, bias=False)
-    head.weight.data.zero_()
-    model.transformer.ln_f.weight.data.zero_()
-    model.transformer.ln_f.bias.data.fill_(1.0)
-    head.weight.data[x] = 1.0
-    model.lm_head = head
-    asked = [
-        Item("f", "a", ("x", "y"), 0),
-        Item("f", "a", ("y", "x"), 0),
-        Item("f", "a", ("y", "z"), 0),
-    ]
-    assert probes.right(model, tokenizer, asked, start=0) == [True, False, False]  # a tie is wrong
-
-
 class Lab:
     """As much of a workspace as probes and harness ask for."""
 

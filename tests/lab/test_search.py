@@ -44,13 +44,6 @@ def test_the_best_rate_is_that_of_the_lowest_validation_loss(lab: Workspace) -> 
     assert scoring.validation(lab, {"x": student})["x"] in trials.values()
 
 
-def test_the_whole_model_is_searched_the_same_way(lab: Workspace) -> None:
-    nothing = Plan(6, (), "none")
-    on_text = BASE.but(kl=0.0, ce=1.0)
-    recipe, trials = search.best_rate(lab, "same text", nothing, on_text, [1e-3], tokens=192)
-    assert (recipe.lr, len(trials)) == (1e-3, 1)
-
-
 def test_a_student_that_is_no_cut_is_searched_from_its_start(lab: Workspace) -> None:
     start = students.cut(lab, PLAN)
     by_start = search.best_rate(lab, "a", None, BASE, [1e-3], tokens=192, start=start)[1]

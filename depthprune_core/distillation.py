@@ -14,6 +14,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from depthprune_core import adapters, checkpoints
+from depthprune_core.decoder import anatomy
 from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Curve, Recipe
 from depthprune_core.steps import DivergedError, Run
@@ -143,6 +144,13 @@ def _check(
         )
     if recipe.kl and teacher is None:
         raise ValueError(f"kl={recipe.kl:g} needs a teacher")
+    if teacher is not None:
+        words, known = (len(anatomy(model).head.weight) for model in (student, teacher))
+        if words != known:
+            raise ValueError(
+                f"the student's vocabulary has {words:,} tokens and the teacher's {known:,}: "
+                "kl compares them token by token"
+            )
     if states is not None and states.teacher is not teacher:
         raise ValueError("the states were made from another model than this teacher")
     shared = set(student.parameters()) & set(teacher.parameters() if teacher is not None else ())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,19 @@ from typing import Any
 from depthprune_core.text import Document
 
 STREAMED_CHARS = 12_000_000  # of a data set on the hub: its first rows, about three million tokens
-WANTED = "UTF-8 text (.txt, .md), .jsonl, .json, .csv or .parquet"
+WANTED = "UTF-8 text (.txt, .md), .jsonl, .json, .csv, .parquet, or one of these as .gz"
 _PLAIN = ("", ".txt", ".md")
 _ROWS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
+def kind_of(path: Path) -> str:
+    """The suffix that says what is inside; `.gz` is passed over."""
+    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
+
+
 def is_hub_name(where: str) -> bool:
     """Whether this can be ORG/NAME or ORG/NAME/CONFIG, and not a file that is missing."""
-    is_file = Path(where).suffix in (".txt", ".md", *_ROWS)
+    is_file = Path(where).suffix in (".gz", ".txt", ".md", *_ROWS)
     return not is_file and bool(re.fullmatch(r"[\w.-]+(/[\w.-]+){1,2}", where))
 
 
@@ -32,9 +39,8 @@ def parted(name: str) -> tuple[str, str]:
 
 def from_folder(folder: Path, column: str) -> list[Document]:
     """Every readable file below a folder, by name; a README is no text of the corpus."""
-    readable = [
-        file for file in sorted(folder.rglob("*")) if file.suffix in (".txt", ".md", *_ROWS)
-    ]
+    kinds = (".txt", ".md", *_ROWS)
+    readable = [file for file in sorted(folder.rglob("*")) if kind_of(file) in kinds]
     hidden = [f for f in readable if any(p.startswith(".") for p in f.relative_to(folder).parts)]
     files = [f for f in readable if f not in hidden and f.is_file() and f.stem.upper() != "README"]
     if not files:
@@ -45,23 +51,27 @@ def from_folder(folder: Path, column: str) -> list[Document]:
 def from_file(path: Path, column: str, folder: Path | None = None) -> list[Document]:
     """A plain text as one document; of a file of rows, one document a row."""
     name = path.relative_to(folder).as_posix() if folder else path.name
-    if path.suffix in _ROWS:
+    if kind_of(path) in _ROWS:
         return _documents(rows(path), name, str(path), column)
-    if path.suffix not in _PLAIN:
+    if kind_of(path) not in _PLAIN:
         raise ValueError(f"{path} is no text that can be read here: give {WANTED}")
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        text = content.decode("utf-8-sig")
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise ValueError(f"{path} is no whole gzip file: copy it again") from None
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8 text (byte {error.start}): if it is text at all, save it as UTF-8"
         ) from None
-    return [Document(name, content)] if content.strip() else []
+    return [Document(name, text)] if text.strip() else []
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a .jsonl, .json, .csv or .parquet file. Raises ValueError where that fails."""
-    source = {"path": _ROWS[path.suffix], "data_files": str(path)}
-    return _stream(source, f"{path} cannot be read as {path.suffix[1:]}")
+    source = {"path": _ROWS[kind_of(path)], "data_files": str(path)}
+    return _stream(source, f"{path} cannot be read as {kind_of(path)[1:]}")
 
 
 def from_hub(where: str, column: str) -> list[Document]:

@@ -132,6 +132,17 @@ def test_the_text_column_is_read_and_nothing_else(tmp_path, name, write):
     assert load(path)[2].name == f"{path.name} row 2"
 
 
+def test_a_packed_file_is_read_like_the_same_file_unpacked(tmp_path):
+    plain = jsonl(tmp_path / "a.jsonl", ROWS)
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"First."))
+    assert [d.text for d in load(tmp_path / "packed.jsonl.gz")] == [row["text"] for row in ROWS]
+    assert load(tmp_path / "b.txt.gz") == [Document("b.txt.gz", "First.")]
+    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"First." * 99)[:-9])
+    with pytest.raises(ValueError, match=r"cut\.txt\.gz is no whole gzip file"):
+        load(tmp_path / "cut.txt.gz")
+
+
 def test_a_folder_gives_all_its_files_by_name(tmp_path):
     (tmp_path / "b.md").write_text("Second.")
     (tmp_path / "a.txt").write_text("First.", encoding="utf-8-sig")  # the mark goes

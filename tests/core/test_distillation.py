@@ -297,6 +297,8 @@ def test_settings_that_cannot_work_are_refused():
         recover(student, None, TRAINING, RECIPE)
     with pytest.raises(ValueError, match="the states were made from another model"):
         recover(student, teacher, TRAINING, RECIPE, states=TeacherStates(tiny("llama")))
+    with pytest.raises(ValueError, match="vocabulary has 96 tokens and the teacher's 128"):
+        recover(tiny("llama", vocab_size=96), teacher, TRAINING, RECIPE)
     shared = share_equal(pruned("llama", 2)[1], teacher, plan_of(teacher, 2))
     with pytest.raises(ValueError, match=r"only adapters \(trained='lora'\) can be trained, not"):
         recover(shared, teacher, TRAINING, RECIPE)

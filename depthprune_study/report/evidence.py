@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from depthprune_study.errors import StudyError
 OWN = ("gpt2", "tinyllama-1.1b")  # the source's models
 SHAPES = {"gpt2-shape": "gpt2", "tinyllama-1.1b-shape": "tinyllama-1.1b"}  # random weights
 STAND_INS = ("gpt2-mini", "llama-tiny", *SHAPES)
-KEPT = 8  # results of each kind
 SOURCE, REAL, STAND_IN = 0, 1, 2  # how much a model can decide about the source's claims
 
 
@@ -33,6 +32,7 @@ class Evidence:
 
     study: str
     folder: Path
+    kept: dict[Any, Any] = field(default_factory=dict, compare=False)  # what was read and made
 
     def has(self, notebook: str, name: str) -> bool:
         return self.path(notebook, name).is_file()
@@ -43,18 +43,25 @@ class Evidence:
     def record(self, notebook: str, name: str) -> Any:
         """A record. Raises StudyError where it is missing or damaged."""
         path = self.path(notebook, name)
-        if not path.is_file():
-            raise StudyError(f"{path} is not there: run notebook {notebook} of {self.study} first")
-        return _whole(_read, path, path.stat().st_mtime_ns)
+        if path not in self.kept:
+            if not path.is_file():
+                raise StudyError(f"{path} is not there: run notebook {notebook} of {self.study}")
+            self.kept[path] = _whole(storage.read, path)
+        return self.kept[path]
 
     def get(self, notebook: str, name: str) -> Any:
         """A record; an empty dict where this study has none."""
         return self.record(notebook, name) if self.has(notebook, name) else {}
 
-    def parameters(self, notebook: str) -> dict[str, Any]:
-        """What a notebook ran with, as its first record's stamp says; empty where it has none."""
+    def stamp(self, notebook: str) -> storage.Stamp | None:
+        """The stamp of a notebook's first record; None where it has none."""
         found = sorted((self.folder / "records" / notebook).glob("*.json"))
-        return _whole(storage.read_stamp, found[0]).parameters if found else {}
+        return _whole(storage.read_stamp, found[0]) if found else None
+
+    def parameters(self, notebook: str) -> dict[str, Any]:
+        """What a notebook ran with; empty where it left no record."""
+        stamp = self.stamp(notebook)
+        return stamp.parameters if stamp else {}
 
     def model(self, notebook: str) -> str:
         return str(self.parameters(notebook).get("model", ""))
@@ -85,20 +92,13 @@ class Evidence:
 
 
 def remembered(make: Callable[[Evidence], Any]) -> Callable[[Evidence], Any]:
-    """The latest results are kept, by the records that they come from, wherever these lie."""
-    known: dict[tuple, Any] = {}
+    """The result is kept with the evidence, for those that ask it again."""
 
     @functools.wraps(make)
     def made(evidence: Evidence) -> Any:
-        records = sorted((evidence.folder / "records").glob("*/*.json"))
-        about = [(p.parent.name, p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in records]
-        key = (evidence.study, *about)
-        if key not in known:
-            result = make(evidence)
-            while len(known) >= KEPT:
-                del known[next(iter(known))]
-            known[key] = result
-        return known[key]
+        if make not in evidence.kept:
+            evidence.kept[make] = make(evidence)
+        return evidence.kept[make]
 
     return made
 
@@ -108,14 +108,9 @@ def read_evidence(study: str, folder: Path | None = None) -> Evidence:
     return Evidence(study, folder or paths.runs(study))
 
 
-@functools.lru_cache(maxsize=256)
-def _read(path: Path, changed: int) -> Any:
-    return storage.read(path)
-
-
-def _whole(read: Callable[..., Any], *arguments: Any) -> Any:
+def _whole(read: Callable[[Path], Any], path: Path) -> Any:
     """What `read` finds; StudyError for a damaged file."""
     try:
-        return read(*arguments)
+        return read(path)
     except ValueError as error:
         raise StudyError(str(error)) from None

@@ -20,15 +20,11 @@ def lines(evidence: Evidence, found: Sequence[Finding]) -> list[str]:
     """Missed targets, claims that fail or are open, what speaks against the recipe, limits."""
     judged = judge(evidence)
     told = [f"This study's own target: {line}" for line in missed(evidence)][:2]
-    for word, start in (
-        (verdicts.FAILS, "Claims that fail"),
-        (verdicts.OPEN, "Claims that are open"),
-    ):
-        which = [f"{v.id} ({v.figure}, on {v.model})" for v in judged if v.word == word]
-        told += [f"{start}: {'; '.join(which)}."] if which else []
-    against = [finding for finding in found if finding.against]
-    told += [f"{finding.title}. {finding.text}" for finding in against[:1]]
-    told += [f"Also: {'; '.join(finding.title for finding in against[1:])}."] if against[1:] else []
+    for word, which in ((verdicts.FAILS, "fail"), (verdicts.OPEN, "are open")):
+        named = [f"{v.id} ({v.figure}, on {v.model})" for v in judged if v.word == word]
+        told += [f"Claims that {which}: {'; '.join(named)}."] if named else []
+    against = [finding.title for finding in found if finding.against]
+    told += [f"Findings that speak against the recipe: {'; '.join(against)}."] if against else []
     stopped = diverged(evidence)
     told += [f"Stopped because they diverged: {w.listed(stopped)}."] if stopped else []
     return [*told[: MOST - 1], limits(evidence)] if evidence.lead else []

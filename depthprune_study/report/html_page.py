@@ -35,17 +35,15 @@ def _section(heading: str, section: str) -> str:
     """A section with its anchor; the findings of a notebook in columns."""
     start, *groups = re.split(r"(?=<h3>)", section)
     for group in groups:
-        head, *articles = group.split(pages.FINDING)
-        *_, last = ["", *articles]
-        last, fold, rest = last.partition("<details>")
-        articles = [*articles[:-1], last] if articles else []
+        shown, fold, rest = group.partition("<details>")
+        head, *articles = shown.split(pages.FINDING)
         columns = "".join(f"<article>{article}</article>" for article in articles)
         start += f"{head}<div class='columns'>{columns}</div>{fold}{rest}"
     return f"<section id='{pages.anchor(heading)}'>{start}</section>"
 
 
 def _marked(main: str) -> str:
-    """Verdict words as chips, and cells that say their column on a phone."""
+    """Verdict words as chips."""
     for word in WORDS:
         chip = f"<b class='chip {word.split()[0]}'>{word}</b>"
         main = main.replace(f"<td><strong>{word}</strong></td>", f"<td>{chip}</td>")

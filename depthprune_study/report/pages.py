@@ -6,7 +6,6 @@ import html
 import re
 from collections.abc import Sequence
 
-from depthprune_core import storage
 from depthprune_study.report import failing, verdicts
 from depthprune_study.report import findings as of
 from depthprune_study.report import wording as w
@@ -72,46 +71,47 @@ def claims(evidence: Evidence, *, root: str = "../") -> str:
     rows = []
     for v in judged:
         entry = claims_of()[v.id]
-        changed = " *(rule changed)*" if entry.changed else ""
-        ours = (
-            f"{v.figure} · {v.model}" if v.figure and v.word != verdicts.BY_ARITHMETIC else v.figure
-        )
+        claim = safe(entry.claim) + (" *(rule changed)*" if entry.changed else "")
+        whose = f" · {v.model}" if v.figure and v.word != verdicts.BY_ARITHMETIC else ""
         made = _notebook(v.notebook, root) if v.notebook in ran else "–"
-        claim = f"{safe(entry.claim)}{changed}"
-        rows.append([v.id, claim, safe(entry.source), safe(ours) or "–", f"**{v.word}**", made])
+        ours = safe(f"{v.figure}{whose}") or "–"
+        rows.append([v.id, claim, safe(entry.source), ours, f"**{v.word}**", made])
     matrix = table(["", "claim", "the source", "ours", "verdict", "made in"], rows)
     models = dict.fromkeys(v.model for v in judged if kind(v.model) == REAL and v.model)
-    whose = f" {w.listed(models)}: real weights, but not the source's models." if models else ""
+    whose = f"{w.listed(models)}: real weights, but not the source's models." if models else ""
     folded = "\n".join(f"- **{v.id}** {_told(v)}" for v in judged)
     rules = _folded("Each rule, what was changed in it, and what stands beside the number", folded)
-    return f"{verdicts.tally(judged)} {safe(whose)}\n\n{matrix}\n{rules}"
+    return f"{safe(whose)}\n\n{matrix}\n{rules}"
 
 
 def _told(v: verdicts.Verdict) -> str:
     entry = claims_of()[v.id]
-    changed = [f"Changed: {entry.changed.rstrip('.')}"] if entry.changed else []
-    notes = [f"Beside it: {'; '.join(v.notes)}"] if v.notes else []
-    others = [f"{r.model} {r.figure}, {r.word}" for r in v.others]
-    deciding = [f"Deciding nothing: {'; '.join(others)}"] if others else []
-    return safe(". ".join([f"Rule: {entry.in_words}", *changed, *notes, *deciding]) + ".")
+    parts = {
+        "Rule": entry.in_words,
+        "Changed": entry.changed.rstrip("."),
+        "Beside it": "; ".join(v.notes),
+        "Deciding nothing": "; ".join(f"{r.model} {r.figure}, {r.word}" for r in v.others),
+    }
+    return safe(" ".join(f"{name}: {text}." for name, text in parts.items() if text))
 
 
 def findings(evidence: Evidence, *, root: str = "../") -> str:
     """One figure a finding, grouped by the notebook's question; the smaller ones folded."""
     entries, parts = found(evidence), []
     for notebook, question in QUESTIONS.items():
-        own = [(figure, finding) for n, figure, finding in entries if n == notebook]
-        if not own:
+        of_it = [(figure, finding) for n, figure, finding in entries if n == notebook]
+        if not of_it:
             continue
         model, link = safe(evidence.model(notebook)), _notebook(notebook, root)
         parts.append(f"### {question}\n\n*{model}*, notebook {link}\n")
-        for figure, finding in own:
-            if (notebook, figure) in MINOR or (notebook, figure) == (evidence.lead, "path"):
-                continue  # folded; the path is the answer's figure
+        for figure, finding in of_it:
+            in_answer = notebook == evidence.lead and figure in ("path", "control")
+            if in_answer or (notebook, figure) in MINOR:
+                continue  # told above, or folded below
             image = _image(evidence, notebook, figure, finding.title, root)
             title = "" if image else f"**{safe(finding.title)}.** "  # a figure bears its title
             parts.append(f"{FINDING}\n\n{image}{title}{safe(finding.text)}\n")
-        if more := [f for figure, f in own if (notebook, figure) in MINOR]:
+        if more := [f for figure, f in of_it if (notebook, figure) in MINOR]:
             lines = "\n".join(f"- **{safe(f.title)}.** {safe(f.text)}" for f in more)
             parts.append(_folded("More of this notebook", lines))
     missing = [n for n in QUESTIONS if n not in evidence.notebooks and n != "10_report"]
@@ -131,15 +131,13 @@ def costs(evidence: Evidence, *, root: str = "../") -> str:
     known = {name: cost for name, cost in evidence.costs.items() if name in QUESTIONS}
     if not known:
         return NOT_RUN
-    rows = [
-        [
-            _notebook(n, root),
-            minutes(c["seconds"], bool(c.get("resumed"))),
-            _gib(c.get("peak_bytes", 0)),
-        ]
-        for n, c in sorted(known.items())
-    ]
-    total = minutes(sum(c["seconds"] for c in known.values()))
+    rows = []
+    for notebook, cost in sorted(known.items()):
+        n_bytes = cost.get("peak_bytes", 0)
+        spent = minutes(cost["seconds"], bool(cost.get("resumed")))
+        memory = f"{n_bytes / 2**30:.1f}" if n_bytes else "–"
+        rows.append([_notebook(notebook, root), spent, memory])
+    total = minutes(sum(cost["seconds"] for cost in known.values()))
     rows.append(["**all**", f"**{total}**", ""])
     spent = table(["notebook", "minutes", "memory, GiB"], rows)
     return f"{spent}\n{_folded('Where the records come from', _origins(evidence))}"
@@ -149,25 +147,13 @@ def minutes(seconds: float, resumed: bool = False) -> str:
     return f"{'more than ' if resumed else ''}{seconds / 60:,.1f}"
 
 
-def _gib(n_bytes: float) -> str:
-    return f"{n_bytes / 2**30:.1f}" if n_bytes else "–"
-
-
 def _origins(evidence: Evidence) -> str:
     rows = []
     for notebook in evidence.notebooks:
-        path = next(iter(sorted((evidence.folder / "records" / notebook).glob("*.json"))), None)
-        if path:
-            stamp = storage.read_stamp(path)
+        stamp = evidence.stamp(notebook)
+        if stamp:
             versions = ", ".join(f"{name} {version}" for name, version in stamp.versions.items())
-            told = (
-                notebook,
-                stamp.commit,
-                stamp.code_hash,
-                stamp.device,
-                str(stamp.seed),
-                versions,
-            )
+            told = (notebook, stamp.commit, stamp.code_hash, stamp.device, stamp.seed, versions)
             rows.append([safe(str(item)) for item in told])
     return table(["notebook", "commit", "code", "device", "seed", "versions"], rows)
 

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from depthprune_core import storage
 from depthprune_study import paths
 from depthprune_study.errors import StudyError
 from depthprune_study.report import pages
@@ -47,13 +48,15 @@ def publish(
         for pattern in (f"records/{notebook}/**/[!.]*.json", f"figures/{notebook}-*"):
             for path in sorted(runs.glob(pattern)):
                 _copy(runs, building, path.relative_to(runs).as_posix())
-    _write(building / "costs.json", json.dumps({n: costs[n] for n in keys if n in costs}, indent=1))
+    storage.write_atomically(
+        building / "costs.json", json.dumps({n: costs[n] for n in keys if n in costs}, indent=1)
+    )
     for name, text in made(study, building, unfinished).items():
-        _write(building / name, text)
+        storage.write_atomically(building / name, text)
     about = {"keys": keys, "unfinished": unfinished, "files": hashes(building)}
-    _write(building / MADE_FROM, json.dumps(about, indent=1) + "\n")
+    storage.write_atomically(building / MADE_FROM, json.dumps(about, indent=1) + "\n")
     _swap(building, target, old)
-    _write(target.parent / "README.md", index(target.parent))
+    storage.write_atomically(target.parent / "README.md", index(target.parent))
     return target
 
 
@@ -73,10 +76,9 @@ def is_current(study: str, keys: dict[str, str]) -> dict[str, bool]:
 def read_made_from(folder: Path) -> dict[str, Any]:
     """What a report was made from; empty where that is missing or damaged."""
     try:
-        found = json.loads((folder / MADE_FROM).read_text(encoding="utf-8"))
+        return json.loads((folder / MADE_FROM).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -106,14 +108,7 @@ def index(reports: Path) -> str:
 
 def _copy(source: Path, target: Path, name: str) -> None:
     (target / name).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(source / name, target / name)  # with its time, by which results are remembered
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    shutil.copy(source / name, target / name)
 
 
 def _swap(building: Path, target: Path, old: Path) -> None:

@@ -45,17 +45,10 @@ def _answer(evidence: Evidence, root: Path) -> str:
 def _claims(evidence: Evidence, root: Path) -> str:
     if not evidence.lead:
         return NOT_EXECUTED
-    safe = pages.safe
-    rows = [
-        [
-            v.id,
-            safe(claims()[v.id].claim),
-            safe(claims()[v.id].source),
-            safe(v.figure) or "–",
-            v.word,
-        ]
-        for v in judge(evidence)
-    ]
+    rows = []
+    for v in judge(evidence):
+        told = (claims()[v.id].claim, claims()[v.id].source, v.figure or "–")
+        rows.append([v.id, *map(pages.safe, told), v.word])
     return pages.table(["", "the source says", "its figure", "ours", "verdict"], rows)
 
 
@@ -85,9 +78,8 @@ def _minutes(evidence: Evidence, root: Path) -> str:
             total = pages.minutes(sum(cost["seconds"] for cost in costs))
             most = max(cost.get("peak_bytes", 0) for cost in costs) / 2**30
             rows.append([f"`{study}`", total, f"{most:.1f}"])
-    return (
-        pages.table(["study", "minutes, measured", "memory, GiB"], rows) if rows else NOT_EXECUTED
-    )
+    head = ["study", "minutes, measured", "memory, GiB"]
+    return pages.table(head, rows) if rows else NOT_EXECUTED
 
 
 def main() -> None:

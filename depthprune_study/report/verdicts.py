@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -53,14 +54,14 @@ def claim(name: str, notebook: str) -> Callable[[Measure], Measure]:
 
 def tally(verdicts: Sequence[Verdict]) -> str:
     """How many claims hold, of those that an experiment decided; the rest apart."""
-    n = {word: sum(v.word == word for v in verdicts) for word in (HOLDS, FAILS, OPEN)}
-    untested, certain = (
-        sum(v.word == word for v in verdicts) for word in (NOT_TESTED, BY_ARITHMETIC)
-    )
+    n = Counter(v.word for v in verdicts)
     decided = n[HOLDS] + n[FAILS]
     told = f"Of {len(verdicts)} claims, experiments decided {decided}"
     told += f": {n[HOLDS]} hold and {n[FAILS]} fail" if decided else ""
-    return f"{told}. {n[OPEN]} open, {untested} not tested here, {certain} by arithmetic."
+    return (
+        f"{told}. {n[OPEN]} open, {n[NOT_TESTED]} not tested here,"
+        f" {n[BY_ARITHMETIC]} by arithmetic."
+    )
 
 
 def together(words: Sequence[str]) -> str:
@@ -75,20 +76,16 @@ def both(words: Sequence[str]) -> str:
 
 def at_most(value: Interval, threshold: float) -> str:
     """Holds if the whole interval is at or below the threshold, fails if all of it is above."""
-    found = w.side(value, threshold)
-    if found == w.OPEN:
-        return (
-            HOLDS if value.high == threshold and w.side(value, threshold + 1) == w.BELOW else OPEN
-        )
-    return HOLDS if found == w.BELOW else FAILS
+    if not w.sound(value):
+        return OPEN
+    return HOLDS if value.high <= threshold else FAILS if value.low > threshold else OPEN
 
 
 def at_least(value: Interval, threshold: float) -> str:
     """The mirror image of `at_most`."""
-    found = w.side(value, threshold)
-    if found == w.OPEN:
-        return HOLDS if value.low == threshold and w.side(value, threshold - 1) == w.ABOVE else OPEN
-    return HOLDS if found == w.ABOVE else FAILS
+    if not w.sound(value):
+        return OPEN
+    return HOLDS if value.low >= threshold else FAILS if value.high < threshold else OPEN
 
 
 def within(value: Interval, low: float, high: float) -> str:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
-
-from PIL import Image
 
 from depthprune_core import storage
 from depthprune_study.errors import StudyError
 from depthprune_study.report import publish
+from depthprune_study.results.style import sources_in
 
 
 def differences(folder: Path) -> list[str]:
@@ -42,15 +39,12 @@ def _figures(folder: Path) -> Iterator[str]:
     """Each figure names the records that it was drawn from, and their content is still the same."""
     for path in sorted((folder / "figures").glob("*.png")):
         try:
-            data = path.read_bytes()
-            Image.open(io.BytesIO(data)).verify()
-            sources = json.loads(Image.open(io.BytesIO(data)).info["sources"])
-        except KeyError:
-            yield f"{_name(path, folder)} does not say which records it was drawn from"
-            continue
+            sources = sources_in(path.read_bytes())
         except (OSError, SyntaxError, ValueError):
             yield f"{_name(path, folder)} is damaged"
             continue
+        if not sources:
+            yield f"{_name(path, folder)} does not say which records it was drawn from"
         for source, was in sources.items():
             try:
                 now = storage.data_hash(folder / source)
@@ -62,7 +56,7 @@ def _figures(folder: Path) -> Iterator[str]:
 
 def _files(folder: Path) -> Iterator[str]:
     listed, there = publish.read_made_from(folder).get("files"), publish.hashes(folder)
-    if not isinstance(listed, dict):
+    if not listed:
         yield f"{publish.MADE_FROM} is missing or damaged"
         return
     for name in sorted({*listed, *there}):
@@ -75,9 +69,8 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _pages(folder: Path) -> Iterator[str]:
-    unfinished = publish.read_made_from(folder).get("unfinished", False)
     try:
-        made = publish.made(folder.name, folder, unfinished)
+        made = publish.made(folder.name, folder, publish.read_made_from(folder)["unfinished"])
     except StudyError as error:
         yield str(error)
         return

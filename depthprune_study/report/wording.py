@@ -10,10 +10,10 @@ from typing import Any
 
 from depthprune_core.records import Score
 from depthprune_study.results import statistics
-from depthprune_study.results.charts.wording import factor as factor
-from depthprune_study.results.charts.wording import words as words
+from depthprune_study.results.charts.wording import factor, interval, number, words
 from depthprune_study.results.statistics import Interval
 
+__all__ = ["factor", "interval", "number", "words"]  # the same in figures and in sentences
 LONGEST_TITLE = 75
 ABOVE, BELOW, OPEN = "above", "below", "open"
 STAGES = ("whole", "cut", "refitted", "healed", "ce", "whole, same text")
@@ -34,24 +34,16 @@ class Finding:
             object.__setattr__(self, "title", f"{cut}…")
 
 
+def sound(value: Interval) -> bool:
+    """Whether it can decide anything: it is a number, and no run behind it diverged."""
+    return statistics.DIVERGED not in value.note and not math.isnan(value.point)
+
+
 def side(value: Interval, at: float) -> str:
-    """Where the whole interval lies: above, below, or open (it straddles, or a run diverged)."""
-    if statistics.DIVERGED in value.note or math.isnan(value.point):
+    """Where the whole interval lies: above, below, or open (it straddles, or is not sound)."""
+    if not sound(value):
         return OPEN
     return ABOVE if value.low > at else BELOW if value.high < at else OPEN
-
-
-def number(value: float) -> str:
-    """Three digits behind the point where they mean something."""
-    if math.isinf(value):
-        return "∞" if value > 0 else "-∞"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.{1 if abs(value) < 1_000 else 0}f}"
-
-
-def interval(value: Interval) -> str:
-    """1.062 [1.052, 1.073]"""
-    note = f" ({value.note})" if value.note and value.note != statistics.NO_BCA else ""
-    return f"{number(value.point)} [{number(value.low)}, {number(value.high)}]{note}"
 
 
 def short(value: Interval) -> str:

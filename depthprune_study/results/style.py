@@ -89,6 +89,7 @@ def remark(ax: Axes, text: str) -> None:
 @styled
 def png(figure: Figure, *, sources: Mapping[str, Any]) -> bytes:
     """The figure at twice a screen's resolution; `sources` lie in it as JSON (a tEXt chunk)."""
+    _settle(figure)
     drawn, small, note = io.BytesIO(), io.BytesIO(), PngInfo()
     figure.savefig(drawn, format="png", dpi=DPI)
     # 256 colours are a third of the bytes; this method keeps rare colours, such as one marker's
@@ -106,9 +107,18 @@ def sources_in(data: bytes) -> dict[str, Any]:
 @styled
 def svg(figure: Figure) -> str:
     """The figure as SVG: text stays text, its label is the alt text; equal figures, equal bytes."""
+    _settle(figure)
     out = io.StringIO()
     figure.savefig(out, format="svg", dpi=DPI, metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'<g id="[^"]*">', "<g>", text)  # several figures share a page
     return text.replace("<svg ", f'<svg role="img" aria-label={quoteattr(figure.get_label())} ', 1)
+
+
+def _settle(figure: Figure) -> None:
+    """Fixes the layout, so that PNG and SVG have one and a second call changes nothing."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.draw_without_rendering()  # axes of a fixed aspect settle in the second pass
+        figure.set_layout_engine("none")

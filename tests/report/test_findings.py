@@ -13,6 +13,7 @@ from depthprune_core.records import Facts, SetCosts
 from depthprune_study.report import findings as f
 from depthprune_study.report import wording as w
 from depthprune_study.report.wording import Finding
+from depthprune_study.results.charts import wording
 
 MORE = {"whole, same text": 0.9, "narrower, cut": 1.3, "adapters, ce": 1.0}
 PATH = h.scores(cut=1.25, refitted=1.12, healed=1.05, ce=1.0, **MORE)
@@ -62,25 +63,16 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
     (lambda: f.profile(h.profile()), "Both end layers are dear; so is 11 in the middle"),
     (lambda: f.profile(h.profile(ENDS)), "no middle layer is"),
     (lambda: f.profile(h.profile([*FLAT[:-1], 3.0])), "Of the two ends, only layer 29"),
-    (
-        lambda: f.profile(h.profile(FLAT[:14] + [3.0] * 8 + FLAT[22:], noise=0.0001)),
-        "Neither end layer",
-    ),
+    (lambda: f.profile(h.profile(FLAT[:14] + [3.0] * 8 + FLAT[22:], noise=0.0001)), "Neither end"),
     (lambda: f.criteria(h.profile()), "Dear middle layers that some criteria miss: 11"),
     (lambda: f.criteria(h.profile(ENDS)), "ranks the layers best"),
-    (
-        lambda: f.stability({1: 0.6, 2: 0.96, 3: 0.97, 4: 0.99, 5: 1.0}),
-        "2 articles of 5 rank the layers",
-    ),
+    (lambda: f.stability({1: 0.6, 2: 0.96, 3: 0.97, 4: 0.99, 5: 1.0}), "2 articles of 5 rank the"),
     (lambda: f.stability({1: 0.6, 2: 0.9, 3: 0.94, 4: 0.99}), "needs 4 of 4"),
     (lambda: f.pairs(CHEAP), "The two cheapest layers, 1 and 2, are also"),
     (lambda: f.pairs(OTHER), "The cheapest pair is 0 and 1, not"),
     (lambda: f.rules(h.scores(**RULES), 2), "2 layers fewer: greedy"),
     (lambda: f.rules(h.scores(**RULES, **{"pairwise-2": 1.2}), 2), "2 rules cannot be told apart"),
-    (
-        lambda: f.rules(h.scores(**{**RULES, "random_0-2": 1.2}), 2),
-        "no rule is shown to beat random",
-    ),
+    (lambda: f.rules(h.scores(**{**RULES, "random_0-2": 1.2}), 2), "no rule is shown to beat"),
     (lambda: f.sizes(h.sizes(2, 3)), "2 layers fewer saves 5.3 % of the parameters"),
     (lambda: f.speed({"2 fewer": h.timing(1.1)}), "Decoding is faster: up to 1.10 times"),
     (lambda: f.speed({"2 fewer": h.timing(0.9)}), "Decoding is slower"),
@@ -100,20 +92,11 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
     (lambda: f.probes(h.answers(whole=0.9, cut=0.6, healed=0.9)), "after healing no loss is shown"),
     (lambda: f.probes(h.answers(whole=0.9, cut=0.6, healed=0.7)), "every loss is still there"),
     (lambda: f.probes(h.answers(whole=0.9, cut=0.9, healed=0.9)), "No ability is shown to suffer"),
-    (
-        lambda: f.probes(h.answers(**{"whole": 0.9, "2 fewer": 0.8, "5 fewer": 0.5})),
-        "most with 5 fewer",
-    ),
+    (lambda: f.probes(h.answers(**{"whole": 0.9, "2 fewer": 0.8, "5 fewer": 0.5})), "most with 5"),
     (lambda: f.curves({"healed": h.curve(0.5, 0.4, 0.3, 0.2)}), "Every loss is still falling"),
     (lambda: f.curves({"healed": h.curve(0.5, 0.2, 0.2, 0.2)}), "No loss is falling any more"),
-    (
-        lambda: f.curves({"ce": h.curve(3.0, 2.0), "healed": h.curve(0.5, 0.5)}),
-        "Still falling at the end",
-    ),
-    (
-        lambda: f.curves({"healed": h.curve(0.5, 9.0, diverged="loss 9")}),
-        "Training diverged: healed",
-    ),
+    (lambda: f.curves({"ce": h.curve(3.0, 2.0), "healed": h.curve(0.5, 0.5)}), "Still falling at"),
+    (lambda: f.curves({"healed": h.curve(0.5, 9.0, diverged="loss 9")}), "Training diverged:"),
     (lambda: f.transfer(PATH, PATH), "The recipe carries over"),
     (lambda: f.transfer(more(healed=1.4), PATH), "does not carry over"),
     (lambda: f.transfer(h.open_scores(PATH, "healed", "cut"), PATH), "carries over is open"),
@@ -130,10 +113,7 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
     (lambda: f.width(h.open_scores(PATH, "narrower, healed", "healed")), "cannot be told apart"),
     (lambda: f.rivals(rival(1.1, 1.2)), "Our refit beats every training-free rival at 2 fewer"),
     (lambda: f.rivals(rival(1.3, 1.2)), "A training-free rival beats our refit at 2 fewer"),
-    (
-        lambda: f.rivals(rival(1.1, 1.2) | rival(1.3, 1.3, k=3)),
-        "beats every rival at 2 fewer; the rest",
-    ),
+    (lambda: f.rivals(rival(1.1, 1.2) | rival(1.3, 1.3, k=3)), "beats every rival at 2 fewer;"),
     (lambda: f.rivals(rival(1.2, 1.2)), "cannot be told apart"),
     (lambda: f.rivals(h.scores(cut=1.2)), "No training-free rival was scored"),
     (lambda: f.rounding(more(Q8_0=1.001), BYTES), "Rounding to Q8_0 costs less, in fewer bytes"),
@@ -142,39 +122,18 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
     (lambda: f.adapters(more(adapters=1.02)), "Healing adapters alone beats"),
     (lambda: f.adapters(more(adapters=1.09)), "Healing adapters alone falls short"),
     (lambda: f.adapters(h.open_scores(PATH, "adapters", "healed")), "cannot be told apart"),
-    (
-        lambda: f.choice(h.scores(**BEFORE), h.scores(**SAME)),
-        "holds after it, among the cheap sets too",
-    ),
+    (lambda: f.choice(h.scores(**BEFORE), h.scores(**SAME)), "holds after it, among the cheap"),
     (lambda: f.choice(h.scores(**BEFORE), h.scores(**TAIL)), "among the cheap sets it turns round"),
-    (
-        lambda: f.choice(h.scores(**BEFORE), h.scores(**UPSIDE)),
-        "What is cheap before healing is dear",
-    ),
+    (lambda: f.choice(h.scores(**BEFORE), h.scores(**UPSIDE)), "What is cheap before healing is"),
     (lambda: f.choice(h.scores(**BEFORE), h.scores(**SHUFFLED)), "survives healing is open"),
-    (
-        lambda: f.winner(h.scores(a=1.1, b=1.2), h.scores(a=1.1, b=1.2), {}),
-        "Layers a are the best choice",
-    ),
+    (lambda: f.winner(h.scores(a=1.1, b=1.2), h.scores(a=1.1, b=1.2), {}), "Layers a are the"),
     (lambda: f.winner(h.scores(a=1.1, b=1.2), h.scores(a=1.2, b=1.1), {}), "not healed in full"),
-    (
-        lambda: f.regret(h.scores(a=1.1, b=1.2), {"greedy": "a"}),
-        "no rule's choice is shown to cost",
-    ),
+    (lambda: f.regret(h.scores(a=1.1, b=1.2), {"greedy": "a"}), "no rule's choice is shown to"),
     (lambda: f.regret(h.scores(a=1.1, b=1.2), {"greedy": "b"}), "every rule's choice costs"),
-    (
-        lambda: f.regret(h.scores(a=1.1, b=1.2), {"greedy": "b", "last_k": "a"}),
-        "1 of 2 rules' choices",
-    ),
+    (lambda: f.regret(h.scores(a=1.1, b=1.2), {"greedy": "b", "last_k": "a"}), "1 of 2 rules'"),
     (lambda: f.regret(h.scores(a=1.1), {"greedy": "z"}), "No rule's choice was healed"),
-    (
-        lambda: f.depth(by_depth(1.01, 1.05, 1.2), h.sizes(1, 2, 3)),
-        "Up to 2 layers fewer is cheap: 1.05",
-    ),
-    (
-        lambda: f.depth(by_depth(1.01, 1.05), h.sizes(1, 2)),
-        "Every depth up to 2 fewer stays below 1.1",
-    ),
+    (lambda: f.depth(by_depth(1.01, 1.05, 1.2), h.sizes(1, 2, 3)), "Up to 2 layers fewer is"),
+    (lambda: f.depth(by_depth(1.01, 1.05), h.sizes(1, 2)), "Every depth up to 2 fewer stays"),
     (lambda: f.depth(by_depth(1.2, 1.3), h.sizes(1, 2)), "No depth is shown to stay below"),
     (lambda: f.budget(budget(1.05, 1.07)), "Healing wants real text: own words end 1.02"),
     (lambda: f.budget(budget(1.05, 1.02)), "The whole model's own words heal better"),
@@ -241,7 +200,7 @@ def test_numbers_of_a_sentence_are_those_of_the_records(monkeypatch: pytest.Monk
         formatted.add(plain(value))
         return plain(value)
 
-    monkeypatch.setattr(w, "number", noted)
+    monkeypatch.setattr(wording, "number", noted)
     study: dict[str, Any] = h.study()
     for finding in (
         f.path(study["03_recovery"]["test"]),

@@ -117,7 +117,6 @@ def rows(figure: Figure) -> list[str]:
 
 
 def test_every_chart_has_its_finding_as_title_bold_and_at_the_left(drawn):
-    assert set(drawn) == set(charts.__all__) - {"png", "svg", "sources_in"}
     for name, figure in drawn.items():
         title = figure._suptitle
         assert (title.get_text(), title.get_fontweight()) == (TITLE, "bold"), name
@@ -184,10 +183,10 @@ def test_an_svg_is_the_same_each_time_keeps_its_text_and_has_alt_text(drawn):
 def test_the_path_draws_every_stage_and_the_control_with_numbers_and_intervals(drawn):
     figure = drawn["path"]
     assert points(figure, upright=True) == [1.0, 1.267, 1.131, 1.061, 0.921, 0.811]
-    assert {"1.267", "1.247–1.287", "1.061", "0.811", "0.791–0.831"} <= set(texts(figure))
+    assert {"1.267", "[1.247, 1.287]", "1.061", "0.811", "[0.791, 0.831]"} <= set(texts(figure))
     assert "student ÷ whole model = 1.136" in " ".join(texts(figure))
     alt = figure.get_label()
-    assert alt.startswith(TITLE) and "healed 1.061 (1.041–1.081)" in alt
+    assert alt.startswith(TITLE) and "healed 1.061 [1.041, 1.081]" in alt
     assert "cut, trained on the text 0.921" in alt
 
 
@@ -204,7 +203,7 @@ def test_rows_are_sorted_and_show_point_interval_and_number(drawn):
     figure = charts.ratios({**STAGES, "whole": about(1.0)}, title=TITLE)
     assert rows(figure) == ["healed", "refitted", "cut"]
     assert points(figure) == [1.061, 1.131, 1.267]
-    assert {"1.061 (1.041–1.081)", "whole model"} <= set(texts(figure))
+    assert {"1.061 [1.041, 1.081]", "whole model"} <= set(texts(figure))
     spans = [line.get_segments()[0][:, 0] for line in figure.axes[0].collections]
     assert np.allclose(spans[0], (1.041, 1.081))
     assert "Lines: 95 % intervals over 40 articles." in texts(figure)
@@ -214,7 +213,7 @@ def test_more_than_seven_rows_stand_in_a_line_and_in_the_alt_text():
     figure = charts.ratios({f"rule_{n}": about(1.1 + n / 10) for n in range(9)}, title=TITLE)
     assert len(rows(figure)) == 7
     assert "Not drawn: rule 7 1.800; rule 8 1.900." in " ".join(texts(figure))
-    assert "rule 8 1.900 (1.880–1.920)" in figure.get_label()
+    assert "rule 8 1.900 [1.880, 1.920]" in figure.get_label()
 
 
 def test_rows_zoom_on_the_contenders_and_write_the_rest_as_numbers():
@@ -222,9 +221,9 @@ def test_rows_zoom_on_the_contenders_and_write_the_rest_as_numbers():
     figure = charts.ratios({**far, "random": UNKNOWN}, title=TITLE)
     edge = figure.axes[0].get_xlim()[1]
     assert edge < 1.5 and [p for p in points(figure) if p > 1.3] == [edge, edge]
-    assert {"4,210 (3,310–5,110)", "infinite", "not a number"} <= set(texts(figure))
-    alone = Interval(1.2, -math.inf, math.inf, 1, 1.0)
-    assert "1.200 (no interval)" in texts(charts.ratios({"healed": alone}, title=TITLE))
+    assert {"4,210 [3,310, 5,110]", "infinite", "not a number"} <= set(texts(figure))
+    alone = Interval(1.2, -math.inf, math.inf, 1, 1.0, "one document")
+    assert "1.200 (one document)" in texts(charts.ratios({"healed": alone}, title=TITLE))
 
 
 def test_every_seed_is_a_point_with_its_number():
@@ -239,7 +238,7 @@ def test_speed_shows_what_layers_and_bytes_allow_and_marks_what_exceeds_it(drawn
     figure = drawn["speed"]
     assert rows(figure)[:2] == ["1 layer fewer: decode", "layer count allows"]
     assert {1.2, 1.13} <= set(points(figure))
-    assert sum(text.endswith("suspect") for text in texts(figure)) == 1
+    assert sum(text.endswith("(suspect)") for text in texts(figure)) == 1
     assert "3 layers fewer, layer count allows 1.200" in figure.get_label()
     assert "over 9 rounds. cpu, float32, batch 1, context 128." in " ".join(texts(figure))
 
@@ -276,7 +275,7 @@ def test_depth_is_scaled_for_the_trained_students_and_has_the_sources_points(dra
     stars = next(line for line in ax.lines if line.get_marker() == "*")
     assert (list(stars.get_xdata()), list(stars.get_ydata())) == ([0.08], [1.057])
     assert {"★ the source", "↑ cut, 9.000", "healed, 1.200"} <= set(texts(drawn["depth"]))
-    assert "healed at 0.05 1.060 (1.040–1.080)" in drawn["depth"].get_label()
+    assert "healed at 0.05 1.060 [1.040, 1.080]" in drawn["depth"].get_label()
 
 
 def test_rivals_share_a_colour_but_no_marker_and_one_depth_becomes_rows():
@@ -365,7 +364,7 @@ def test_names_are_told_in_words():
     assert wording.idea("at once, healed") == "healed" and wording.idea("ce") == "text"
 
 
-def test_numbers_have_three_decimals_below_ten_and_intervals_follow_their_point():
+def test_numbers_have_three_decimals_below_ten_and_intervals_stand_in_brackets():
     assert [wording.number(v) for v in (1.0614, 14.26, 4_210.4)] == ["1.061", "14.3", "4,210"]
-    assert wording.span(Interval(14.3, 9.217, 19.3, 4, 4.0)) == "9.2–19.3"
-    assert wording.span(Interval(0.1, -0.1, 0.3, 4, 4.0)) == "-0.100 to 0.300"
+    assert wording.interval(about(14.3, 0.5)) == "14.3 [13.8, 14.8]"
+    assert wording.interval(parts.exactly(0.1)) == "0.100"

@@ -9,7 +9,6 @@ from depthprune_study.report.rules import claims
 from depthprune_study.report.verdicts import BY_ARITHMETIC, MEASURES, NOT_TESTED, Verdict, together
 
 OF_SPEED = ("C3", "C6")
-__all__ = ["costs", "judge", "judge_one", "layers", "speed"]
 
 
 @remembered

@@ -17,34 +17,3 @@ from depthprune_study.report.findings.limits import budget, depth, recipe, rival
 from depthprune_study.report.findings.repeats import adapters, seeds, staged, transfer, width
 from depthprune_study.report.rules import SOURCE_POINTS
 from depthprune_study.report.wording import Finding
-
-__all__ = [
-    "SOURCE_POINTS",
-    "Finding",
-    "adapters",
-    "budget",
-    "choice",
-    "control",
-    "criteria",
-    "curves",
-    "depth",
-    "divergences",
-    "elsewhere",
-    "pairs",
-    "path",
-    "probes",
-    "profile",
-    "recipe",
-    "regret",
-    "rivals",
-    "rounding",
-    "rules",
-    "seeds",
-    "sizes",
-    "speed",
-    "stability",
-    "staged",
-    "transfer",
-    "width",
-    "winner",
-]

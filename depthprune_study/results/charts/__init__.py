@@ -15,25 +15,3 @@ from depthprune_study.results.charts.rows import (
     sweep,
 )
 from depthprune_study.results.style import png, sources_in, svg
-
-__all__ = [
-    "budget",
-    "bytes_against_ppl",
-    "choice",
-    "criteria",
-    "curves",
-    "depth",
-    "pairs",
-    "path",
-    "png",
-    "probes",
-    "profile",
-    "ratios",
-    "rivals",
-    "seeds",
-    "sources_in",
-    "speed",
-    "stability",
-    "svg",
-    "sweep",
-]

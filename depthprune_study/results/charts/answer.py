@@ -48,7 +48,7 @@ def path(stages: Ratios, control: Ratios, *, title: str) -> Figure:
     figure, ax = new_figure(title, 3.3)
     low, high = parts.zoom(points.values(), 1.0)
     ax.set_ylim(low, high + 0.15 * (high - low))  # room for the numbers
-    ax.set_xlim(-0.4, len(points))
+    ax.set_xlim(-0.4, len(points) + 0.1)
     parts.baseline(ax, 1.0, upright=True)
     path = [min(points[name].point, ax.get_ylim()[1]) for name in ("whole", *stages)]
     for at, (before, after) in enumerate(itertools.pairwise(path)):
@@ -81,8 +81,8 @@ def _point(ax: Axes, at: int, ratio: Interval, look: parts.Look) -> None:
     up = 6 if inside else -20
     text = f"{parts.arrow(ratio.point, limits)}{wording.number(ratio.point)}"
     ax.annotate(text, place, (6, up + 10), fontsize=LARGE, fontweight="bold", **style)
-    if wording.span(ratio):
-        ax.annotate(wording.span(ratio), place, (6, up - 2), fontsize=SMALL, **style)
+    if wording.bounds(ratio):
+        ax.annotate(wording.bounds(ratio), place, (6, up - 2), fontsize=SMALL, **style)
 
 
 @styled

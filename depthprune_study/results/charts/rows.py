@@ -72,7 +72,7 @@ def sweep(ratios: Mapping[str, Ratios], kept: Mapping[str, str], *, title: str) 
     groups: dict[str, list[Row]] = {}
     for factor in sorted(ratios, key=effect, reverse=True):
         groups[wording.factor(factor)] = [
-            (f"{wording.words(level)} (kept)", ratio, IDEAS["healed"])
+            (f"{wording.words(level)} (kept)", exactly(1.0), IDEAS["healed"])
             if level == kept.get(factor)
             else (wording.words(level), ratio, IDEAS["other"])
             for level, ratio in ratios[factor].items()
@@ -154,4 +154,4 @@ def _rows(
 def _row(ax: Axes, row: int, interval: Interval, look: Look) -> None:
     parts.dot(ax, row, interval, look)
     style = {"fontsize": SMALL, "va": "center", "color": look[0]}
-    ax.text(1.04, row, wording.with_interval(interval), transform=ax.get_yaxis_transform(), **style)
+    ax.text(1.04, row, wording.interval(interval), transform=ax.get_yaxis_transform(), **style)

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
-from depthprune_study.results.statistics import Interval
+from depthprune_study.results.statistics import NO_BCA, Interval
 
 RATIO = "perplexity ÷ the whole model's"
 BASELINE = "whole model"
@@ -79,38 +79,32 @@ def idea(name: str) -> str:
     return next(idea for idea, sign in _IDEAS.items() if re.search(sign, name))
 
 
-def number(value: float, like: float | None = None) -> str:
-    """In words where it is not finite; else with as many decimals as `like`, or itself, has."""
+def number(value: float) -> str:
+    """Three digits behind the point where they mean something; in words where it is not finite."""
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "infinite"
-    size = abs(value if like is None else like)
+    size = abs(value)
     if size >= 1e6:
-        return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
-    return f"{value:,.0f}" if size >= 100 else f"{value:.{1 if size >= 10 else 3}f}"
+        return f"{value:.1e}"
+    return f"{value:.3f}" if size < 10 else f"{value:,.{1 if size < 1_000 else 0}f}"
 
 
-def span(interval: Interval) -> str:
-    """Its 95 % interval; empty where it has none."""
-    low, high = interval.low, interval.high
-    if low == high == interval.point or math.isnan(low) or math.isnan(high):
-        return ""
-    if math.isinf(low) or math.isinf(high):
-        return "no interval"
-    dash = " to " if low < 0 else "–"
-    return f"{number(low, interval.point)}{dash}{number(high, interval.point)}"
+def bounds(value: Interval) -> str:
+    """[1.052, 1.073]; empty where there is no interval."""
+    known = value.n > 0 and math.isfinite(value.low) and math.isfinite(value.high)
+    return f"[{number(value.low)}, {number(value.high)}]" if known else ""
 
 
-def with_interval(interval: Interval) -> str:
-    """The point with its interval and its note, for a row or for alt text."""
-    inside = span(interval)
-    text = number(interval.point) + (f" ({inside})" if inside else "")
-    return f"{text}, {interval.note}" if interval.note else text
+def interval(value: Interval) -> str:
+    """1.062 [1.052, 1.073], with its note."""
+    note = f"({value.note})" if value.note and value.note != NO_BCA else ""
+    return " ".join(filter(None, [number(value.point), bounds(value), note]))
 
 
 def alt(title: str, what: str, values: Mapping[str, Interval | float]) -> str:
     """Alt text: the finding, what is drawn, and every value."""
     told = (
-        f"{name} {with_interval(value) if isinstance(value, Interval) else f'{value:.4g}'}"
+        f"{name} {interval(value) if isinstance(value, Interval) else f'{value:.4g}'}"
         for name, value in values.items()
     )
     return f"{title.rstrip('.')}. Chart of {what}: {'; '.join(told)}."
@@ -118,7 +112,7 @@ def alt(title: str, what: str, values: Mapping[str, Interval | float]) -> str:
 
 def units(intervals: Iterable[Interval], unit: str = "articles") -> str:
     """The line below a chart: what the intervals are."""
-    counts = sorted({i.n for i in intervals if span(i) not in ("", "no interval")})
+    counts = sorted({i.n for i in intervals if bounds(i)})
     if not counts:
         return ""
     n = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"

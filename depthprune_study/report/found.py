@@ -14,23 +14,16 @@ Entry = tuple[str, str, Finding]  # notebook, figure, what was found
 @remembered
 def found(evidence: Evidence) -> list[Entry]:
     """What the study's records say; what was not run is left out."""
-    entries = []
-    for notebook, figure, make in TABLE:
-        finding = make(evidence, notebook)
-        if finding:
-            entries.append((notebook, figure, finding))
-    return entries
+    made = [(notebook, figure, make(evidence, notebook)) for notebook, figure, make in TABLE]
+    return [entry for entry in made if entry[2]]
 
 
-def _of(
-    make: Callable[..., Finding], *names: str, needs: tuple[str, ...] = ()
-) -> Callable[[Evidence, str], Finding | None]:
-    """Of a notebook's records; None where one is missing, or the first one lacks a student."""
+def _of(make: Callable[..., Finding], *names: str) -> Callable[[Evidence, str], Finding | None]:
+    """Of a notebook's records; None where one is missing."""
 
     def made(evidence: Evidence, notebook: str) -> Finding | None:
         records = [evidence.get(notebook, name) for name in names]
-        there = all(records) and all(name in records[0] for name in needs)
-        return make(*records) if there else None
+        return make(*records) if all(records) else None
 
     return made
 
@@ -70,7 +63,6 @@ def _choice(evidence: Evidence, notebook: str) -> Finding | None:
     return findings.choice(before, after, tail=tail)
 
 
-BOTH = ("ce", "whole, same text")
 TABLE: tuple[tuple[str, str, Callable[[Evidence, str], Finding | None]], ...] = (
     ("01_sensitivity", "profile", _of(findings.profile, "profile")),
     ("01_sensitivity", "criteria", _of(findings.criteria, "profile")),
@@ -79,16 +71,16 @@ TABLE: tuple[tuple[str, str, Callable[[Evidence, str], Finding | None]], ...] = 
     ("02_prune", "speed", _of(findings.speed, "timing")),
     ("02_prune", "speed-shapes", _of(findings.speed, "shape_timing")),
     ("03_recovery", "path", _of(findings.path, "test")),
-    ("03_recovery", "control", _of(findings.control, "test", needs=BOTH)),
+    ("03_recovery", "control", _of(findings.control, "test")),
     ("03_recovery", "elsewhere", _elsewhere),
     ("03_recovery", "divergences", _of(findings.divergences, "divergences")),
     ("03_recovery", "probes", _of(findings.probes, "probes")),
     ("04_transfer", "path", _transfer),
-    ("04_transfer", "staged", _of(findings.staged, "test", needs=("at once, healed",))),
+    ("04_transfer", "staged", _of(findings.staged, "test")),
     ("05_seed_stability", "seeds", _seeds),
-    ("06_controls", "width", _of(findings.width, "test", needs=("narrower, healed",))),
+    ("06_controls", "width", _of(findings.width, "test")),
     ("06_controls", "bytes", _of(findings.rounding, "test", "bytes")),
-    ("06_controls", "adapters", _of(findings.adapters, "test", needs=("adapters", "adapters, ce"))),
+    ("06_controls", "adapters", _of(findings.adapters, "test")),
     ("06_controls", "rivals", _of(findings.rivals, "rivals")),
     ("07_choice", "choice", _choice),
     ("07_choice", "winners", _of(findings.winner, "before", "after", "healed")),

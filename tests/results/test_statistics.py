@@ -192,7 +192,7 @@ def test_median_ratio_of_a_hand_computed_example():
 
 def test_layer_intervals_are_one_a_layer():
     profile = profile_of([[10, 30], [5, 5]], (100, 100))
-    first, second = statistics.layer_intervals(profile, "drop_nll_nats")
+    first, second = statistics.layer_intervals(profile)
     assert (first.point, first.low, first.high) == pytest.approx((0.2, 0.1, 0.3))
     assert (second.point, second.low, second.high) == pytest.approx((0.05, 0.05, 0.05))
 

@@ -19,14 +19,14 @@ ALIKE = 0.95  # rank correlation from which two rankings count as the same
 def dear_in_the_middle(profile: Profile) -> list[int]:
     """Layers of the middle half whose interval lies above DEAR times the median layer's cost."""
     quarter, limit = max(1, profile.n_layers // 4), DEAR * float(np.median(profile.drop_one))
-    costs = statistics.layer_intervals(profile, "drop_nll_nats")
+    costs = statistics.layer_intervals(profile)
     middle = range(quarter, profile.n_layers - quarter)
     return [layer for layer in middle if w.side(costs[layer], limit) == w.ABOVE]
 
 
 def profile(profile: Profile) -> Finding:
     """What each layer costs when it alone is dropped; dear middle layers by name."""
-    costs, n = statistics.layer_intervals(profile, "drop_nll_nats"), profile.n_layers
+    costs, n = statistics.layer_intervals(profile), profile.n_layers
     order = sorted(range(n), key=lambda layer: profile.drop_one[layer])
     ends = [layer for layer in (0, n - 1) if layer in order[-max(2, n // 4) :]]
     text = (

@@ -22,7 +22,7 @@ RISE = "rise in loss, nats per token"
 @styled
 def profile(profile: Profile, dropped: Sequence[int] = (), *, title: str) -> Figure:
     """The rise in loss when each layer alone is left out; dropped and dear layers are numbered."""
-    rises = statistics.layer_intervals(profile, "drop_nll_nats")
+    rises = statistics.layer_intervals(profile)
     figure, ax = new_figure(title, 3.1)
     ax.set_ylim(parts.zoom(rises, 0.0))
     dear = 2 * float(np.median([rise.point for rise in rises]))

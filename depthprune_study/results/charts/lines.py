@@ -132,6 +132,8 @@ def _lines(
         bounds = [r.low for r in line.values()], [r.high for r in line.values()]
         ax.plot([*line], points, color=colour, marker=marker, markersize=6)
         ax.fill_between([*line], *bounds, color=colour, alpha=0.15, linewidth=0)
+        if len(line) == 1:
+            ax.vlines([*line], *bounds, color=colour)
         to = parts.arrow(points[-1], ax.get_ylim())
         ends[f"{to}{wording.words(name)}, {wording.number(points[-1])}"] = points[-1], colour
     parts.baseline(ax, 1.0, upright=True)

@@ -46,7 +46,7 @@ _FACTORS = {
     "trained": "parts trained",
 }
 _IDEAS = {  # the first sign that a name shows tells which idea of the study it stands for
-    "control": "whole.*text",
+    "control": "whole.*text|matched",
     "rival": "^(narrower|adapters|Q8_0|Q4_0|prune_and_comp|linear_patch|replaceme|ghosted_layers)",
     "text": r"\bce\b|the text",
     "healed": "healed|^articles",

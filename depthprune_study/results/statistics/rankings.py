@@ -12,26 +12,27 @@ from depthprune_study.results.statistics.documents import mean_per_token
 from depthprune_study.results.statistics.interval import Interval, bootstrap
 
 
-def layer_intervals(profile: Profile, criterion: str) -> list[Interval]:
-    """One interval a layer, for a criterion that is kept by document."""
-    return [mean_per_token(row, profile.teacher.n_tokens) for row in profile.by_document[criterion]]
+def layer_intervals(profile: Profile) -> list[Interval]:
+    """The rise in NLL without each layer, nats per token."""
+    rises = profile.by_document["drop_nll_nats"]
+    return [mean_per_token(row, profile.teacher.n_tokens) for row in rises]
 
 
-def rank_draws(profile: Profile, *, draws: int = 1_000, seed: int = 0) -> np.ndarray:
+def rank_draws(profile: Profile, *, draws: int = 1_000) -> np.ndarray:
     """Ranks by the drop-one cost in resampled documents, 0 = least sensitive: (draws, n_layers)."""
     rises = np.asarray(profile.by_document["drop_nll_nats"])  # (n_layers, n_documents)
     weights = np.asarray(profile.teacher.n_tokens, dtype=np.float64)
-    rows = np.random.default_rng(seed).integers(0, len(weights), size=(draws, len(weights)))
+    rows = np.random.default_rng(0).integers(0, len(weights), size=(draws, len(weights)))
     means = rises[:, rows].sum(axis=2) / weights[rows].sum(axis=1)  # (n_layers, draws)
     return np.argsort(np.argsort(means, axis=0, kind="stable"), axis=0).T
 
 
-def rank_stability(profile: Profile, *, seed: int = 0) -> dict[int, float]:
+def rank_stability(profile: Profile) -> dict[int, float]:
     """n -> mean Spearman correlation of the ranking from n random documents with that from all."""
     rises = np.asarray(profile.by_document["drop_nll_nats"])
     weights = np.asarray(profile.teacher.n_tokens, dtype=np.float64)
     whole = rises.sum(axis=1) / weights.sum()
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     stability = {}
     for n in range(1, len(weights) + 1):
         subsets = [rng.choice(len(weights), size=n, replace=False) for _ in range(50)]

@@ -42,10 +42,10 @@ def matched(
     }
 
 
-def rises(scores: Mapping[str, Score], *, whole: str = "whole") -> dict[str, float]:
-    """Name -> mean NLL above that of scores[whole], nats per token."""
-    zero = scores[whole].mean_nll_nats
-    return {name: s.mean_nll_nats - zero for name, s in scores.items() if name != whole}
+def rises(scores: Mapping[str, Score]) -> dict[str, float]:
+    """Name -> mean NLL above that of the whole model, nats per token."""
+    zero = scores["whole"].mean_nll_nats
+    return {name: s.mean_nll_nats - zero for name, s in scores.items() if name != "whole"}
 
 
 def accuracies(answers: Mapping[str, Answers]) -> dict[str, dict[str, Interval]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import io
 import tokenize
 from collections import Counter
@@ -144,6 +145,14 @@ def resolved(notebook: str, cell_values: Mapping[str, Any]) -> dict[str, Any]:
         of_the_study = of_study(study)[notebook]
         values |= {n: of_the_study[n] for n, v in values.items() if v == known[n].default}
     return checked(notebook, values)
+
+
+def check_extras(values: Mapping[str, Any]) -> None:
+    """Raises StudyError where a notebook asks for tasks of lm-eval, which is not installed."""
+    if values.get("tasks") and importlib.util.find_spec("lm_eval") is None:
+        raise StudyError(
+            f"tasks={short(values['tasks'])} are asked by lm-eval: pip install lm-eval, or tasks=[]"
+        )
 
 
 def recipe_values(path: Path | None = None) -> dict[str, Any]:

@@ -35,6 +35,7 @@ def open_workspace(notebook: str, cell: MutableMapping[str, Any]) -> Workspace:
     _keep_freed_memory()
     weights.release()  # students are held for one notebook
     values = parameters.resolved(notebook, cell)
+    parameters.check_extras(values)
     cell.update(values)
     return Workspace(notebook, values)
 

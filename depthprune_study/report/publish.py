@@ -43,9 +43,13 @@ def publish(
     if old.exists() and not target.exists():
         os.replace(old, target)  # an earlier swap was interrupted
     shutil.rmtree(building, ignore_errors=True)
+    if unfinished:  # what a run elsewhere goes on from
+        for path in sorted(runs.glob("measured/[!.]*.json")):
+            _copy(runs, building, path.relative_to(runs).as_posix())
     for notebook in keys:
         _copy(runs, building, f"notebooks/{notebook}.ipynb")
-        for pattern in (f"records/{notebook}/**/[!.]*.json", f"figures/{notebook}-*"):
+        records = f"records/{notebook}/**/[!.]*.json"
+        for pattern in (records, f"figures/{notebook}-*", f"done/{notebook}.json"):
             for path in sorted(runs.glob(pattern)):
                 _copy(runs, building, path.relative_to(runs).as_posix())
     storage.write_atomically(

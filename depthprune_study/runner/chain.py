@@ -20,6 +20,10 @@ from depthprune_study.runner import execute, marks, prepare
 from depthprune_study.runner.marks import Step, hash_of
 
 DRAWING = ("matplotlib", "seaborn")
+KEPT = (  # of a report, for a run that goes on from it
+    *("records/**/*.json", "measured/*.json", "notebooks/*.ipynb", "figures/*", "done/*.json"),
+    "costs.json",
+)
 Say = Callable[[str], None]
 
 
@@ -81,13 +85,14 @@ def kept(study: str) -> str:
 
 
 def restore(study: str, source: Path) -> int:
-    """Copy a report's records to where the study runs, where there are none; returns how many.
+    """Copy a report to where the study runs, over nothing that is there; returns how many files.
 
-    Nothing is taken on trust: a piece of work reads back only what carries its own stamp.
+    Nothing is taken on trust. A notebook is done where its key and files still agree, and a piece
+    of one that was stopped is read back where its own stamp holds.
     """
     parameters.notebooks_of(study)
-    files = [*sorted(source.glob("records/**/*.json")), *source.glob("costs.json")]
-    if not files:
+    files = [path for pattern in KEPT for path in sorted(source.glob(pattern))]
+    if not any(path.suffix == ".json" for path in files):
         raise StudyError(
             f"{source} holds no records of a study: name a folder like reports/{study}"
         )

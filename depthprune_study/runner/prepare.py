@@ -14,7 +14,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from depthprune_core.sources import SOURCES
-from depthprune_study import paths, provenance
+from depthprune_study import parameters, paths, provenance
 from depthprune_study.errors import StudyError
 
 MODELS, TEXTS = ("model", "models"), ("text", "texts", "elsewhere")  # parameters that name some
@@ -48,16 +48,18 @@ def fetch(steps: Parameters, say: Callable[[str], None]) -> None:
     Raises StudyError.
     """
     _check_packages()
+    for values in steps.values():
+        parameters.check_extras(values)
     models = {name for values in steps.values() for name in _named(values, *MODELS)}
     texts = {name for values in steps.values() for name in _named(values, *TEXTS)}
     if models | texts:
         from depthprune_study.runner import kernels  # late: slow to load
 
         say(f"fetching, or checking what is cached: {', '.join(sorted(texts | models))}")
-        kernels.apart(_fetch, sorted(models), sorted(texts), paths.cache())
+        kernels.apart(_fetch, sorted(models), sorted(texts), dict(steps), paths.cache())
 
 
-def _fetch(model_names: list[str], texts: list[str], cached: Path) -> None:
+def _fetch(model_names: list[str], texts: list[str], steps: Parameters, cached: Path) -> None:
     from transformers.utils import logging  # late: torch
 
     from depthprune_core import models, splits
@@ -69,8 +71,23 @@ def _fetch(model_names: list[str], texts: list[str], cached: Path) -> None:
             splits.split_named(name, cache=cached)
         for name in model_names:
             models.fetch_only(name, cache=cached)
+        for notebook, values in steps.items():
+            if values.get("model"):
+                _check_depth(notebook, values, models.depth(values["model"]))
     except (ValueError, RuntimeError) as error:
         raise StudyError(str(error)) from None
+
+
+def _check_depth(notebook: str, values: Mapping[str, Any], n_layers: int) -> None:
+    """Raises StudyError where a notebook would leave no layer; 0 layers: not known."""
+    for name in ("drop_count", "drop_counts"):
+        asked = values.get(name, [])
+        most = max(asked, default=0) if isinstance(asked, list) else asked
+        if n_layers and most >= n_layers:
+            raise StudyError(
+                f"{notebook}: {name} must be at most {n_layers - 1}, not {asked}: "
+                f"{values['model']} has {n_layers} layers"
+            )
 
 
 def _naming(values: Mapping[str, Any], *kinds: str) -> Iterable[str]:

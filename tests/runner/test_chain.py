@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import toy
 from depthprune_core import storage
 from depthprune_study import paths, provenance
 from depthprune_study.errors import StudyError
-from depthprune_study.runner import chain, execute, marks
+from depthprune_study.runner import chain, execute, marks, prepare
 
 
 def run() -> list[str]:
@@ -188,16 +189,40 @@ def test_a_library_outside_its_range_stops_the_study_before_any_work(
         run()
 
 
-def test_a_report_is_restored_and_what_is_there_is_left(done: Path) -> None:
-    report = done / "reports" / "toy"
-    path = paths.runs("toy") / "records" / "01_sensitivity" / "facts.json"
-    storage.write_atomically(report / path.relative_to(paths.runs("toy")), path.read_bytes())
-    storage.write_atomically(report / "costs.json", "{}")
-    path.unlink()
-    assert chain.restore("toy", report) == 1  # its costs are there
-    assert waiting() == []
+def test_a_restored_report_is_done_and_an_unfinished_one_goes_on(done: Path) -> None:
+    runs, report = paths.runs("toy"), done / "reports" / "toy"
+    piece = runs / "measured" / "1234.json"
+    storage.write_atomically(piece, "{}")
+    shutil.copytree(runs, report)
+    shutil.rmtree(runs)
+    assert waiting() == list(toy.WORK)
+    (report / "done" / "10_report.json").unlink()
+    assert chain.restore("toy", report) > 6
+    assert waiting() == ["10_report"] and piece.is_file()
+    (runs / "costs.json").write_text("kept")
+    assert chain.restore("toy", report) == 0 and (runs / "costs.json").read_text() == "kept"
     with pytest.raises(StudyError, match="holds no records of a study"):
         chain.restore("toy", done / "nowhere")
+
+
+def test_a_restored_file_that_is_damaged_is_made_again(done: Path) -> None:
+    runs, report = paths.runs("toy"), done / "reports" / "toy"
+    shutil.copytree(runs, report)
+    shutil.rmtree(runs)
+    (report / "records" / "02_prune" / "facts.json").write_text("{}")
+    chain.restore("toy", report)
+    assert waiting() == ["02_prune", "10_report"]
+
+
+def test_what_no_model_or_machine_here_can_do_is_told_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cut = {"03_recovery": {"model": "gpt2-mini", "drop_count": 12}}
+    with pytest.raises(StudyError, match="03_recovery: drop_count must be at most 11, not 12: gpt2"):
+        prepare.fetch(cut, print)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(StudyError, match=r"tasks=\['piqa'\] are asked by lm-eval: pip install"):
+        prepare.fetch({"03_recovery": {"tasks": ["piqa"]}}, print)
 
 
 def test_where_there_is_no_terminal_progress_is_a_line_now_and_then(

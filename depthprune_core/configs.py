@@ -83,6 +83,12 @@ def _follow(facts: dict[str, Any], n_layers: int, kept: tuple[int, ...]) -> None
         facts["attention_types"] = [[types, 1]]
     if isinstance(facts.get("scale_depth"), int | float):  # MiniCPM: over the root of the count
         facts["scale_depth"] *= math.sqrt(len(kept) / n_layers)
+    if (step := facts.get("decoder_sparse_step") or 1) > 1 and "mlp_only_layers" in facts:
+        # "Every so many layers one is sparse" becomes a list of the others.
+        dense = {kept[new] for new in facts["mlp_only_layers"] or []}
+        dense |= {layer for layer in range(n_layers) if (layer + 1) % step}
+        facts["decoder_sparse_step"] = 1
+        facts["mlp_only_layers"] = [new for new, old in enumerate(kept) if old in dense]
 
 
 def _followed_list(key: str, value: list, n_layers: int, kept: tuple[int, ...]) -> list:

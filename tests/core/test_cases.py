@@ -151,6 +151,12 @@ MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
         ("deepseek_v3", {"first_k_dense_replace": 2}, (0, 3), {"first_k_dense_replace": 1}),
         ("deepseek_v3", {"first_k_dense_replace": 2}, (3,), {"first_k_dense_replace": 2}),
         ("afmoe", {"num_dense_layers": 2}, (0, 1), {"num_dense_layers": 0}),
+        (
+            "qwen3_moe",
+            {"decoder_sparse_step": 2, "mlp_only_layers": [3]},
+            (0,),  # of 0 dense, 1 sparse, 2 dense, 3 dense by name, 4 dense
+            {"decoder_sparse_step": 1, "mlp_only_layers": [1, 2, 3]},
+        ),
         ("ernie4_5_moe", {"moe_layer_interval": 2}, (0, 1), {"moe_layer_interval": 2}),
     ],
 )

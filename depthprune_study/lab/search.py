@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
 
 NOT_IN_FILE = ("tokens", "seed", "precision")  # the notebook's, or the machine's
+REFIT_TOKENS = 102_400  # at most, where a trial was refitted on all of its text
 
 
 def best_rate(
@@ -96,8 +97,13 @@ def lowest(found: Mapping[str, Score]) -> str:
 
 
 def write_recipe(recipe: Recipe, path: Path | None = None, *, because: str) -> None:
-    """Keep a recipe as the YAML file that every notebook reads. `because`: why this one."""
+    """Keep a recipe as the YAML file that every notebook reads. `because`: why this one.
+
+    A trial has less text than a run: one that is refitted on all of it stands for runs that are.
+    """
     values = {name: v for name, v in asdict(recipe).items() if name not in NOT_IN_FILE}
+    if recipe.refit_tokens == recipe.tokens:
+        values["refit_tokens"] = REFIT_TOKENS
     head = "".join(f"# {line}\n" for line in because.splitlines())
     text = head + yaml.safe_dump(values | {"precision": "auto"}, sort_keys=False)
     storage.write_atomically(path or paths.params() / "recipe.yaml", text)

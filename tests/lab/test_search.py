@@ -95,3 +95,5 @@ def test_a_written_recipe_is_read_back_by_every_notebook(tmp_path: Path) -> None
     assert "tokens" not in values
     assert "seed" not in values
     assert recipe.but(**values) == recipe
+    search.write_recipe(recipe.but(refit_tokens=recipe.tokens), path, because="as in the trials")
+    assert parameters.recipe_values(path)["refit_tokens"] == search.REFIT_TOKENS

@@ -10,13 +10,12 @@ from typing import Any
 
 from depthprune_core.records import Score
 from depthprune_study.results import statistics
-from depthprune_study.results.charts.wording import factor, interval, number, words
+from depthprune_study.results.charts.wording import STAGES, factor, interval, number, words
 from depthprune_study.results.statistics import Interval
 
 __all__ = ["factor", "interval", "number", "words"]  # the same in figures and in sentences
 LONGEST_TITLE = 75
 ABOVE, BELOW, OPEN = "above", "below", "open"
-STAGES = ("whole", "cut", "refitted", "healed", "ce", "whole, same text")
 ADAPTATION = "a ratio below 1 against the frozen whole model is adaptation to the text, not repair"
 
 

@@ -68,7 +68,7 @@ def criteria(profile: Profile, *, title: str) -> Figure:
     ax.set_yticks(np.arange(len(names)) + 0.5, labels, rotation=0, color=INK)
     _layer_ticks(ax, profile.n_layers, "x")
     ax.tick_params(length=0)
-    ax.set_title("rank of each layer; beside the names, rank correlation with the loss")
+    remark(ax, "Colour: the rank of each layer. Beside the names: rank correlation with the loss.")
     told = {f"{wording.words(name)} and the loss": rho[name] for name in names}
     figure.set_label(wording.alt(title, "ranks of the layers; rank correlation of", told))
     return figure

@@ -59,7 +59,8 @@ def zoom(intervals: Iterable[Interval], base: float) -> tuple[float, float]:
     distances = [abs(i.point - base) for i in finite if i.point != base]
     limit = max(REACH * float(np.median(distances or [0.0])), abs(base) / 5)
     kept = [i for i in finite if abs(i.point - base) <= limit]
-    width = 2 * max((abs(i.point - base) for i in kept), default=0.0) or 0.1
+    width = max([0.0, *(abs(i.point - base) for i in kept)])
+    width = max(2 * width, abs(base) / 50) or 0.1
     ends = [base, *(end for i in kept for end in (i.low, i.point, i.high))]
     inside = np.clip(ends, base - width, base + width)  # a wide interval is cut off
     low, high = float(inside.min()), float(inside.max())

@@ -51,10 +51,12 @@ def seeds(ratios: Mapping[str, Ratios], *, title: str) -> Figure:
 @styled
 def probes(accuracies: Mapping[str, Ratios], *, title: str) -> Figure:
     """One group of rows a family of items, one row a student: the share it got right."""
-    looks = parts.looks(dict.fromkeys(name for by in accuracies.values() for name in by))
+    named = dict.fromkeys(name for by_student in accuracies.values() for name in by_student)
+    stages = [name for name in wording.STAGES if name in named]
+    looks = parts.looks([*stages, *(name for name in named if name not in stages)])
     groups = {
-        family: [(wording.words(name), share, looks[name]) for name, share in by_student.items()]
-        for family, by_student in accuracies.items()
+        family: [(wording.words(name), by[name], look) for name, look in looks.items()]
+        for family, by in accuracies.items()
     }
     return _rows(groups, "share of items answered rightly", base=0.0, unit="items", title=title)
 
@@ -85,6 +87,8 @@ def speed(timings: Mapping[str, Timing], *, title: str) -> Figure:
     """How many times faster than the whole model, beside what layers and bytes allow in decode."""
     groups: dict[str, list[Row]] = {}
     for name, timing in timings.items():
+        if timing.by_layer_count <= 1:  # the whole model beside itself
+            continue
         decode = decode_gain(timing)
         if decode.point > timing.by_layer_count:
             decode = replace(decode, note="suspect")
@@ -119,7 +123,7 @@ def _rows(
     """
     shown, rest = parts.first(groups)
     n_rows = sum(len(rows) for rows in shown.values())
-    figure, ax = new_figure(title, 0.9 + (0.3 if n_rows == len(shown) else 0.2) * n_rows)
+    figure, ax = new_figure(title, 0.9 + (0.3 if n_rows == len(shown) else 0.18) * n_rows)
     ax.set_xlim(parts.zoom([row[1] for rows in shown.values() for row in rows], base))
     ax.set_ylim(n_rows - 0.5, -0.7)
     labels: list[str] = []
@@ -130,11 +134,12 @@ def _rows(
             _row(ax, len(labels), interval, look)
             starts = len(rows) > 1 and label == rows[0][0]
             labels.append(f"{wording.words(group)}: {label}" if starts else label)
-    lines = ["\n".join(textwrap.wrap(label, 34)) for label in labels]
+    lines = ["\n".join(textwrap.wrap(label, 40)) for label in labels]
     ax.set_yticks(range(n_rows), lines, fontsize=SMALL, color=INK)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     ax.set_xlabel(measure)
+    ax.locator_params(axis="x", nbins=5)
     parts.baseline(ax, base)
     if base:
         style = {"fontsize": SMALL, "ha": "center", "va": "bottom"}

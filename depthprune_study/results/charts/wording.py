@@ -10,6 +10,7 @@ from depthprune_study.results.statistics import NO_BCA, Interval
 
 RATIO = "perplexity ÷ the whole model's"
 BASELINE = "whole model"
+STAGES = ("whole", "cut", "refitted", "healed", "ce", "whole, same text")
 
 _NAMES = {
     "whole": BASELINE,

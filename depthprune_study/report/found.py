@@ -13,13 +13,13 @@ Entry = tuple[str, str, Finding]  # notebook, figure, what was found
 
 @remembered
 def found(evidence: Evidence) -> list[Entry]:
-    """What the study's records say; what was not run is left out."""
+    """The findings of the study's records; figures that were not run are left out."""
     made = [(notebook, figure, make(evidence, notebook)) for notebook, figure, make in TABLE]
     return [entry for entry in made if entry[2]]
 
 
 def _of(make: Callable[..., Finding], *names: str) -> Callable[[Evidence, str], Finding | None]:
-    """Of a notebook's records; None where one is missing."""
+    """A finding made from these records of a notebook; None if one is missing."""
 
     def made(evidence: Evidence, notebook: str) -> Finding | None:
         records = [evidence.get(notebook, name) for name in names]

@@ -1,4 +1,4 @@
-"""How findings, tables and verdicts put numbers into words. Every number comes from a record."""
+"""Formats numbers for findings, tables and verdicts. Every number comes from a record."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ ADAPTATION = "a ratio below 1 against the frozen whole model is adaptation to th
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found: a title for the figure, and sentences with numbers, intervals and n."""
+    """A title for the figure, and sentences with numbers, intervals and n."""
 
     title: str  # at most 75 characters
     text: str
-    against: bool = False  # it speaks against the recipe, or for something plainer
+    against: bool = False  # evidence against the recipe, or for a simpler method
 
     def __post_init__(self) -> None:
         if len(self.title) > LONGEST_TITLE:
@@ -34,19 +34,19 @@ class Finding:
 
 
 def sound(value: Interval) -> bool:
-    """Whether it can decide anything: it is a number, and no run behind it diverged."""
+    """Whether the value can decide: it is not NaN, and no run behind it diverged."""
     return statistics.DIVERGED not in value.note and not math.isnan(value.point)
 
 
 def side(value: Interval, at: float) -> str:
-    """Where the whole interval lies: above, below, or open (it straddles, or is not sound)."""
+    """Where the whole interval lies: above `at`, below, or open (contains it, or is not sound)."""
     if not sound(value):
         return OPEN
     return ABOVE if value.low > at else BELOW if value.high < at else OPEN
 
 
 def short(value: Interval) -> str:
-    """The point alone, for titles."""
+    """Only the point, for titles."""
     return f"{value.point:.2f}" if abs(value.point) < 10 else number(value.point)
 
 
@@ -66,12 +66,12 @@ def plural(n: int, one: str) -> str:
 
 
 def ratio(scores: Mapping[str, Score], student: str, whole: str = "whole") -> Interval:
-    """Perplexity of a student over that of another model of the same scores."""
+    """Perplexity of a student divided by that of another model in the same scores."""
     return statistics.ppl_ratio(scores[student], scores[whole])
 
 
 def average(scores: Mapping[str, Score], start: str) -> Score | None:
-    """The mean over seeds of `start` itself and of `start, seed s`; None where there is neither."""
+    """The mean over `start` and every `start, seed s`; None if neither exists."""
     found = [s for name, s in scores.items() if name == start or name.startswith(f"{start}, seed")]
     return statistics.mean_score(found) if found else None
 
@@ -82,24 +82,24 @@ def staged(names: Iterable[str]) -> list[str]:
 
 
 def counts(names: Iterable[str]) -> list[int]:
-    """How many layers fewer the names tell of, in order: `3 fewer, healed` -> 3."""
+    """The numbers of layers fewer in these names, sorted: `3 fewer, healed` -> 3."""
     found = (re.search(r"(\d+) fewer", name) for name in names)
     return sorted({int(match[1]) for match in found if match})
 
 
 def best(scores: Mapping[str, Score]) -> str:
-    """The name of the lowest mean NLL, `whole` apart; of equal ones the first by name."""
+    """The name with the lowest mean NLL, except `whole`; ties go to the first by name."""
     names = (name for name in natural(scores) if name != "whole")
     return min(names, key=lambda name: scores[name].mean_nll_nats)
 
 
 def over(scores: Mapping[str, Score], student: str, whole: str = "whole") -> str:
-    """`ratio` in words: 1.062 [1.052, 1.073]"""
+    """`ratio` as text: 1.062 [1.052, 1.073]"""
     return interval(ratio(scores, student, whole))
 
 
 def adaptation(*ratios: Interval) -> str:
-    """A note where one of the ratios lies below 1; else nothing."""
+    """A note if one of the ratios lies below 1; otherwise empty."""
     return f" Note: {ADAPTATION}." if any(side(value, 1) == BELOW for value in ratios) else ""
 
 
@@ -115,13 +115,13 @@ def paired(value: Interval, unit: str = "test articles") -> str:
 def outcome(
     found: str, text: str, *, below: str, above: str, open: str, against: str = ABOVE
 ) -> Finding:
-    """The finding of the side that was found; `against`: the side that is against the recipe."""
+    """The finding for side `found`; `against`: the side that speaks against the recipe."""
     title = {BELOW: below, ABOVE: above, OPEN: open}[found]
     return Finding(title, text, found == against)
 
 
 def natural(names: Iterable[str]) -> list[str]:
-    """In the order in which a reader counts: 9 before 10; whole, cut, refitted, healed first."""
+    """Names in natural order: 9 before 10; whole, cut, refitted, healed first."""
 
     def key(name: str) -> tuple:
         place = STAGES.index(name) if name in STAGES else len(STAGES)

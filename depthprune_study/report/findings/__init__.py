@@ -1,6 +1,6 @@
-"""What the records say, in sentences that are true whatever came out.
+"""Findings: sentences about the records that stay true for every outcome.
 
-Notebooks and report call these. No number is typed here: each is formatted from a record.
+Notebooks and the report call these functions. Every number is formatted from a record.
 """
 
 from depthprune_study.report.findings.choice import choice, regret, sizes, speed, winner

@@ -11,32 +11,32 @@ from depthprune_study.results import statistics
 
 
 def sizes(sizes: Mapping[str, Size]) -> Finding:
-    """What dropping layers saves of the parameters and the file. By arithmetic."""
+    """The share of parameters and file bytes that dropping layers saves. By arithmetic."""
     whole, told, title = sizes["0 fewer"], [], ""
     for k in w.counts(sizes)[1:]:
         size = sizes[f"{k} fewer"]
         saved = w.percent(1 - size.n_parameters / whole.n_parameters)
-        title = title or f"{w.plural(k, 'layer')} fewer saves {saved} of the parameters"
+        title = title or f"Dropping {w.plural(k, 'layer')} saves {saved} of the parameters"
         told.append(
-            f"{k} of {whole.n_layers} layers fewer are {saved} of the parameters"
+            f"dropping {k} of {whole.n_layers} layers saves {saved} of the parameters"
             f" ({whole.n_parameters:,} to {size.n_parameters:,}) and"
             f" {w.percent(1 - size.n_bytes_on_disk / whole.n_bytes_on_disk)} of the file"
         )
-    return Finding(title, "; ".join(told) + ". This is arithmetic.")
+    return Finding(title, w.up("; ".join(told)) + ". This is arithmetic.")
 
 
 def speed(timings: Mapping[str, Timing]) -> Finding:
-    """How much faster decoding is, beside what layer count and weight bytes allow."""
+    """How much faster decoding is, compared with the limits from layer count and weight bytes."""
     timings = {name: t for name, t in timings.items() if t.by_layer_count > 1} or timings
     gains = {name: statistics.decode_gain(timing) for name, timing in timings.items()}
     shown = {w.ABOVE: "", w.OPEN: ", so no gain is shown", w.BELOW: ", which is slower"}
     told = []
     for name in w.natural(timings):
         timing, gain = timings[name], gains[name]
-        doubt = " (suspect: more than layers allow)" if gain.low > timing.by_layer_count else ""
+        doubt = " (suspect: above the layer limit)" if gain.low > timing.by_layer_count else ""
         told.append(
             f"{name}: decoding is {w.interval(gain)} times as fast{shown[w.side(gain, 1)]}{doubt};"
-            f" layer count allows {timing.by_layer_count:.3f}, weight bytes"
+            f" layer count allows {timing.by_layer_count:.3f}, weight bytes allow"
             f" {timing.by_weight_bytes:.3f} (n = {gain.n} rounds)"
         )
     faster, slower = (
@@ -67,23 +67,23 @@ def choice(
     )
     regret = statistics.nll_rise(after[names[0]], after[w.best({n: after[n] for n in names})])
     text = (
-        f"The rank correlation before against after healing is {w.interval(rho)} over all {rho.n}"
-        f" sets and {w.interval(within)} among the {within.n} cheapest. Keeping the set that was"
-        f" best before costs {w.interval(regret)} nats per token beside the best one after (n ="
-        f" {regret.n} articles)."
+        f"The rank correlation of the costs before and after healing is {w.interval(rho)} over all"
+        f" {rho.n} sets and {w.interval(within)} among the {within.n} cheapest. After healing, the"
+        f" set that was best before costs {w.interval(regret)} nats per token more than the best"
+        f" set (n = {regret.n} articles)."
     )
     if w.side(within, 0) == w.ABOVE:
-        return Finding("The ranking before healing holds after it, among the cheap sets too", text)
+        return Finding("The ranking survives healing, among the cheap sets too", text)
     if w.side(rho, 0) == w.ABOVE:
-        how = "turns round" if w.side(within, 0) == w.BELOW else "tells nothing clear"
+        how = "reverses" if w.side(within, 0) == w.BELOW else "is unclear"
         return Finding(f"The ranking survives healing; among the cheap sets it {how}", text)
     if w.side(rho, 0) == w.BELOW:
-        return Finding("What is cheap before healing is dear after it", text)
-    return Finding("Whether the ranking survives healing is open", text)
+        return Finding("Sets that are cheap before healing are costly after it", text)
+    return Finding("It is open whether the ranking survives healing", text)
 
 
 def winners(before: Mapping[str, Score], after: Mapping[str, Score]) -> tuple[str, str, int]:
-    """The set that is best before healing, the one best after it, and of how many."""
+    """The set that is best before healing, the set that is best after it, the number of sets."""
     sets = [name for name in before if name in after and name != "whole"]
     old, new = (w.best({name: scores[name] for name in sets}) for scores in (before, after))
     return old, new, len(sets)
@@ -96,24 +96,24 @@ def winner(
     old, new, n = winners(before, after)
     if old == new:
         title = f"Layers {old} are the best choice before and after healing"
-        return Finding(title, f"Of {n} sets, {old} is best both times.")
+        return Finding(title, f"Of {n} sets, {old} is best before and after healing.")
     first, second = w.average(healed, old), w.average(healed, new)
     if first is None or second is None:  # it diverged, or the notebook asked for fewer
-        text = f"Best before healing: layers {old}; after it: {new}. They were not healed in full."
-        return Finding("The best set changes; not healed in full", text)
+        text = f"Best before healing: layers {old}; after it: {new}. They were not both healed in full."
+        return Finding("The best set changes; not both were healed in full", text)
     gap = statistics.ppl_ratio(second, first)
     return w.outcome(
         w.side(gap, 1),
-        f"Best before healing: layers {old}; after it: {new}. Healed in full, {new} stands at"
+        f"Best before healing: layers {old}; after it: {new}. Healed in full, {new} has"
         f" {w.interval(gap)} times the perplexity of {old} (n = {gap.n} test articles).",
-        below=f"The best set changes in healing: {new} beats {old}",
+        below=f"The best set changes with healing: {new} beats {old}",
         above=f"The set that was best before healing stays better: {old}",
-        open=f"Healed in full, {new} and {old} cannot be told apart",
+        open=f"Healed in full, {new} and {old} are not clearly different",
     )
 
 
 def regret(after: Mapping[str, Score], rules: Mapping[str, str]) -> Finding:
-    """What each rule's choice costs after healing, beside the best of all sets that were tried."""
+    """What each rule's choice costs after healing, compared with the best set tried."""
     best = w.best(after)
     gaps = {rule: w.ratio(after, pair, best) for rule, pair in rules.items() if pair in after}
     if not gaps:
@@ -121,13 +121,13 @@ def regret(after: Mapping[str, Score], rules: Mapping[str, str]) -> Finding:
     order = sorted(gaps, key=lambda rule: gaps[rule].point)
     told = "; ".join(f"{w.words(rule)} ({rules[rule]}) {w.interval(gaps[rule])}" for rule in order)
     text = (
-        f"Healed, over the best of {len(after) - 1} sets, layers {best}: {told} (n ="
-        f" {gaps[order[0]].n} articles)."
+        f"After healing, perplexity over that of the best of {len(after) - 1} sets, layers"
+        f" {best}: {told} (n = {gaps[order[0]].n} articles)."
     )
     level = sum(w.side(gap, 1) != w.ABOVE for gap in gaps.values())
     if level == len(gaps):
-        return Finding("After healing no rule's choice is shown to cost anything", text)
+        return Finding("After healing, no rule's choice is clearly worse than the best", text)
     if level:
-        title = f"After healing {level} of {len(gaps)} rules' choices are as good as the best"
+        title = f"After healing, {level} of {len(gaps)} rules' choices are about as good as the best"
         return Finding(title, text)
-    return Finding("After healing every rule's choice costs something", text)
+    return Finding("After healing, every rule's choice is worse than the best", text)

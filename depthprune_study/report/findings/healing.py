@@ -1,4 +1,4 @@
-"""Findings about healing: how much comes back, at which of the two costs, and elsewhere."""
+"""Findings about healing: the repair and matched costs, other text, probes, training curves."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ CONTROL = "whole, same text"
 
 
 def path(scores: Mapping[str, Score]) -> Finding:
-    """Whole, cut, refitted, healed: the repair cost at each stage."""
+    """The repair cost at each stage: cut, refitted, healed."""
     stages = [name for name in ("cut", "refitted", "healed") if name in scores]
     ratios = {name: w.ratio(scores, name) for name in stages}
     last = stages[-1]
     gain = w.side(w.ratio(scores, last, "cut"), 1)
     told = ", ".join(f"{name} {w.interval(ratios[name])}" for name in stages)
-    text = f"Perplexity over the frozen whole model's: {told} (n = {ratios[last].n} test articles)."
+    text = f"Perplexity ÷ the frozen whole model's: {told} (n = {ratios[last].n} test articles)."
     lost, left = (statistics.nll_rise(scores[n], scores["whole"]) for n in ("cut", last))
     if w.side(lost, 0) == w.ABOVE and gain == w.BELOW:
-        text += f" {w.percent(1 - left.point / lost.point)} of the loss is won back."
+        text += f" {w.percent(1 - left.point / lost.point)} of the loss is recovered."
     cut, end = w.short(ratios["cut"]), w.short(ratios[last])
     title = {
-        w.BELOW: f"Healing brings the cut from {cut} to {end} times the perplexity",
-        w.ABOVE: f"Healing makes it worse: {cut} before, {end} after",
-        w.OPEN: f"Healing is not shown to help: {cut} before, {end} after",
+        w.BELOW: f"Healing lowers the cut's perplexity ratio from {cut} to {end}",
+        w.ABOVE: f"Healing makes the cut worse: ratio {cut} before, {end} after",
+        w.OPEN: f"Healing is not shown to help: ratio {cut} before, {end} after",
     }[gain]
     return Finding(title, text + w.adaptation(ratios[last]), gain != w.BELOW)
 
@@ -40,52 +40,52 @@ def control(scores: Mapping[str, Score]) -> Finding:
     repair, matched = w.ratio(scores, "healed"), w.ratio(scores, "ce", CONTROL)
     trained = w.ratio(scores, "ce")
     text = (
-        f"Repair: the healed student stands at {w.interval(repair)} times the frozen whole model's"
-        f" perplexity. Matched: the student trained on the text stands at {w.interval(matched)}"
-        f" times that of the whole model trained on the same text (n = {matched.n} test articles)."
+        f"Repair: the healed student has {w.interval(repair)} times the frozen whole model's"
+        f" perplexity. Matched: the student trained on the text has {w.interval(matched)} times"
+        f" that of the whole model trained on the same text (n = {matched.n} test articles)."
     )
     if w.adaptation(trained, repair):
         text += (
-            " Against the frozen whole model the student trained on the text is at"
-            f" {w.interval(trained)}, and the whole model trained on the same text at"
+            " Against the frozen whole model, the student trained on the text is at"
+            f" {w.interval(trained)}, and the whole model trained on the same text is at"
             f" {w.over(scores, CONTROL)}: {w.ADAPTATION}."
         )
     return w.outcome(
         w.side(matched, 1),
         text,
-        above=f"Trained alike, the cut still costs: {w.short(matched)} times the perplexity",
-        below=f"Trained alike, the cut model is the better one: {w.short(matched)} times",
-        open="Trained alike, the cut and the whole model cannot be told apart",
+        above=f"Trained on the same text, the cut model is worse: ratio {w.short(matched)}",
+        below=f"Trained on the same text, the cut model is better: ratio {w.short(matched)}",
+        open="Trained on the same text, cut and whole model are not clearly different",
     )
 
 
 def elsewhere(scores: Mapping[str, Score], text: str) -> Finding:
-    """The same students on a text that nothing was trained on or chosen by."""
+    """The same students on a text that was not used for training or for any choice."""
     repair = w.ratio(scores, "healed")
     students = {
-        "healed": "the healed student stands",
+        "healed": "the healed student is",
         "cut": "the cut",
         "ce": "the student trained on the text",
         CONTROL: "the whole model trained on the same text",
     }
     told = ", ".join(f"{who} at {w.over(scores, n)}" for n, who in students.items() if n in scores)
     told = (
-        f"On {text}, which nothing was trained on, {told} (times the frozen whole model's"
+        f"On {text}, which no model was trained on here, {told} (times the frozen whole model's"
         f" perplexity; n = {repair.n} documents)."
     )
     if "ce" in scores and CONTROL in scores:
-        told += f" Matched cost there: {w.over(scores, 'ce', CONTROL)}."
+        told += f" The matched cost on this text is {w.over(scores, 'ce', CONTROL)}."
     return w.outcome(
         w.side(w.ratio(scores, "healed", "cut"), 1),
         told,
-        below=f"Healing helps on other text too: {w.short(repair)} times",
-        above=f"On other text healing does harm: {w.short(repair)} times",
-        open=f"On other text healing is not shown to help: {w.short(repair)} times",
+        below=f"Healing helps on other text too: ratio {w.short(repair)}",
+        above=f"Healing does harm on other text: ratio {w.short(repair)}",
+        open=f"Healing is not shown to help on other text: ratio {w.short(repair)}",
     )
 
 
 def divergences(divergences: Mapping[str, Divergence]) -> Finding:
-    """How far each student's predictions are from the whole model's, and which is closer."""
+    """How far each student's predictions are from the whole model's; which student is closer."""
     told = []
     for name in w.natural(divergences):
         found = divergences[name]
@@ -96,15 +96,15 @@ def divergences(divergences: Mapping[str, Divergence]) -> Finding:
     return w.outcome(
         w.side(gap, 0),
         f"KL to the whole model, nats per token: {', '.join(told)}; n = {gap.n} articles."
-        f" Healed less trained on the text: {w.interval(gap)}.",
-        below="Healing keeps closer to the whole model than training on the text",
-        above="Training on the text keeps closer to the whole model than healing",
-        open="Neither healing nor the text is shown to keep closer to the whole model",
+        f" Difference, healed minus trained on the text: {w.interval(gap)}.",
+        below="Healing stays closer to the whole model than training on the text",
+        above="Training on the text stays closer to the whole model than healing",
+        open="Neither healing nor training on the text is shown to stay closer",
     )
 
 
 def probes(answers: Mapping[str, Answers]) -> Finding:
-    """Which ability goes with the layers, and which comes back."""
+    """Which abilities the cut loses, and which come back."""
     by_student: dict[str, dict[str, Answers]] = {}
     for name, items in answers.items():
         student, _, family = name.rpartition(": ")
@@ -123,7 +123,7 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
     told = ", ".join(f"{f} {', then '.join(w.interval(loss[f]) for loss in losses)}" for f in order)
     n = sum(len(items.right) for items in whole.values())
     text = (
-        f"Accuracy less the whole model's, {', then '.join(stages)} (n = {n:,} items in all):"
+        f"Accuracy minus the whole model's, {', then '.join(stages)} (n = {n:,} items in total):"
         f" {told}."
     )
     if not gone:
@@ -132,13 +132,13 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
     if not healed:
         return Finding(f"{worst} with {stages[0]}", text)
     if not back:
-        return Finding(f"{worst}; every loss is still there after healing", text, True)
+        return Finding(f"{worst}; every loss remains after healing", text, True)
     where = "" if back == gone else f" in {w.listed(back)}"
     return Finding(f"{worst}; after healing no loss is shown{where}", text)
 
 
 def curves(curves: Mapping[str, Curve]) -> Finding:
-    """How the losses fell, and whether they are still falling at the end."""
+    """How far the losses fell, and whether they are still falling at the end."""
     told, falling = [], []
     for name in w.natural(curves):
         curve = curves[name]
@@ -153,7 +153,7 @@ def curves(curves: Mapping[str, Curve]) -> Finding:
             f"{w.words(name)}: loss against {of} from {w.number(start)} to {w.number(end)} nats per"
             f" token in {curve.tokens[-1]:,} tokens{stopped}"
         )
-    text = f"Means of the first and last fifth of the steps. {w.up('; '.join(told))}."
+    text = f"These are means of the first and last fifth of the steps. {w.up('; '.join(told))}."
     diverged = [name for name, curve in curves.items() if curve.diverged]
     if diverged:
         return Finding(f"Training diverged: {w.listed(map(w.words, diverged))}", text)
@@ -161,4 +161,4 @@ def curves(curves: Mapping[str, Curve]) -> Finding:
         return Finding("Every loss is still falling at the end: more tokens may help", text)
     if falling:
         return Finding(f"Still falling at the end: {w.listed(map(w.words, falling))}", text)
-    return Finding("No loss is falling any more at the end", text)
+    return Finding("No loss is still falling at the end", text)

@@ -12,8 +12,8 @@ from depthprune_study.report.wording import Finding
 from depthprune_study.results import statistics
 
 MOST_NAMED = 3  # layers that a title names
-DEAR = 2.0  # times the median layer's cost: dear
-ALIKE = 0.95  # rank correlation from which two rankings count as the same
+DEAR = 2.0  # times the median layer's cost: above it a layer counts as costly
+ALIKE = 0.95  # rank correlation at or above which two rankings count as equal
 
 
 def dear_in_the_middle(profile: Profile) -> list[int]:
@@ -25,7 +25,7 @@ def dear_in_the_middle(profile: Profile) -> list[int]:
 
 
 def profile(profile: Profile) -> Finding:
-    """What each layer costs when it alone is dropped; dear middle layers by name."""
+    """What each layer costs when only it is dropped; costly middle layers by number."""
     costs, n = statistics.layer_intervals(profile), profile.n_layers
     order = sorted(range(n), key=lambda layer: profile.drop_one[layer])
     ends = [layer for layer in (0, n - 1) if layer in order[-max(2, n // 4) :]]
@@ -35,14 +35,14 @@ def profile(profile: Profile) -> Finding:
         " articles)."
     )
     if len(ends) == 2:
-        start = "Both end layers are dear"
+        start = "Both end layers are costly"
     elif ends:
-        start = f"Of the two ends, only layer {ends[0]} is dear"
+        start = f"Of the two ends, only layer {ends[0]} is costly"
     else:
-        start = "Neither end layer is among the dear ones"
+        start = "Neither end layer is costly"
     dear = dear_in_the_middle(profile)
     if not dear:
-        text += " In the middle half no layer is dear."
+        text += " In the middle half no layer is costly."
         return Finding(f"{start}; no middle layer is", text)
     each = ", ".join(f"{layer} ({w.interval(costs[layer])})" for layer in dear)
     text += f" In the middle half, above {DEAR:g} times the median layer: {each}."
@@ -51,7 +51,7 @@ def profile(profile: Profile) -> Finding:
 
 
 def criteria(profile: Profile) -> Finding:
-    """Which cheap criteria rank the layers well, and which miss the dear middle layers."""
+    """Which cheap criteria rank the layers well, and which miss the costly middle layers."""
     truth = profile.drop_one
     others = {name: values for name, values in profile.criteria.items() if name != "drop_nll_nats"}
     rho = {name: statistics.rank_correlation(values, truth) for name, values in others.items()}
@@ -69,19 +69,19 @@ def criteria(profile: Profile) -> Finding:
         missed |= {layer: missing} if missing else {}
     if not dear:
         title = f"{w.up(w.words(best))} ranks the layers best"
-        return Finding(title, f"{text} No middle layer is dear.")
+        return Finding(title, f"{text} No middle layer is costly.")
     if not missed:
-        title = "Every criterion sees the dear middle layers"
-        return Finding(title, f"{text} All see layer {w.listed(dear)}.")
+        title = "Every criterion finds the costly middle layers"
+        return Finding(title, f"{text} All find layer {w.listed(dear)}.")
     told = "; ".join(f"layer {layer} is missed by {w.listed(of)}" for layer, of in missed.items())
     return Finding(
-        f"Dear middle layers that some criteria miss: {w.listed(list(missed)[:MOST_NAMED])}",
-        f"{text} Of the dear middle layers, {told} (ranked in the cheaper half).",
+        f"Costly middle layers that some criteria miss: {w.listed(list(missed)[:MOST_NAMED])}",
+        f"{text} Of the costly middle layers, {told} (ranked in the cheaper half).",
     )
 
 
 def stability(stability: Mapping[int, float]) -> Finding:
-    """How many articles the ranking of the layers needs."""
+    """How many articles a stable ranking of the layers needs."""
     counts = sorted(stability)
     first, enough, most = counts[0], counts[-1], counts[-1]
     for n in reversed(counts):
@@ -89,12 +89,12 @@ def stability(stability: Mapping[int, float]) -> Finding:
             break
         enough = n
     text = (
-        f"A ranking from {w.plural(first, 'article')} correlates at {stability[first]:.2f} with the"
-        f" one from all {most}; from {enough} on it stays at {ALIKE:g} or above (mean over random"
-        " draws)."
+        f"A ranking from {w.plural(first, 'article')} has a rank correlation of"
+        f" {stability[first]:.2f} with the ranking from all {most}; from {enough} articles on it"
+        f" stays at {ALIKE:g} or above (mean over random draws)."
     )
     if enough <= most / 2:
-        return Finding(f"{w.plural(enough, 'article')} of {most} rank the layers as all do", text)
+        return Finding(f"{enough} of {most} articles are enough to rank the layers", text)
     return Finding(f"The ranking of the layers needs {enough} of {most} articles", text)
 
 
@@ -108,8 +108,8 @@ def pairs(costs: SetCosts) -> Finding:
     text = (
         f"Of {len(pair_costs):,} pairs, {w.listed(cheapest)} cost least together,"
         f" {w.number(pair_costs[cheapest])} nats per token (alone {alone})."
-        f" {w.percent(more / len(pair_costs))} of the pairs cost more than their two layers apart"
-        " (measured on every pair, so without interval)."
+        f" {w.percent(more / len(pair_costs))} of the pairs cost more than the sum of their two"
+        " layers (every pair was measured, so there is no interval)."
     )
     which = w.listed(cheapest)
     if naive == cheapest:
@@ -119,7 +119,7 @@ def pairs(costs: SetCosts) -> Finding:
 
 
 def rules(scores: Mapping[str, Score], k: int) -> Finding:
-    """Which rules choose best at k layers fewer, nothing healed; against random draws."""
+    """Which rules choose best with k layers fewer before healing, compared with random draws."""
     end = f"-{k}"
     named = {name.removesuffix(end): s for name, s in scores.items() if name.endswith(end)}
     named["whole"], first, start = scores["whole"], w.best(named), f"{w.plural(k, 'layer')} fewer"
@@ -130,7 +130,7 @@ def rules(scores: Mapping[str, Score], k: int) -> Finding:
         f"{start}, {w.words(first)} costs least: {w.interval(value)} times the perplexity (n ="
         f" {value.n} articles)"
     )
-    more = f"not told apart from it: {w.listed(map(w.words, tied))}"
+    more = f"not clearly different: {w.listed(map(w.words, tied))}"
     text += f"; {more if tied else 'every other rule costs more'}."
     random = [score for name, score in named.items() if name.startswith("random")]
     if random:
@@ -144,6 +144,6 @@ def rules(scores: Mapping[str, Score], k: int) -> Finding:
     if random and w.side(w.ratio(named, first, "random"), 1) != w.BELOW:
         return Finding(f"{start}: no rule is shown to beat random draws", text, True)
     if tied:
-        title = f"{start}: {len(tied) + 1} rules cannot be told apart as the best"
+        title = f"{start}: {len(tied) + 1} rules are tied as the best"
         return Finding(title, text)
     return Finding(f"{start}: {w.words(first)} chooses best", text)

@@ -10,7 +10,7 @@ from depthprune_study.report import wording as w
 from depthprune_study.report.wording import Finding
 from depthprune_study.results import statistics
 
-CHEAP = 1.1  # a perplexity ratio up to which a cut is called cheap
+CHEAP = 1.1  # largest perplexity ratio at which a cut is called cheap
 
 
 def rivals(scores: Mapping[str, Score]) -> Finding:
@@ -27,8 +27,8 @@ def rivals(scores: Mapping[str, Score]) -> Finding:
         lost += [k] if w.side(gap, 1) == w.ABOVE else []
         ours, theirs = (w.over(scores, f"{name}, {k} fewer") for name in ("refitted", rival))
         told.append(
-            f"{k} fewer: our refit {ours}, the best rival {w.words(rival)} {theirs}, ours over"
-            f" theirs {w.paired(gap)}"
+            f"{k} fewer: our refit {ours}, the best rival {w.words(rival)} {theirs}, ratio of ours"
+            f" to theirs {w.paired(gap)}"
         )
     text = f"Nothing is trained here. {'; '.join(told)}."
     if len(won) == len(told):
@@ -39,11 +39,11 @@ def rivals(scores: Mapping[str, Score]) -> Finding:
     if won:
         title = f"Our refit beats every rival at {w.listed(won)} fewer; the rest is open"
         return Finding(title, text)
-    return Finding("Our refit and the best training-free rival cannot be told apart", text, True)
+    return Finding("Our refit and the best training-free rival are tied", text, True)
 
 
 def rounding(scores: Mapping[str, Score], n_bytes: Facts | Mapping[str, int]) -> Finding:
-    """Dropping layers against rounding the weights, as ways to save bytes."""
+    """Compares dropping layers with rounding the weights, as methods to save bytes."""
     n = n_bytes.values if isinstance(n_bytes, Facts) else n_bytes
     formats = [name for name in w.natural(n) if name in scores and re.match(r"[A-Z]+\d", name)]
     told, better, worse = [], [], []
@@ -56,10 +56,10 @@ def rounding(scores: Mapping[str, Score], n_bytes: Facts | Mapping[str, int]) ->
     healed = w.paired(w.ratio(scores, "healed"))
     text = (
         f"{'; '.join(told)}; the healed student takes {n['healed'] / n['whole']:.2f} at {healed}."
-        " Rounding and dropping layers can be done together."
+        " Rounding and dropping layers can be combined."
     )
     if better:
-        title = f"Rounding to {w.listed(better)} costs less, in fewer bytes, than fewer layers"
+        title = f"Rounding to {w.listed(better)} costs less and saves more than fewer layers"
         return Finding(title, text, True)
     if worse and worse == formats:
         return Finding("Rounding costs more perplexity than dropping layers and healing", text)
@@ -67,12 +67,12 @@ def rounding(scores: Mapping[str, Score], n_bytes: Facts | Mapping[str, int]) ->
 
 
 def share_removed(sizes: Mapping[str, Size], k: int) -> float:
-    """The share of the parameters that k layers are."""
+    """The share of the parameters that dropping k layers removes."""
     return 1 - sizes[f"{k} fewer"].n_parameters / sizes["0 fewer"].n_parameters
 
 
 def depth(scores: Mapping[str, Score], sizes: Mapping[str, Size]) -> Finding:
-    """What each depth costs, healed; the mean over seeds where there are any."""
+    """What each depth costs after healing; the mean over seeds if there are several."""
     ratios, told = {}, []
     for k in w.counts(scores):
         healed = w.average(scores, f"{k} fewer, healed")
@@ -80,7 +80,7 @@ def depth(scores: Mapping[str, Score], sizes: Mapping[str, Size]) -> Finding:
         share = w.percent(share_removed(sizes, k))
         told.append(f"{k} fewer ({share} of the parameters) {w.interval(ratios[k])}")
     text = (
-        f"Healed, times the frozen whole model's perplexity: {', '.join(told)} (n ="
+        f"After healing, perplexity ÷ the frozen whole model's: {', '.join(told)} (n ="
         f" {len(scores['whole'].documents)} test articles).{w.adaptation(*ratios.values())}"
     )
     cheap = [k for k, value in ratios.items() if w.side(value, CHEAP) == w.BELOW]
@@ -91,19 +91,19 @@ def depth(scores: Mapping[str, Score], sizes: Mapping[str, Size]) -> Finding:
         title = f"Every depth up to {k} fewer stays below {CHEAP:g} times the perplexity"
         return Finding(title, text)
     many = w.plural(k, "layer")
-    return Finding(f"Up to {many} fewer is cheap: {w.short(ratios[k])} times the perplexity", text)
+    return Finding(f"Dropping up to {many} is cheap: ratio {w.short(ratios[k])}", text)
 
 
 def budget(scores: Mapping[str, Score]) -> Finding:
-    """What more tokens bring, and whether the whole model's own words do as well as articles."""
+    """The gain from more tokens, and whether sampled text heals as well as articles."""
     lines = statistics.by_budget(statistics.ratios(scores))
     trained = {source: {n: r for n, r in line.items() if n} for source, line in lines.items()}
-    told = [f"refit alone {w.over(scores, 'refitted')}"] if "refitted" in scores else []
+    told = [f"refit only {w.over(scores, 'refitted')}"] if "refitted" in scores else []
     for source, line in sorted(trained.items()):
         runs = ", ".join(f"{w.interval(ratio)} with {n:,} tokens" for n, ratio in line.items())
         told.append(f"{source}: {runs}")
     text = (
-        f"Times the frozen whole model's perplexity: {'; '.join(told)} (n ="
+        f"Perplexity ÷ the frozen whole model's: {'; '.join(told)} (n ="
         f" {len(scores['whole'].documents)} test articles)."
     )
     text += w.adaptation(*(ratio for line in trained.values() for ratio in line.values()))
@@ -112,14 +112,14 @@ def budget(scores: Mapping[str, Score]) -> Finding:
     if common:
         tokens = f"{max(common)} tokens"
         gap = w.ratio(scores, f"own words, {tokens}", f"articles, {tokens}")
-        text += f" With {max(common):,} tokens, own words over articles: {w.interval(gap)}."
+        text += f" With {max(common):,} tokens, own words ÷ articles: {w.interval(gap)}."
         return w.outcome(
             w.side(gap, 1),
             text,
-            below="The whole model's own words heal better than articles",
-            above=f"Healing wants real text: own words end {w.short(gap)} times as high",
+            below="Text sampled from the whole model heals better than articles",
+            above=f"Articles heal better: sampled text ends {w.short(gap)} times as high",
             against=w.BELOW,
-            open="Own words and articles cannot be told apart as text to heal on",
+            open="Sampled text and articles heal about equally well",
         )
     least, most = (f"articles, {n} tokens" for n in (min(articles), max(articles)))
     return w.outcome(
@@ -132,23 +132,23 @@ def budget(scores: Mapping[str, Score]) -> Finding:
 
 
 def recipe(trials: Mapping[str, Score], kept: Recipe) -> Finding:
-    """Which factors of the recipe matter: each level beside the one that was kept."""
+    """Which factors of the recipe matter: each level compared with the kept level."""
     chosen, told, clear, alike = statistics.kept_levels(trials, kept), [], {}, []
     for factor, levels in sorted(statistics.by_factor(trials, kept).items()):
         worse = {level: gap for level, gap in levels.items() if w.side(gap, 1) == w.ABOVE}
         if worse:
             level = max(worse, key=lambda name: worse[name].point)
             clear[factor] = worse[level].point
-            versus = f"{chosen[factor]} (kept) against {level}"
+            versus = f"{level} instead of {chosen[factor]} (kept)"
             told.append(f"{w.factor(factor)} {versus}: {w.interval(worse[level])}")
         elif len(levels) > 1:
             alike.append(w.factor(factor))
     text = "No level is clearly worse than the kept one"
     if told:
-        text = f"Times the kept level's perplexity: {'; '.join(told)}"
+        text = f"Perplexity ÷ that of the kept level: {'; '.join(told)}"
     text += f" (n = {len(next(iter(trials.values())).documents)} validation articles)."
-    text += f" Not told apart: the levels of {w.listed(alike)}." if alike else ""
+    text += f" No clear difference between the levels of {w.listed(alike)}." if alike else ""
     if not clear:
         return Finding("No factor of the recipe is shown to matter", text)
     most = w.factor(max(clear, key=lambda factor: clear[factor]))
-    return Finding(f"What matters most in the recipe: {most}", text)
+    return Finding(f"The most important factor of the recipe: {most}", text)

@@ -1,4 +1,4 @@
-"""Findings about the same again: another family, stages, seeds, narrower models, adapters."""
+"""Findings about variations: another family, stages, seeds, narrower models, adapters."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ def transfer(scores: Mapping[str, Score], first: Mapping[str, Score]) -> Finding
     one, two = (f"{w.over(of, 'cut')} cut, {w.over(of, 'healed')} healed" for of in (first, scores))
     return w.outcome(
         w.side(gain, 1),
-        f"By the same recipe, the first family goes to {one}, the second to {two} (times the frozen"
+        f"With the same recipe, the first family is at {one}, the second at {two} (times the frozen"
         f" whole model's perplexity; n = {gain.n} test articles). On the second family the healed"
-        f" student stands at {w.interval(gain)} of the cut one.",
+        f" student has {w.interval(gain)} times the cut's perplexity.",
         below="The recipe carries over: it heals the second family too",
         above="The recipe does not carry over: it harms the second family",
-        open="Whether the recipe carries over is open",
+        open="It is open whether the recipe carries over",
     )
 
 
 def staged(scores: Mapping[str, Score]) -> Finding:
-    """In stages against all at once: the same layers, the same tokens, both ways round."""
+    """Compares stages with dropping all at once: same layers, same tokens, both orders."""
     told, sides = [], set()
     for name in w.staged(scores):
         gap = w.ratio(scores, name, "at once, healed")
         sides.add(w.side(gap, 1))
         how = name.removesuffix(", healed")
-        told.append(f"{how}: {w.over(scores, name)}, {w.interval(gap)} of at once")
+        told.append(f"{how}: {w.over(scores, name)}, {w.interval(gap)} times at once")
     at_once = w.ratio(scores, "at once, healed")
     text = (
         f"At once, healed: {w.interval(at_once)} times the perplexity. {w.up('; '.join(told))} (n ="
         f" {at_once.n} test articles)."
     )
     if len(sides) > 1:
-        return Finding("In stages or at once: it depends on which layers go first", text)
+        return Finding("Whether stages help depends on which layers go first", text)
     return w.outcome(
         sides.pop(),
         text,
-        below="In stages is better than at once, on the same layers",
-        above="At once is better than in stages, on the same layers",
-        open="In stages and at once cannot be told apart, on the same layers",
+        below="For the same layers, stages are better than at once",
+        above="For the same layers, at once is better than stages",
+        open="For the same layers, stages and at once are not clearly different",
     )
 
 
@@ -58,7 +58,7 @@ def spread(ratios: Sequence[float]) -> float:
 
 
 def seeds(scores: Mapping[str, Mapping[str, Score]]) -> Finding:
-    """How far seeds differ, each with its own articles to heal on: model -> label -> score."""
+    """How much seeds differ; each heals on other articles. scores: model -> label -> score."""
     limits, told, spreads, sound = rule("C7"), [], [], True
     for model, of in sorted(scores.items()):
         runs = [w.ratio(of, label) for label in sorted(of) if "seed" in label]
@@ -67,45 +67,45 @@ def seeds(scores: Mapping[str, Mapping[str, Score]]) -> Finding:
         sound = sound and len(runs) > 1 and not diverged
         spreads.append(spread(points))
         told.append(
-            f"{model}: {w.listed(map(w.number, points))} times the perplexity, a spread of"
+            f"{model}: perplexity ratios {w.listed(map(w.number, points))}, a spread of"
             f" {w.percent(spreads[-1], 2)} of their mean (n = {w.plural(len(points), 'seed')},"
             f" {runs[0].n} test articles)"
         )
     text, widest = ". ".join(told) + ".", max(spreads)
     if not sound or not np.isfinite(widest):
-        return Finding("How far seeds differ is open", text)
+        return Finding("It is open how much seeds differ", text)
     if widest <= limits["holds"]:
         return Finding(f"Seeds hardly differ: by {w.percent(widest, 2)} at most", text)
     if widest > limits["fails"]:
         return Finding(f"Seeds differ: by up to {w.percent(widest, 2)}", text, True)
-    return Finding(f"Seeds differ by {w.percent(widest, 2)}: neither hardly nor clearly", text)
+    return Finding(f"Seeds differ by {w.percent(widest, 2)}: between the two limits", text)
 
 
 def width(scores: Mapping[str, Score]) -> Finding:
-    """Fewer layers against narrower MLPs at as many parameters, each healed at its own rate."""
+    """Fewer layers against narrower MLPs at equal size, each healed with its own learning rate."""
     gap = w.ratio(scores, "healed", "narrower, healed")
     return w.outcome(
         w.side(gap, 1),
-        f"At as many parameters, fewer layers stand at {w.over(scores, 'healed')} and narrower MLPs"
-        f" at {w.over(scores, 'narrower, healed')} times the whole model's perplexity, both healed;"
-        f" the first over the second: {w.paired(gap)}. Before healing:"
+        f"At equal parameter counts and after healing, fewer layers have"
+        f" {w.over(scores, 'healed')} and narrower MLPs {w.over(scores, 'narrower, healed')} times"
+        f" the whole model's perplexity. Their ratio is {w.paired(gap)}; before healing it is"
         f" {w.over(scores, 'cut', 'narrower, cut')}.",
         below="Fewer layers beat narrower MLPs at the same size",
         above="Narrower MLPs beat fewer layers at the same size",
-        open="Fewer layers and narrower MLPs cannot be told apart at the same size",
+        open="Fewer layers and narrower MLPs are not clearly different at the same size",
     )
 
 
 def adapters(scores: Mapping[str, Score]) -> Finding:
-    """Healing adapters alone against healing all weights, by the same predictions."""
+    """Compares healing only adapters with healing all weights, on the same predictions."""
     gap, trained = w.ratio(scores, "adapters", "healed"), w.ratio(scores, "adapters, ce")
     return w.outcome(
         w.side(gap, 1),
-        f"Adapters alone stand at {w.over(scores, 'adapters')}, all weights at"
-        f" {w.over(scores, 'healed')}; the first over the second: {w.paired(gap)}. Adapters trained"
-        f" on the text: {w.interval(trained)}.{w.adaptation(trained)}",
-        below="Healing adapters alone beats healing all weights",
-        above="Healing adapters alone falls short of healing all weights",
+        f"Adapters are at {w.over(scores, 'adapters')}, all weights at"
+        f" {w.over(scores, 'healed')}; their ratio is {w.paired(gap)}. Adapters trained"
+        f" on the text are at {w.interval(trained)}.{w.adaptation(trained)}",
+        below="Healing only adapters is better than healing all weights",
+        above="Healing only adapters is worse than healing all weights",
         against=w.BELOW,
-        open="Adapters alone and all weights cannot be told apart",
+        open="Healing only adapters and all weights are not clearly different",
     )

@@ -61,7 +61,7 @@ def of_passages(documents: Sequence[Document], name: str) -> dict[str, list[Docu
     if n_passages < MIN_PASSAGES:
         raise ValueError(
             f"text {name} is too short: it gives {n_passages} passages of {PASSAGE_CHARS:,} "
-            f"characters, at least {MIN_PASSAGES} are needed"
+            f"characters or more, at least {MIN_PASSAGES} are needed"
         )
     if len(cut) < MIN_PASSAGES:
         cut = [[passage] for passages in cut for passage in passages]
@@ -90,7 +90,7 @@ def _joined(documents: Sequence[Document]) -> Iterator[Document]:
 
 
 def _cut(document: Document) -> list[Document]:
-    """Whole lines (or parts of long ones), as many as make a passage; the rest goes with none."""
+    """Whole lines (or parts of long ones), as many as make a passage; the last takes the rest."""
     passages, lines, length = [], [], 0
     for line in _lines(document.text):
         lines.append(line)
@@ -98,6 +98,9 @@ def _cut(document: Document) -> list[Document]:
         if length >= PASSAGE_CHARS:
             passages.append(Document(f"{document.name}#{len(passages)}", "".join(lines)))
             lines, length = [], 0
+    if passages:
+        last = passages[-1]
+        passages[-1] = Document(last.name, last.text + "".join(lines))
     return passages
 
 

@@ -1,4 +1,4 @@
-"""What is asked before the first notebook runs: models, texts, packages, the machine."""
+"""Checks before the first notebook runs: models, texts, packages."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from depthprune_core.sources import SOURCES
 from depthprune_study import parameters, paths, provenance
 from depthprune_study.errors import StudyError
 
-MODELS, TEXTS = ("model", "models"), ("text", "texts", "elsewhere")  # parameters that name some
+MODELS, TEXTS = ("model", "models"), ("text", "texts", "elsewhere")  # names of parameters
 Parameters = Mapping[str, Mapping[str, Any]]  # notebook -> name -> value
 
 
 def absolute(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters with local folders and files as whole paths: a notebook runs elsewhere."""
+    """The parameters with absolute local paths, because a notebook runs in another folder."""
     found = dict(values)
     for name in _naming(values, *MODELS, *TEXTS):
         given = values[name]
@@ -31,9 +31,9 @@ def absolute(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def contents(values: Mapping[str, Any]) -> dict[str, str]:
-    """Path -> hash of each local model and text named, and of the data that is shipped."""
-    local = [Path(v) for v in _named(values, *MODELS, *TEXTS) if os.path.isabs(v)]
-    found = {str(path): _hash_of(path) for path in local if path.exists()}
+    """Path -> hash of each local model and text, and of the shipped data."""
+    local = [_parted(v)[0] for v in _named(values, *MODELS, *TEXTS) if os.path.isabs(v)]
+    found = {str(path): _hash_of(path) for path in local if path}
     return found | {path.name: _hash_of(path) for path in shipped() if path.exists()}
 
 
@@ -43,7 +43,7 @@ def shipped() -> tuple[Path, ...]:
 
 
 def fetch(steps: Parameters, say: Callable[[str], None]) -> None:
-    """Get and check every model and text before any notebook runs: what is missing is told at once.
+    """Fetch and check every model and text before any notebook runs.
 
     Raises StudyError.
     """
@@ -55,7 +55,7 @@ def fetch(steps: Parameters, say: Callable[[str], None]) -> None:
     if models | texts:
         from depthprune_study.runner import kernels  # late: slow to load
 
-        say(f"fetching, or checking what is cached: {', '.join(sorted(texts | models))}")
+        say(f"fetching or checking in the cache: {', '.join(sorted(texts | models))}")
         kernels.apart(_fetch, sorted(models), sorted(texts), dict(steps), paths.cache())
 
 
@@ -79,7 +79,7 @@ def _fetch(model_names: list[str], texts: list[str], steps: Parameters, cached: 
 
 
 def _check_depth(notebook: str, values: Mapping[str, Any], n_layers: int) -> None:
-    """Raises StudyError where a notebook would leave no layer; 0 layers: not known."""
+    """Raises StudyError if a notebook would drop every layer; 0 layers: not known."""
     for name in ("drop_count", "drop_counts"):
         asked = values.get(name, [])
         most = max(asked, default=0) if isinstance(asked, list) else asked
@@ -102,12 +102,21 @@ def _named(values: Mapping[str, Any], *kinds: str) -> list[str]:
 
 
 def _absolute(name: str) -> str:
-    is_local = name and name not in SOURCES and os.path.exists(name)
-    return str(Path(name).resolve()) if is_local else name
+    path, column = (None, "") if name in SOURCES else _parted(name)
+    return name if path is None else f"{path.resolve()}{column}"
+
+
+def _parted(name: str) -> tuple[Path | None, str]:
+    """The local file or folder that a name means, and `:column` behind it; None for other names."""
+    where, colon, column = name.rpartition(":")
+    for path, rest in ((name, ""), (where, colon + column)):
+        if path and os.path.exists(path):
+            return Path(path), rest
+    return None, ""
 
 
 def _check_packages() -> None:
-    """Raises StudyError for a library outside the declared range: in Colab, pip does not look."""
+    """Raises StudyError for a library outside the declared range: in Colab pip does not check."""
     declared: list[str] = []
     with suppress(importlib.metadata.PackageNotFoundError):  # code that runs uninstalled
         declared = importlib.metadata.requires("depthprune") or []
@@ -116,11 +125,13 @@ def _check_packages() -> None:
         fits = found == "absent" or needed.specifier.contains(found, prereleases=True)
         if needed.marker is None and not fits:
             wanted = f"{needed.name}{needed.specifier}"
-            raise StudyError(f"{needed.name} {found} is here, not {wanted}: pip install '{wanted}'")
+            raise StudyError(
+                f"{wanted} is needed, not {needed.name} {found}: pip install '{wanted}'"
+            )
 
 
 def _hash_of(path: Path) -> str:
-    """Of a file, or of a folder's files, without what only people read."""
+    """Hash of a file, or of a folder's files without documentation."""
     files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
     stats = [(f, f.stat()) for f in files if f.suffix not in {".md", ".ipynb", ".pyc"}]
     hashes = [f"{f.name} {_hash(f, s.st_size, s.st_mtime_ns)}" for f, s in stats]
@@ -129,6 +140,6 @@ def _hash_of(path: Path) -> str:
 
 @cache
 def _hash(path: Path, size: int, mtime_ns: int) -> str:
-    """Once for a file as it is now: every notebook asks for the same weights."""
+    """Cached until the file changes: every notebook needs the hash of the same weights."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

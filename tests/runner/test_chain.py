@@ -185,7 +185,9 @@ def test_a_library_outside_its_range_stops_the_study_before_any_work(
     fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.metadata.requires", lambda name: ["numpy>=99", "x>=1"])
-    with pytest.raises(StudyError, match=r"is here, not numpy>=99: pip install 'numpy>=99'"):
+    with pytest.raises(
+        StudyError, match=r"numpy>=99 is needed, not numpy .*: pip install 'numpy>=99'"
+    ):
         run()
 
 
@@ -201,7 +203,7 @@ def test_a_restored_report_is_done_and_an_unfinished_one_goes_on(done: Path) -> 
     assert waiting() == ["10_report"] and piece.is_file()
     (runs / "costs.json").write_text("kept")
     assert chain.restore("toy", report) == 0 and (runs / "costs.json").read_text() == "kept"
-    with pytest.raises(StudyError, match="holds no records of a study"):
+    with pytest.raises(StudyError, match="contains no records of a study"):
         chain.restore("toy", done / "nowhere")
 
 
@@ -214,14 +216,27 @@ def test_a_restored_file_that_is_damaged_is_made_again(done: Path) -> None:
     assert waiting() == ["02_prune", "10_report"]
 
 
+def test_a_local_text_is_known_by_its_content_wherever_the_notebook_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"body": "One."}')
+    given = prepare.absolute({"text": "mine.jsonl:body", "elsewhere": "ORG/NAME:body"})
+    assert given == {"text": f"{file}:body", "elsewhere": "ORG/NAME:body"}
+    before = prepare.contents(given)
+    file.write_text('{"body": "Another."}')
+    assert str(file) in before and prepare.contents(given)[str(file)] != before[str(file)]
+
+
 def test_what_no_model_or_machine_here_can_do_is_told_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cut = {"03_recovery": {"model": "gpt2-mini", "drop_count": 12}}
-    with pytest.raises(StudyError, match="03_recovery: drop_count must be at most 11, not 12: gpt2"):
+    with pytest.raises(StudyError, match="03_recovery: drop_count must be at most 11, not 12"):
         prepare.fetch(cut, print)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(StudyError, match=r"tasks=\['piqa'\] are asked by lm-eval: pip install"):
+    with pytest.raises(StudyError, match=r"tasks=\['piqa'\] need lm-eval: pip install"):
         prepare.fetch({"03_recovery": {"tasks": ["piqa"]}}, print)
 
 

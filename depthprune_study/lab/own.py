@@ -38,7 +38,7 @@ from depthprune_study.lab.job import Job, prepare
 from depthprune_study.results import statistics
 from depthprune_study.results.statistics import Interval
 
-BY_PROFILE = ("least_sensitive", "most_sensitive", "block_influence", "angular")
+WITHOUT_PROFILE = ("greedy", "exhaustive", "contiguous", "evenly_spaced", "last_k", "random")
 N_PROMPTS, PROMPT_CHARS, NEW_TOKENS = 3, 120, 24
 
 
@@ -105,7 +105,7 @@ def choose(job: Job, known: Profile | None = None) -> Plan:
     n_layers = len(anatomy(job.teacher.model).layers)
     if job.layers:
         return Plan(n_layers, job.layers, "named")
-    if known is None and job.rule in BY_PROFILE:
+    if known is None and job.rule not in WITHOUT_PROFILE:
         known = profile(job)
     windows = job.windows("calibration")
     cost = partial(subsets.rises, job.teacher.model, windows, progress=job.progress)

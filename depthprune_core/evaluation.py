@@ -43,6 +43,7 @@ def score(
     sums = torch.zeros(len(windows.names), dtype=torch.float64)
     with _evaluating(model):
         for done, batch in enumerate(windows.batches(batch_size)):
+            batch = batch.trimmed()
             mask = batch.mask.to(model.device)
             hidden = hidden_states(model, batch.inputs.to(model.device))[mask]  # (n_scored, d)
             values = losses.nll(parts, hidden, batch.targets.to(model.device)[mask])
@@ -67,6 +68,7 @@ def divergence(
     agreements = torch.zeros(len(windows.names), dtype=torch.long)
     with _evaluating(student, teacher):
         for done, batch in enumerate(windows.batches(batch_size)):
+            batch = batch.trimmed()
             ids, mask = batch.inputs.to(student.device), batch.mask.to(student.device)
             hidden = hidden_states(student, ids)[mask]  # (n_scored, d)
             teacher_hidden = hidden_states(teacher, ids)[mask]

@@ -69,6 +69,12 @@ class Windows:
         parts = (self.inputs[rows], self.targets[rows], self.mask[rows], self.document[rows])
         return Windows(*parts, self.names, self.n_bytes)
 
+    def trimmed(self) -> Windows:
+        """Without the columns after the last scored target, which no scored one depends on."""
+        parts = (self.inputs, self.targets, self.mask)
+        end = int(self.mask.any(0).nonzero().max()) + 1
+        return Windows(*(part[:, :end] for part in parts), self.document, self.names, self.n_bytes)
+
     def batches(self, batch_size: int) -> Iterator[Windows]:
         for begin in range(0, len(self), batch_size):
             yield self.take(slice(begin, begin + batch_size))

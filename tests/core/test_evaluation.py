@@ -62,6 +62,17 @@ def published_recipe(
     return nll_sum, n_tokens
 
 
+def test_padding_is_not_computed_where_a_batch_needs_none():
+    model, windows = tiny("llama"), windows_of(15, 3, 3, 3, 3)
+    assert windows.inputs.shape == (5, 16)
+    widths = []
+    model.model.layers[0].register_forward_pre_hook(
+        lambda _, given: widths.append(given[0].size(1))
+    )
+    score(model, windows.take(slice(1, None)), batch_size=2)
+    assert set(widths) == {3}
+
+
 @pytest.mark.parametrize("seq_len", [2, 7, 16, 60])
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_score_equals_the_published_strided_recipe(name, seq_len):

@@ -65,7 +65,8 @@ def published_recipe(
 def test_padding_is_not_computed_where_a_batch_needs_none():
     model, windows = tiny("llama"), windows_of(15, 3, 3, 3, 3)
     assert windows.inputs.shape == (5, 16)
-    widths = []
+    widths: list[int] = []
+    score(model, windows)  # the model is probed once
     model.model.layers[0].register_forward_pre_hook(
         lambda _, given: widths.append(given[0].size(1))
     )

@@ -1,4 +1,4 @@
-"""Low-rank adapters: a small update beside every linear map of a model's layers, trained alone."""
+"""Low-rank adapters: a small trained update beside every linear map of a model's layers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SCALING = 2.0  # of the update: alpha = 2 x rank, as most recipes have it
 def low_rank(model: PreTrainedModel, *, rank: int, seed: int) -> Iterator[None]:
     """Within the block only adapters can be trained (LoRA: Hu et al. 2021, 2106.09685).
 
-    There is one on every linear map of every layer (on subclasses too; a mixture's experts that
-    share one tensor have none), drawn by `seed`, at first without effect. At the block's end they
-    are added to the weights and gone; where it ends by an error they are gone without a trace.
-    The model gets new tensors for the weights that change, since another model may share them.
+    Every linear map of every layer gets one (subclasses too, but not a mixture's experts that share
+    one tensor). Adapters are drawn by `seed` and start without effect. At the end of the block they
+    are merged into the weights; after an error they are removed without a trace.
+    Changed weights get new tensors, because another model may share the old ones.
 
-    Raises ValueError for a model whose layers hold no linear map.
+    Raises ValueError for a model whose layers have no linear map.
     """
     from peft.tuners.lora import LoraModel
 

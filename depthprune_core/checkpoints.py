@@ -1,4 +1,4 @@
-"""A recovery's state on disk: what it takes to go on from there."""
+"""Checkpoints: a recovery's state on disk, from which it can resume."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def save(path: Path, key: str, run: Run) -> None:
 
 
 def resume(path: Path, key: str, run: Run) -> None:
-    """Put a run where the file has it. Raises ValueError for a damaged file or another run's."""
+    """Restore a run from the file. Raises ValueError for a damaged file or another run's file."""
     damaged = f"checkpoint {path} is damaged: remove it to begin this recovery again"
     if not _is_whole(path):
         raise ValueError(damaged)

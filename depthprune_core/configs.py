@@ -1,4 +1,4 @@
-"""A model's config for fewer layers: what it says of each layer follows the layers that stay."""
+"""A model's config for fewer layers: per-layer settings follow the kept layers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _NUMBERED = re.compile(r"layers?$|layers?_(ids?|idx|ind|list|num)|attn_idxs?$") 
 
 
 def slice_config(config: Any, kept: tuple[int, ...]) -> Any:
-    """A copy of the config for the kept layers, as it is when it is written and opened again.
+    """A copy of the config for the kept layers, after writing and opening it again.
 
-    The count, lists and tables of one entry a layer, lists of layer numbers and counts of the first
-    layers follow the layers. Remote code is named no more.
+    The layer count, per-layer lists and tables, lists of layer numbers and counts of first layers
+    follow the kept layers. References to remote code are removed.
 
-    Raises ValueError where an option bakes a layer's number into its computation, where the config
-    cannot be written, or where it is another one when it is opened again.
+    Raises ValueError if an option makes a layer's computation depend on its number, if the config
+    cannot be written, or if it changes when it is opened again.
     """
     part = text_config(config)
     if getattr(part, "scale_attn_by_inverse_layer_idx", False):
@@ -54,7 +54,7 @@ def slice_config(config: Any, kept: tuple[int, ...]) -> Any:
 
 
 def written(config: Any) -> dict[str, Any]:
-    """The config as its config.json has it. Raises ValueError where it cannot be written."""
+    """The config as in its config.json. Raises ValueError if it cannot be written."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             config.save_pretrained(folder)
@@ -67,7 +67,7 @@ def written(config: Any) -> dict[str, Any]:
 
 
 def _follow(facts: dict[str, Any], n_layers: int, kept: tuple[int, ...]) -> None:
-    """Change whatever a config says of single layers to what holds for the kept ones."""
+    """Change the config's per-layer settings to those of the kept layers."""
     for key, value in list(facts.items()):
         if "token_id" in key or "label" in key or isinstance(value, bool):
             continue
@@ -100,7 +100,7 @@ def _followed_list(key: str, value: list, n_layers: int, kept: tuple[int, ...]) 
 
 
 def _difference(wanted: dict[str, Any], found: dict[str, Any]) -> str:
-    """The first field that was written and reads otherwise; empty where there is none."""
+    """The first field that differs after writing and reading; empty if none differs."""
     for key, value in wanted.items():
         other = found.get(key)
         if isinstance(value, dict) and isinstance(other, dict):

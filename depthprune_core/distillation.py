@@ -42,19 +42,20 @@ def recover(
     """Train `student` in place, one pass over `windows` in order; returns it in eval mode.
 
     The loss is recipe.kl x KL(teacher || student), T^2-scaled (Hinton et al. 2015, 1503.02531),
-    plus recipe.ce x the cross-entropy of the text: means over the unmasked tokens of a whole step,
-    so that `micro_batch_size` windows at a time give the full step's gradient. AdamW; the rate
-    warms up, then follows a cosine to zero; gradients are clipped to norm 1; no dropout.
+    plus recipe.ce x the cross-entropy of the text. Both are means over the unmasked tokens of a
+    whole step, so micro-batches of `micro_batch_size` windows give the full step's gradient. AdamW;
+    the rate warms up, then follows a cosine to zero; gradients are clipped to norm 1; no dropout.
 
-    recipe.trained: all weights, or lora: adapters on every linear map of the layers, added to the
-    weights at the end. Then a student may share weights with its teacher (`pruning.share_equal`).
-    checkpoint_activations: layers compute twice: less memory, a third more time, the same result.
-    states: the teacher's, kept for other recoveries on these windows.
-    validation: scored at the end; with `validate_every_tokens` at the start and between too.
-    checkpoint: the run goes on from that file, bit for bit on a CPU, with a student cut anew; it
-    never holds a step that was not finite. The file is the caller's to remove.
+    recipe.trained: all weights, or lora: adapters on every linear map of the layers, merged into
+    the weights at the end. With lora, a student may share weights with its teacher
+    (`pruning.share_equal`).
+    checkpoint_activations: recomputes layers: less memory, a third more time, the same result.
+    states: the teacher's hidden states, kept for other recoveries on these windows.
+    validation: scored at the end; with `validate_every_tokens` also at the start and in between.
+    checkpoint: the run resumes from this file, bit for bit on a CPU, with a newly cut student. The
+    file contains only finite steps. The caller removes it.
 
-    Raises ValueError for a setting that cannot work or another run's checkpoint; DivergedError.
+    Raises ValueError for an invalid setting or another run's checkpoint; DivergedError.
     """
     _check(student, teacher, windows, recipe, states)
     key = _key(student, teacher, windows, recipe) if checkpoint is not None else ""
@@ -87,7 +88,7 @@ def recover(
 
 
 def _saver(run: Run, key: str, path: Path | None, every_seconds: float) -> Callable[[], None]:
-    """Goes on from the checkpoint where it is there; what saves the run in it, now and then."""
+    """Resumes from the checkpoint if it exists; returns a function that saves the run in it."""
     if path is not None and path.exists():
         checkpoints.resume(path, key, run)
     saved_at = time.monotonic()
@@ -104,7 +105,7 @@ def _saver(run: Run, key: str, path: Path | None, every_seconds: float) -> Calla
 def _key(
     student: PreTrainedModel, teacher: PreTrainedModel | None, windows: Windows, recipe: Recipe
 ) -> str:
-    """Names a run: recipe, text, start and teacher."""
+    """The key of a run, from recipe, text, start and teacher."""
     begun = checkpoints.content(student, teacher).hex()
     identity = json.dumps([asdict(recipe), windows.token_hash, begun], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()
@@ -112,7 +113,7 @@ def _key(
 
 @contextmanager
 def _training(student: PreTrainedModel) -> Iterator[None]:
-    """However the block ends, the student comes out in eval mode, as trainable as it went in."""
+    """After the block, the student is in eval mode and its requires_grad flags are restored."""
     flags = {p: p.requires_grad for p in student.parameters()}
     student.eval().zero_grad(set_to_none=True)
     try:

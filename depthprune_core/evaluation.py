@@ -1,4 +1,4 @@
-"""How well a model predicts text, how far it is from its teacher, and what it writes itself."""
+"""Scores a model on text, measures its divergence from the teacher, and samples text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from depthprune_core.text import Windows
 
 @contextmanager
 def _evaluating(*models: PreTrainedModel) -> Iterator[None]:
-    """Within the block the models draw no dropout."""
+    """Disables dropout within the block."""
     modes = [model.training for model in models]
     try:
         for model in models:
@@ -37,7 +37,7 @@ def score(
 ) -> Score:
     """Negative log-likelihood of every scored token, summed by document (nats).
 
-    Terms are float32, sums float64. The model is left as it was, its training flag too.
+    Terms are float32, sums float64. The model and its training flag are unchanged.
     """
     parts = anatomy(model)
     sums = torch.zeros(len(windows.names), dtype=torch.float64)
@@ -95,7 +95,7 @@ def continuations(
     new_tokens: int,
     start: int | None = None,
 ) -> list[str]:
-    """Greedy continuations of prompts, as text. `start` (if any) stands before each prompt."""
+    """Greedy continuations of prompts, as text. `start` (if given) precedes each prompt."""
     texts = []
     for prompt in prompts:
         ids = tokenizer(prompt, add_special_tokens=False).input_ids
@@ -122,10 +122,10 @@ def write_text(
     batch_size: int = 16,
     progress: Progress = silent,
 ) -> Windows:
-    """Documents that the model writes itself: `seq_len` tokens each, sampled at temperature 1.
+    """Documents sampled from the model at temperature 1, `seq_len` tokens each.
 
-    A document begins with `start`, which is never drawn again. Whatever the batch size, document i
-    gets the same random numbers. Token ids alone, no text: so `n_bytes` is 0.
+    A document begins with `start`, which is never drawn again. Document i gets the same random
+    numbers for every batch size. The result has token ids but no text, so `n_bytes` is 0.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

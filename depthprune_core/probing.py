@@ -1,4 +1,4 @@
-"""What running a few tokens shows of a model: how its layers talk, how its logits come about.
+"""Runs a few tokens to find out how a model's layers and logits are computed.
 
 `parts` is a `decoder.Decoder` (whose file imports this one).
 """
@@ -19,9 +19,9 @@ _Seen = list[tuple[int, torch.Tensor | None, Any]]  # of a layer's run: its numb
 
 
 def probe_ids(model: PreTrainedModel) -> torch.Tensor:
-    """Two rows of tokens that differ in their last one alone; none is a special token.
+    """Two rows of tokens that differ only in the last token, without special tokens.
 
-    They are as long as it takes to show a small sliding window or chunk at work.  (2, n)
+    They are long enough to reveal a small sliding window or chunk.  (2, n)
     """
     config = model.config.get_text_config(decoder=True)
     special, windows = {0}, [0]
@@ -42,17 +42,17 @@ def probe_ids(model: PreTrainedModel) -> torch.Tensor:
 
 
 def tolerance(model: PreTrainedModel, logits: torch.Tensor) -> float:
-    """How far apart logits may be that are computed by two paths."""
+    """The allowed distance between logits computed in two ways."""
     eps = torch.finfo(model.dtype).eps
     return max(1e-5, 4 * eps) * float(logits.abs().max())
 
 
 @torch.no_grad()
 def probe(model: PreTrainedModel, parts: Any) -> dict[str, Any]:
-    """The fields of `Decoder` that only running shows: scale and returns_tuple.
+    """The fields of `Decoder` that need a forward pass: scale and returns_tuple.
 
-    Raises ValueError where the layers cannot be passed over one by one, where the logits are not
-    scale * head(hidden) or its softcap, or where a token sees later ones.
+    Raises ValueError if the layers cannot be skipped one by one, if the logits are not
+    scale * head(hidden) or its softcap, or if a token sees later tokens.
     """
     name = type(model).__name__
     ids = probe_ids(model)
@@ -89,7 +89,7 @@ def _hidden(output: Any) -> torch.Tensor:
 
 
 def _listen(model: PreTrainedModel, parts: Any, ids: torch.Tensor) -> tuple[_Seen, torch.Tensor]:
-    """What each layer got and gave, in the order of the runs, and the model's logits."""
+    """Each layer's input and output, in running order, and the model's logits."""
     seen: _Seen = []
 
     def note(number: int) -> Any:
@@ -111,9 +111,9 @@ def _listen(model: PreTrainedModel, parts: Any, ids: torch.Tensor) -> tuple[_See
 
 
 def _scale(model: PreTrainedModel, ours: torch.Tensor, logits: torch.Tensor) -> float:
-    """The constant by which our logits must be multiplied to be the model's; mostly 1.
+    """The factor between head(hidden) and the model's logits; usually 1.
 
-    A constant that the config states is taken from there, since a fitted one is rounded.
+    A factor in the config is preferred, because a fitted one is rounded.
     """
     near = max(1e-3, 2 * torch.finfo(model.dtype).eps)
     atol = near * float(logits.abs().max())
@@ -136,10 +136,9 @@ def _scale(model: PreTrainedModel, ours: torch.Tensor, logits: torch.Tensor) -> 
 def _check_resuming(
     model: PreTrainedModel, parts: Any, ids: torch.Tensor, seen: _Seen, hidden: torch.Tensor
 ) -> None:
-    """With the first half of the layers passed over, and the output of the next one put in, the
-    rest must go on as it did.
+    """Checks that the second half of the layers can resume from a stored hidden state.
 
-    Not so where layers hand on more than hidden states: keys and values, residuals.
+    This fails if layers pass on more than hidden states, such as keys and values or residuals.
     """
     last = len(parts.layers) // 2
     output = seen[last][2]

@@ -1,4 +1,4 @@
-"""Matrix products in float32 on a CPU, by the faster of torch's two libraries."""
+"""Matrix products in float32 on a CPU, with the faster of torch's two libraries."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ CPUINFO = Path("/proc/cpuinfo")
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x @ weight.T + bias, as `torch.nn.functional.linear`.  (..., k), (n, k), (n,) -> (..., n)
 
-    With gradients. Where MKL, torch's default, is the slower library, float32 products go through
-    oneDNN, which torch ships too: the same sums in another order.
+    Supports gradients. If MKL, torch's default, is slower, float32 products use oneDNN, which torch
+    also ships: the same sums in another order.
     """
     plain = x.dtype == weight.dtype == torch.float32
     on_cpu = x.device.type == weight.device.type == "cpu"
@@ -36,7 +36,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 @contextmanager
 def fast_products(model: nn.Module) -> Iterator[None]:
-    """Within the block, the linear maps of a model compute by `linear`; nothing else changes."""
+    """Within the block, the linear maps of a model use `linear`."""
     modules = []
     if onednn_is_better():
         modules = [m for m in model.modules() if type(m) in (nn.Linear, Conv1D)]
@@ -54,7 +54,7 @@ def fast_products(model: nn.Module) -> Iterator[None]:
 def onednn_is_better() -> bool:
     """On AMD processors with AVX-512 (`make bench` times both).
 
-    By name, not by a stopwatch: a result must not depend on it.
+    Decided by the processor's name, not by timing, because results must not depend on timing.
     """
     has_op = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -62,7 +62,7 @@ def onednn_is_better() -> bool:
 
 
 def has_bfloat16(device: torch.device | str) -> bool:
-    """Whether the device is a GPU that multiplies in bfloat16 itself; older ones imitate it."""
+    """Whether the device is a GPU with native bfloat16 products; older GPUs emulate them."""
     cuda = torch.device(device).type == "cuda"
     return cuda and torch.cuda.is_bf16_supported(including_emulation=False)
 
@@ -79,7 +79,7 @@ def _onednn(
 
 
 class _Linear(torch.autograd.Function):
-    """Rows through a linear map, with gradients by the same library.  (m, k) -> (m, n)"""
+    """A linear map of rows; gradients use the same library.  (m, k) -> (m, n)"""
 
     @staticmethod
     def forward(

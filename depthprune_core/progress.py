@@ -1,4 +1,4 @@
-"""How the core, which prints nothing, speaks: a callback for progress, one line for an error."""
+"""Progress callbacks and one-line error reasons; the core itself prints nothing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ Progress = Callable[[int, int, str], None]  # done, of (0 = not known), what is 
 
 
 def silent(done: int, of: int, what: str) -> None:
-    """The callback that says nothing."""
+    """The callback that does nothing."""
 
 
 def reason(error: BaseException) -> str:
-    """What a library says, over however many lines, in one."""
+    """A library's error message on one line."""
     return " ".join(str(error).split())[:200]

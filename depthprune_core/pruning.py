@@ -21,17 +21,17 @@ __all__ = ["check_droppable", "check_saved", "drop_layers", "original_name", "sh
 
 
 def drop_layers(model: PreTrainedModel, plan: Plan, *, share: bool = False) -> PreTrainedModel:
-    """A new model without the plan's layers, as if it had always been that shallow, in eval mode.
+    """A new model without the plan's layers, in eval mode.
 
-    It is built from the sliced config and then given the kept weights, so whatever a layer derives
-    from its number (`layer_idx`, its slot in the KV cache, sliding or full attention) is right, and
-    plain `from_pretrained` opens what `save_pretrained` writes. Its logits must be those of the
-    original with these layers passed over. Weights are copied: training the result leaves the
-    original as it was. With `share` they are the original's tensors, which takes no memory: for
+    It is built from the sliced config and then given the kept weights. So everything that depends
+    on a layer's number (`layer_idx`, its slot in the KV cache, sliding or full attention) is right,
+    and plain `from_pretrained` opens what `save_pretrained` writes. Its logits must equal those of
+    the original with these layers skipped. Weights are copied, so training the result does not
+    change the original. With `share`, both use the same tensors, which takes no memory: for
     measuring, not for training.
 
-    Raises ValueError when the plan is for another number of layers, or when a model without these
-    layers would compute something else.
+    Raises ValueError if the plan is for another number of layers, or if the smaller model would
+    not equal the original with these layers skipped.
     """
     parts = anatomy(model)
     if len(parts.layers) != plan.n_layers:
@@ -52,9 +52,9 @@ def drop_layers(model: PreTrainedModel, plan: Plan, *, share: bool = False) -> P
 
 
 def check_droppable(model: PreTrainedModel) -> None:
-    """Raises ValueError, with the reason, where none of several layers can be dropped.
+    """Raises ValueError with the reason if no layer of a model can be dropped.
 
-    Looks at config and shapes alone, so a model on torch's meta device will do.
+    Uses only config and shapes, so a model on torch's meta device works too.
     """
     parts = decoder.structure(model)
     n_layers = len(parts.layers)
@@ -71,10 +71,10 @@ def check_droppable(model: PreTrainedModel) -> None:
 
 
 def share_equal(student: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
-    """Let every tensor of the student that has the model's values be the model's.
+    """Share every student tensor that equals the model's tensor.
 
-    The student has the plan's layers. What is shared takes no memory and must not be trained in
-    place; adapters on it can be (`adapters.low_rank`).
+    The student has the plan's layers. Shared tensors take no memory and must not be trained in
+    place; adapters on them can be trained (`adapters.low_rank`).
     """
     stack = decoder.structure(model).layers_name
     for held, key, theirs in _tensors(student, model, stack, plan.kept):
@@ -92,7 +92,7 @@ def size(model: PreTrainedModel) -> Size:
 
 
 def original_name(name: str, stack: str, kept: tuple[int, ...]) -> str:
-    """`model.layers.5.mlp.weight` of the student -> the name of the same tensor in the original.
+    """`model.layers.5.mlp.weight` in the student -> the name of the same tensor in the original.
 
     `stack` is the path of the layers: `model.layers`.
     """
@@ -101,9 +101,9 @@ def original_name(name: str, stack: str, kept: tuple[int, ...]) -> str:
 
 
 def _outline(model: PreTrainedModel, parts: Decoder, kept: tuple[int, ...]) -> PreTrainedModel:
-    """The student without weights (on the meta device), its layers made as the kept ones are.
+    """The student without weights (on the meta device), with the structure of the kept layers.
 
-    Raises ValueError where the config gives other layers, or a tensor belongs to all of them.
+    Raises ValueError if the config gives other layers, or if a tensor belongs to all layers.
     """
     config = slice_config(model.config, kept)
     head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
@@ -121,9 +121,7 @@ def _outline(model: PreTrainedModel, parts: Decoder, kept: tuple[int, ...]) -> P
 def _tensors(
     student: PreTrainedModel, model: PreTrainedModel, stack: str, kept: tuple[int, ...]
 ) -> Iterator[tuple[dict, str, torch.Tensor]]:
-    """Of every tensor that the student holds, in whatever form: who holds it, under which name,
-    and the original's.
-    """
+    """For every tensor of the student: its module, its name, and the original's tensor."""
     # By all their names: layers may share one module, such as an activation.
     originals = dict(model.named_modules(remove_duplicate=False))
     for name, module in student.named_modules():

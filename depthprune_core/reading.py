@@ -1,4 +1,4 @@
-"""Files, folders and data sets of the hub -> documents."""
+"""Files, folders and hub data sets -> documents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROWS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"
 
 
 def kind_of(path: Path) -> str:
-    """The suffix that says what is inside; `.gz` is passed over."""
+    """The suffix that gives the file type; `.gz` is ignored."""
     return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
 
 
@@ -38,7 +38,7 @@ def parted(name: str) -> tuple[str, str]:
 
 
 def from_folder(folder: Path, column: str) -> list[Document]:
-    """Every readable file below a folder, by name; a README is no text of the corpus."""
+    """Every readable file below a folder, by name, except README files."""
     kinds = (".txt", ".md", *_ROWS)
     readable = [file for file in sorted(folder.rglob("*")) if kind_of(file) in kinds]
     hidden = [f for f in readable if any(p.startswith(".") for p in f.relative_to(folder).parts)]
@@ -49,7 +49,7 @@ def from_folder(folder: Path, column: str) -> list[Document]:
 
 
 def from_file(path: Path, column: str, folder: Path | None = None) -> list[Document]:
-    """A plain text as one document; of a file of rows, one document a row."""
+    """A plain text as one document; a file of rows as one document per row."""
     name = path.relative_to(folder).as_posix() if folder else path.name
     if kind_of(path) in _ROWS:
         return _documents(rows(path), name, str(path), column)
@@ -69,7 +69,7 @@ def from_file(path: Path, column: str, folder: Path | None = None) -> list[Docum
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a .jsonl, .json, .csv or .parquet file. Raises ValueError where that fails."""
+    """Rows of a .jsonl, .json, .csv or .parquet file. Raises ValueError if that fails."""
     source = {"path": _ROWS[kind_of(path)], "data_files": str(path)}
     return _stream(source, f"{path} cannot be read as {kind_of(path)[1:]}")
 
@@ -102,7 +102,7 @@ def _stream(source: dict[str, Any], failure: str) -> Iterator[dict[str, Any]]:
 def _documents(
     rows: Iterable[dict[str, Any]], name: str, where: str, column: str, limit: float = math.inf
 ) -> list[Document]:
-    """One document a row that is not empty, until `limit` characters are reached."""
+    """One document per non-empty row, until `limit` characters are reached."""
     documents, n_chars = [], 0
     for number, row in enumerate(rows):
         column = column if number else _column(row, column, where)
@@ -121,7 +121,7 @@ def _documents(
 
 
 def _column(row: dict[str, Any], wanted: str, where: str) -> str:
-    """The column that holds the text: the one named, else `text`, else the only strings."""
+    """The column with the text: the given one, else `text`, else the only column of strings."""
     if wanted and wanted not in row:
         raise ValueError(f"{where} has no column {wanted!r}: it has {', '.join(row)}")
     texts = [name for name, value in row.items() if isinstance(value, str)]

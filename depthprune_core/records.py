@@ -1,4 +1,4 @@
-"""The frozen results that everything hangs on. No torch; `storage` keeps them as JSON files."""
+"""The frozen result types. No torch; `storage` keeps them as JSON files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Plan:
-    """Which layers go. Numbers are counted from 0, in the original model."""
+    """Which layers are dropped. Numbers are counted from 0, in the original model."""
 
     n_layers: int
     dropped: tuple[int, ...]
@@ -36,7 +36,7 @@ class Plan:
         return tuple(layer for layer in range(self.n_layers) if layer not in self.dropped)
 
     def then(self, second: Plan) -> Plan:
-        """Two cuts as one plan of the original model; `second` counts in what self leaves."""
+        """Two cuts as one plan of the original model; `second` counts self's kept layers."""
         if second.n_layers != len(self.kept):
             raise ValueError(
                 f"the second plan is for {second.n_layers} layers, but the first leaves "
@@ -55,10 +55,10 @@ class Recipe:
     lr: float
     kl: float = 1.0  # weight of KL(teacher || student), scaled by temperature^2
     ce: float = 0.0  # weight of the text itself (cross-entropy)
-    temperature: float = 1.0  # of both distributions in the KL
+    temperature: float = 1.0  # of both distributions in KL
     warmup: float = 0.1  # share of the steps in which the rate rises
     batch_tokens: int = 2_048  # a step
-    seq_len: int = 512  # tokens a window
+    seq_len: int = 512  # tokens per window
     trained: str = "all"  # all, or lora: adapters on every linear map of the layers
     lora_rank: int = 8
     refit_tokens: int = 0  # text for the closed-form refit before training; 0 = no refit
@@ -96,7 +96,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Score:
-    """How well a model predicts documents: one entry a document, sums over its scored tokens."""
+    """How well a model predicts documents: one entry per document, sums over its scored tokens."""
 
     documents: tuple[str, ...]
     nll_nats: tuple[float, ...]
@@ -112,7 +112,7 @@ class Score:
 
     @property
     def ppl(self) -> float:
-        """Perplexity: exp of the mean NLL per token; infinity where that overflows."""
+        """Perplexity: exp of the mean NLL per token; infinity if that overflows."""
         return math.inf if self.mean_nll_nats >= 700 else math.exp(self.mean_nll_nats)
 
     @property
@@ -122,7 +122,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far a student's next-token distributions are from the teacher's: one entry a document."""
+    """Distance of a student's next-token distributions from the teacher's, by document."""
 
     documents: tuple[str, ...]
     kl_nats: tuple[float, ...]  # KL(teacher || student), summed over the document's tokens
@@ -140,7 +140,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Profile:
-    """What each layer is worth by several criteria; larger = worse to drop, in every one."""
+    """The importance of each layer by several criteria; larger = worse to drop, in each."""
 
     n_layers: int
     teacher: Score
@@ -152,7 +152,7 @@ class Profile:
 
     @property
     def criteria(self) -> dict[str, tuple[float, ...]]:
-        """Every criterion as one number a layer (means per token where it depends on text)."""
+        """Every criterion as one number per layer (means per token if it depends on text)."""
         n = sum(self.teacher.n_tokens)
         means = {
             name: tuple(math.fsum(row) / n for row in rows)
@@ -162,34 +162,34 @@ class Profile:
 
     @property
     def drop_one(self) -> tuple[float, ...]:
-        """The reference criterion: rise in NLL (nats per token) when the layer alone is dropped."""
+        """The reference criterion: rise in NLL (nats per token) when only this layer is dropped."""
         return self.criteria["drop_nll_nats"]
 
 
 @dataclass(frozen=True)
 class SetCosts:
-    """Rise in mean NLL (nats per token) when layers are dropped together, nothing healed."""
+    """Rise in mean NLL (nats per token) when layers are dropped together, without healing."""
 
     n_layers: int
     rise_nll_nats: dict[str, float]  # "3" or "3,7": layers in ascending order
 
     def __call__(self, dropped: frozenset[int]) -> float:
-        """As the search rules take it. Raises KeyError for a set that was not measured."""
+        """The cost of a set, for the search rules. Raises KeyError if it was not measured."""
         return self.rise_nll_nats[",".join(map(str, sorted(dropped)))] if dropped else 0.0
 
     def of_size(self, k: int) -> dict[tuple[int, ...], float]:
-        """The sets of k layers, as they were measured."""
+        """The measured sets of k layers."""
         sets = {tuple(map(int, key.split(","))): rise for key, rise in self.rise_nll_nats.items()}
         return {layers: rise for layers, rise in sets.items() if len(layers) == k}
 
     def interaction(self, i: int, j: int) -> float:
-        """Pair cost minus the two single costs: above 0, the two layers stand in for each other."""
+        """Pair cost minus the two single costs; above 0, the layers can replace each other."""
         return self(frozenset({i, j})) - self(frozenset({i})) - self(frozenset({j}))
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One healing as it went."""
+    """The course of one healing."""
 
     recipe: Recipe
     token_hash: str  # names the exact token ids and their order
@@ -202,7 +202,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Timing:
-    """Times of a student beside its teacher, taken in turn (A B A B): one entry a round.
+    """Interleaved times of a student and its teacher (A B A B): one entry per round.
 
     Milliseconds. Prefill is one forward over `context` tokens; decode is per new token, after it.
     """
@@ -225,7 +225,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Size:
-    """What a model weighs."""
+    """The size of a model."""
 
     n_layers: int
     n_parameters: int  # a tied tensor counts once
@@ -246,7 +246,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Facts:
-    """Small results that are no more than names and values."""
+    """Small results: names and values."""
 
     values: dict[str, Any]
 

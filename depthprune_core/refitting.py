@@ -30,18 +30,18 @@ def refit(
 ) -> PreTrainedModel:
     """Fit, in place, the last MLP map before each cut and in the layer after it.
 
-    From the front, each so that its layer ends as in the teacher, on what the fits before it left.
-    With n the MLP's neurons of a token (width,), x the layer's output and h the teacher's state
-    that it stands for (d,), the change V minimises the sum of |n V - (h - x)|^2 / mean(h^2) over
-    the unmasked tokens, plus ridge x |V|^2 x the mean of the normal matrix' diagonal. The ridge of
-    each map is chosen on every fifth batch, which the others are fitted without; the map is then
-    fitted on all. Size and speed stay: the student is a plain checkpoint. ReplaceMe (Shopkhoev et
-    al. 2025, 2505.02819) fits a map of the MLP's output, of rank d: here every neuron counts.
+    Maps are fitted from front to back. Each makes its layer's output match the teacher's, given the
+    earlier fits. With n the MLP's neurons of a token (width,), x the layer's output and h the
+    matching teacher state (d,), the change V minimises the sum of |n V - (h - x)|^2 / mean(h^2)
+    over the unmasked tokens, plus ridge x |V|^2 x the mean of the normal matrix' diagonal. Every
+    fifth batch is held out to choose the ridge of each map; the map is then fitted on all batches.
+    Size and speed do not change: the student is a plain checkpoint. ReplaceMe (Shopkhoev et al.
+    2025, 2505.02819) fits a map of the MLP's output, of rank d; here every neuron is used.
 
-    With a plan that drops nothing (a student that is narrower in every layer) all are fitted.
+    If the plan drops no layer (a student that is narrower in every layer), all maps are fitted.
 
-    Raises ValueError where the student does not have the plan's layers, or where its MLPs do not
-    end in one linear map whose output is added (`is_possible`).
+    Raises ValueError if the student does not have the plan's layers, or if its MLPs do not end in
+    one linear map whose output is added (`is_possible`).
     """
     _check(student, teacher, plan)
     batches = list(windows.batches(BATCH_SIZE))
@@ -69,10 +69,10 @@ def refit(
 
 
 def fitted_layers(plan: Plan) -> dict[int, int]:
-    """Layer of the student -> the teacher's layer whose input its output stands for.
+    """Layer of the student -> the teacher layer whose input its output must match.
 
-    The layer before each cut and the one after it; further ones were seen to gain nothing.
-    n_layers stands for the teacher's last output.
+    Contains the layer before each cut and the one after it; fitting more did not help.
+    n_layers means the teacher's last output.
     """
     after = (*plan.kept[1:], plan.n_layers)
     gaps = [new for new, old in enumerate(plan.kept) if after[new] > old + 1 or not plan.dropped]
@@ -103,7 +103,7 @@ def is_possible(model: PreTrainedModel) -> bool:
 
 
 class _Problem:
-    """Sums of a least-squares problem: features (n, k), and what they are to explain (n, d)."""
+    """Sums of a least-squares problem: features (n, k) and targets (n, d)."""
 
     def __init__(self) -> None:
         self.normal: torch.Tensor | float = 0.0  # (k, k)
@@ -125,12 +125,12 @@ class _Problem:
         return torch.cholesky_solve(self.moment, torch.linalg.cholesky(normal))
 
     def gain(self, solution: torch.Tensor) -> float:
-        """Squares that a solution explains here."""
+        """The sum of squares that a solution explains here."""
         return float(((2 * self.moment - self.normal @ solution) * solution).sum())
 
 
 def _best_ridge(fitted: _Problem, held_out: _Problem) -> float:
-    """That with which the fitted text explains most of the text held out."""
+    """The ridge whose fit explains most of the held-out text."""
     if isinstance(held_out.normal, float):  # too few batches to hold any out
         return RIDGES[len(RIDGES) // 2]
     return max(RIDGES, key=lambda ridge: held_out.gain(fitted.solve(ridge)))

@@ -1,4 +1,4 @@
-"""Running some of a decoder's layers, or others in their place."""
+"""Runs some of a decoder's layers, or replacements for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from depthprune_core.products import fast_products
 
 @contextmanager
 def replaced(layers: nn.ModuleList, forwards: Mapping[int, Callable]) -> Iterator[None]:
-    """Within the block, layer i computes `forwards[i]`; modules stay where they are."""
+    """Within the block, layer i computes `forwards[i]`; the modules are unchanged."""
     outer = {index: vars(layers[index]).get("forward") for index in forwards}  # a block in a block
     for index, forward in forwards.items():
         layers[index].forward = forward
@@ -33,7 +33,7 @@ def replaced(layers: nn.ModuleList, forwards: Mapping[int, Callable]) -> Iterato
 
 
 def passing(parts: Decoder, value: torch.Tensor | None = None) -> Callable:
-    """A layer's forward that does nothing: returns its input, or `value` whatever its input."""
+    """A layer's forward that skips the layer: returns its input, or always `value`."""
 
     def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         result = hidden_states if value is None else value
@@ -44,7 +44,7 @@ def passing(parts: Decoder, value: torch.Tensor | None = None) -> Callable:
 
 @contextmanager
 def checkpointed(layers: nn.ModuleList) -> Iterator[None]:
-    """Within the block, a layer keeps only its input, and computes its inside again going back."""
+    """Within the block, a layer keeps only its input and is recomputed in the backward pass."""
 
     def inside(layer: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Any:
         with fast_products(layer):  # the backward pass comes after the block of the forward pass
@@ -62,7 +62,7 @@ def checkpointed(layers: nn.ModuleList) -> Iterator[None]:
 def recording(layers: nn.ModuleList, *, start: int = 0) -> Iterator[dict[int, torch.Tensor]]:
     """Collects the input of each layer from `start` on.
 
-    Under `len(layers)` stands the last layer's output (before the final norm).
+    The key `len(layers)` holds the last layer's output (before the final norm).
     """
     inputs: dict[int, torch.Tensor] = {}
 
@@ -96,7 +96,7 @@ def hidden_states(
 ) -> torch.Tensor:
     """Final hidden states (after the norm) of token ids.  (batch, seq) -> (batch, seq, d)
 
-    With `resume_after=i`, layers 0..i are not computed: `hidden` (batch, seq, d) stands for the
+    With `resume_after=i`, layers 0..i are not computed: `hidden` (batch, seq, d) is used as the
     output of layer i.
     """
     parts = anatomy(model)

@@ -1,7 +1,7 @@
-"""Rules that choose which layers to drop, each by its name. Pure Python.
+"""Named rules that choose which layers to drop. Pure Python.
 
-A rule reads what is known of a model (`Evidence`) and returns a plan. Infinite costs go last; ties
-go to the lower layer.
+A rule takes measurements of a model (`Evidence`) and returns a plan. Infinite costs are ranked
+last; the lower layer wins a tie.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Layers = tuple[int, ...]  # dropped together, ascending
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a model when its layers are chosen."""
+    """The measurements of a model that rules can use."""
 
     n_layers: int
     profile: Profile | None = None
@@ -32,13 +32,13 @@ RULES: dict[str, Callable[[Evidence, int], Plan]] = {}
 
 
 def rule(function: Callable[[Evidence, int], Plan]) -> Callable[[Evidence, int], Plan]:
-    """Makes a rule known by the function's name."""
+    """Registers a rule under the function's name."""
     RULES[function.__name__] = function
     return function
 
 
 def choose(name: str, known: Evidence, k: int) -> Plan:
-    """The plan of a named rule. Raises ValueError for what the rule cannot do, in a sentence."""
+    """The plan of a named rule. Raises ValueError if the rule cannot choose k layers."""
     if name not in RULES:
         raise ValueError(f"rule={name!r} is not known: name one of {', '.join(RULES)}")
     if known.n_layers == 1:
@@ -54,26 +54,27 @@ def choose(name: str, known: Evidence, k: int) -> Plan:
 
 @rule
 def least_sensitive(known: Evidence, k: int) -> Plan:
-    """The k layers whose loss alone costs least, all at once."""
+    """The k layers with the smallest single costs, all at once."""
     return _lowest("least_sensitive", _profile(known).drop_one, k)
 
 
 @rule
 def most_sensitive(known: Evidence, k: int) -> Plan:
-    """The k layers whose loss alone costs most: a control that should lose."""
+    """The k layers with the largest single costs: a control that should lose."""
     return _lowest("most_sensitive", _profile(known).drop_one, k, sign=-1)
 
 
 @rule
 def block_influence(known: Evidence, k: int) -> Plan:
-    """The k layers that turn the hidden state least (ShortGPT: Men et al. 2024, 2403.03853)."""
+    """The k layers that rotate the hidden state least (ShortGPT: Men et al. 2024, 2403.03853)."""
     return _lowest("block_influence", _profile(known).criteria["block_influence"], k)
 
 
 @rule
 def angular(known: Evidence, k: int) -> Plan:
-    """The span of k layers across which the hidden state turns least (Gromov et al. 2024,
-    2403.17887: angular distance; they look at the last token alone, this at all)."""
+    """The span of k layers that rotates the hidden state least (Gromov et al. 2024, 2403.17887).
+
+    Uses angular distance over all tokens; the paper uses only the last token."""
     distances = _ordered(_profile(known).angular_distance[str(k)])
     first = distances.index(min(distances))
     span = tuple(range(first, first + k))
@@ -85,7 +86,7 @@ def angular(known: Evidence, k: int) -> Plan:
 
 @rule
 def greedy(known: Evidence, k: int) -> Plan:
-    """Drop the cheapest layer, look again, drop the next (SLEB: Song et al. 2024, 2402.09025)."""
+    """Drop the cheapest layer, measure again, repeat (SLEB: Song et al. 2024, 2402.09025)."""
     dropped: Layers = ()
     steps = []
     for _ in range(k):
@@ -122,7 +123,7 @@ def evenly_spaced(known: Evidence, k: int) -> Plan:
 
 @rule
 def last_k(known: Evidence, k: int) -> Plan:
-    """The k layers nearest the head: what a shortened config does by itself."""
+    """The k layers nearest the head, which a shortened config would drop."""
     return Plan(known.n_layers, tuple(range(known.n_layers - k, known.n_layers)), "last_k")
 
 
@@ -149,14 +150,14 @@ def _costs(known: Evidence, sets: list[Layers]) -> list[float]:
 
 
 def _ordered(values: Sequence[float]) -> list[float]:
-    """The values, which may be infinite. Raises ValueError where one has no place in an order."""
+    """The values, which may be infinite. Raises ValueError for NaN."""
     if any(map(math.isnan, values)):
         raise ValueError("a layer's cost is nan, which has no place in an order")
     return list(values)
 
 
 def _lowest(name: str, values: Sequence[float], k: int, *, sign: int = 1) -> Plan:
-    """The k layers of the lowest values (sign -1: the highest)."""
+    """The k layers with the lowest values (sign -1: the highest)."""
     values = _ordered(values)
     order = sorted(range(len(values)), key=lambda layer: (sign * values[layer], layer))
     evidence = {"values": {str(layer): values[layer] for layer in order[:k]}}
@@ -164,7 +165,7 @@ def _lowest(name: str, values: Sequence[float], k: int, *, sign: int = 1) -> Pla
 
 
 def _cheapest(name: str, known: Evidence, sets: Iterable[Layers]) -> Plan:
-    """The set of the lowest cost; `sets` in ascending order."""
+    """The set with the lowest cost; `sets` in ascending order."""
     candidates = list(sets)
     costs = _costs(known, candidates)
     best = candidates[costs.index(min(costs))]

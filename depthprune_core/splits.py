@@ -1,4 +1,4 @@
-"""A named text -> its splits: recovery to heal on, the others to choose and to measure by."""
+"""A named text -> its splits: recovery for healing, the others for choices and scores."""
 
 from __future__ import annotations
 

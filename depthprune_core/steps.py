@@ -1,4 +1,4 @@
-"""A recovery under way: one step after another, and what has happened so far."""
+"""The state of a running recovery, and its steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from depthprune_core.text import Windows
 
 
 class DivergedError(FloatingPointError):
-    """A loss, a gradient or a weight was not finite. `curve`: the run up to there."""
+    """A loss, a gradient or a weight was not finite. `curve`: the run up to this point."""
 
     def __init__(self, problem: str, curve: Curve) -> None:
         super().__init__(problem)
@@ -28,7 +28,7 @@ class DivergedError(FloatingPointError):
 
 
 class Run:
-    """One recovery under way: its models, its optimiser, and what has happened so far."""
+    """A running recovery: its models, its optimiser, its log."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Run:
             self.fail(f"the gradient is not finite at step {step}")
 
     def _backward(self, part: Windows, n_tokens: int) -> dict[str, float]:
-        """Adds the gradient of some windows; returns their losses, summed over tokens."""
+        """Adds the gradient of these windows; returns their losses, summed over tokens."""
         device, recipe = self.student.device, self.recipe
         parts, ids = anatomy(self.student), part.inputs.to(device)
         half = recipe.precision != "float32"
@@ -164,7 +164,7 @@ class Run:
 
 
 def schedule(step: int, n_steps: int, warmup: float) -> float:
-    """The share of the peak rate at a step: up over the share `warmup`, then a cosine to zero."""
+    """The share of the peak rate at a step: linear warm-up, then a cosine to zero."""
     n_warmup = math.ceil(warmup * n_steps)
     if step < n_warmup:
         return (step + 1) / n_warmup

@@ -1,4 +1,4 @@
-"""Records as JSON files with checksums and a stamp that says where each comes from. No torch."""
+"""Records as JSON files with checksums and a stamp of their origin. No torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KINDS = {kind.__name__: kind for kind in typing.get_args(Record)}
 
 @dataclass(frozen=True)
 class Stamp:
-    """Where a record comes from. Equal stamps (commit apart) mean that the result can be reused."""
+    """The origin of a record. Equal stamps (except commit) mean that the result can be reused."""
 
     study: str
     step: str  # notebook/piece of work
@@ -41,9 +41,9 @@ class Stamp:
 
 
 def write(path: Path, record: Record | Mapping[str, Record], stamp: Stamp) -> Path:
-    """Save a record, or several of one kind by name, with a stamp; under a temporary name first.
+    """Save a record, or a dict of records of one kind, with a stamp; under a temporary name first.
 
-    Raises ValueError for NaN or infinity, which JSON cannot hold.
+    Raises ValueError for NaN or infinity, which JSON cannot represent.
     """
     path, many = Path(path), isinstance(record, Mapping)
     kinds = {type(member).__name__ for member in (record.values() if many else [record])}
@@ -80,17 +80,17 @@ def read(path: Path) -> Any:
 
 
 def read_stamp(path: Path) -> Stamp:
-    """The stamp alone. Raises ValueError as `read` does."""
+    """Only the stamp. Raises ValueError like `read`."""
     return _opened(path, lambda content: Stamp(**content["stamp"]))
 
 
 def data_hash(path: Path) -> str:
-    """Names a record's content, its stamp apart: equal results have equal hashes."""
+    """Hash of a record's content without its stamp: equal results have equal hashes."""
     return _opened(path, lambda content: content["data_sha256"])
 
 
 def write_atomically(path: Path, content: str | bytes) -> Path:
-    """Write all of it, or leave the old file."""
+    """Write the whole file, or leave the old one."""
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     return Path(path)
@@ -98,7 +98,7 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name in the same folder, whose file takes the place of `path` at the end."""
+    """A temporary name in the same folder; its file replaces `path` at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -119,7 +119,7 @@ def _sha256(text: str) -> str:
 
 
 def _opened(path: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
-    """What `build` makes of an intact file's content."""
+    """The result of `build` for an intact file's content."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         hashes = [_sha256(_dump(content[part])) for part in ("data", "stamp")]

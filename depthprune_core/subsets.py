@@ -28,10 +28,10 @@ def nll_by_window(
 ) -> torch.Tensor:
     """NLL of each window (nats, summed over its tokens) with each set of layers dropped.
 
-    The empty set is the whole model. The sets form a tree (a node's children drop one more, later
-    layer), walked depth first: a node runs only the layers behind its last dropped one, up to where
-    its last child branches off unless it is wanted itself, and the hidden states of one path are in
-    memory at a time. Exact, and the model is untouched.  -> (n_sets, n_windows) float64
+    The empty set is the whole model. The sets form a prefix tree: a node's children drop one more,
+    later layer. It is walked depth first. A node runs only the layers after its last dropped one;
+    if its own set is not needed, it stops where its last child branches off. Only the hidden states
+    of one path are in memory. Exact; the model is unchanged.  -> (n_sets, n_windows) float64
     """
     parts = anatomy(model)
     children = _tree(sets, len(parts.layers))

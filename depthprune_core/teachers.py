@@ -1,4 +1,4 @@
-"""What a teacher says of a window, kept for the next recovery that asks."""
+"""A cache of the teacher's hidden states, shared by recoveries."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ _NOT_OF_THE_NUMBERS = ("_name_or_path", "transformers_version", "architectures",
 
 
 class TeacherStates:
-    """A teacher's last hidden states: its layers run once a window, its head each time.
+    """A teacher's last hidden states: its layers run once per window, its head each time.
 
-    So nothing is approximated. Recoveries that share teacher and windows (students, rates, seeds)
-    share them. Each window is computed by itself: what is kept does not depend on who asked first.
-    4 d bytes a token in float32 (d: hidden size), at most LIMIT_BYTES in memory, and as much again
-    below `folder` where one is given; what does not fit is computed anew each time.
+    So the result is exact. Recoveries with the same teacher and windows (other students, rates or
+    seeds) share the states. Each window is computed separately, so its states do not depend on the
+    order of requests. They take 4 d bytes per token in float32 (d: hidden size), at most
+    LIMIT_BYTES in memory, and the same amount below `folder` if it is given; other windows are
+    computed each time.
 
-    On disk a window's file is named after its tokens, in a folder named after the weights. A
-    damaged file counts as none; where the disk is full, nothing more is written.
+    On disk, a window's file is named after its tokens, in a folder named after the weights. A
+    damaged file counts as missing; if the disk is full, no more files are written.
     """
 
     def __init__(self, teacher: PreTrainedModel, *, folder: Path | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Documents -> windows of tokens: to score every token once, and to train on."""
+"""Documents -> windows of tokens, for scoring every token once and for training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @dataclass(frozen=True)
 class Document:
-    """One text that is scored by itself: an article, a news story, a passage."""
+    """One text that is scored separately: an article, a news story, a passage."""
 
     name: str
     text: str
@@ -22,8 +22,8 @@ class Document:
 class Windows:
     """Windows of tokens that never cross a document. `inputs[w, t]` predicts `targets[w, t]`.
 
-    A position counts where `mask` is True; the others are padding, or context that a window before
-    has scored already.
+    A position counts if `mask` is True; the others are padding, or context that an earlier window
+    has already scored.
     """
 
     inputs: torch.Tensor  # (n_windows, seq_len) int64
@@ -57,7 +57,7 @@ class Windows:
 
     @property
     def token_hash(self) -> str:
-        """Names the exact token ids, their order and their windows."""
+        """Hash of the exact token ids, their order and their windows."""
         shape = repr((tuple(self.inputs.shape), self.names, self.n_bytes))
         digest = hashlib.sha256(shape.encode())
         for tensor in (self.inputs, self.targets, self.mask, self.document):
@@ -70,7 +70,7 @@ class Windows:
         return Windows(*parts, self.names, self.n_bytes)
 
     def trimmed(self) -> Windows:
-        """Without the columns after the last scored target, which no scored one depends on."""
+        """Without the columns after the last scored target; no scored target depends on them."""
         parts = (self.inputs, self.targets, self.mask)
         end = int(self.mask.any(0).nonzero().max()) + 1
         return Windows(*(part[:, :end] for part in parts), self.document, self.names, self.n_bytes)
@@ -90,13 +90,12 @@ def scoring_windows(
 ) -> Windows:
     """Windows of `seq_len` tokens, half a window apart: every token is scored exactly once.
 
-    A document is `start` and its tokens (the first `tokens_per_document` of them; None: all). A
-    window scores what the window before has not: the first all that it predicts, the others their
-    second half, so with at least half a window of context. This is the strided recipe of Hugging
-    Face's page "Perplexity of fixed-length models" with max_length = seq_len and
-    stride = seq_len // 2, document by document.
+    A document is `start` and its first `tokens_per_document` tokens (None: all). The first window
+    scores all its targets; each later window scores its second half, with at least half a window
+    of context. This is the strided method of Hugging Face's page "Perplexity of fixed-length
+    models" with max_length = seq_len and stride = seq_len // 2, document by document.
 
-    Raises ValueError for seq_len below 2, and where the documents hold no token.
+    Raises ValueError for seq_len below 2, and if the documents contain no token.
     """
     if seq_len < 2:
         raise ValueError(f"seq_len must be 2 or more, not {seq_len}: one token predicts nothing")
@@ -130,9 +129,9 @@ def scoring_windows(
 def training_windows(
     documents: Sequence[Document], tokenizer: Any, *, start: int, seq_len: int
 ) -> Windows:
-    """Full windows without overlap: each token is a target once, a document's last few never.
+    """Full windows without overlap: a token is a target at most once; a document's rest is unused.
 
-    `start` stands at a document's beginning only. Raises ValueError where no window can be filled.
+    `start` is only at a document's beginning. Raises ValueError if no window can be filled.
     """
     rows, owners, n_bytes = [], [], []
     for owner, document in enumerate(documents):
@@ -158,9 +157,9 @@ def training_windows(
 def draw(pool: Windows, *, n_tokens: int, seed: int) -> Windows:
     """A training sample of `n_tokens // seq_len` windows; each seed draws its own documents.
 
-    Half of the documents, in random order, or more where half is too few; from these, windows in
-    turn, so that a short sample reads many documents too. The windows are then shuffled. The whole
-    pool is used before anything comes again, each time in a new order.
+    It takes half of the documents in random order, or more if half is not enough. It takes one
+    window of each in turn, so that a short sample also reads many documents, and then shuffles the
+    windows. The whole pool is used before a window repeats, each time in a new order.
     """
     wanted = n_tokens // pool.seq_len
     if wanted < 1:
@@ -183,7 +182,7 @@ def draw(pool: Windows, *, n_tokens: int, seed: int) -> Windows:
 def _tokens(
     document: Document, tokenizer: Any, start: int, limit: int | None
 ) -> tuple[list[int], int]:
-    """`start` and the ids of the document's first `limit` tokens, and the bytes these cover."""
+    """`start` and the ids of the document's first `limit` tokens, and the bytes they cover."""
     encoded = tokenizer(
         document.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-# Before torch is imported: spinning OpenMP threads slow each other down beside other work.
+# Set before torch is imported: spinning OpenMP threads slow down on a busy machine.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import typer
@@ -19,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Which whole layers can a causal language model lose, and how much does distillation win "
-    "back? Runs the study's notebooks; prunes a model of your own.",
+    "back? Runs the study's notebooks; prunes your own model.",
 )
 Study = Annotated[str, typer.Argument(help="The name of a folder under params/, such as quick.")]
 
@@ -37,7 +37,7 @@ def options(
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """What every command takes."""
+    """Options of every command."""
 
 
 @app.command("run")
@@ -45,10 +45,10 @@ def run_study(
     study: Study = "quick",
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Say what would be done and what it takes; do nothing."),
+        typer.Option("--dry-run", help="List what would run, with time, memory and disk."),
     ] = False,
 ) -> None:
-    """Run a study's notebooks in order and write its report. What is done is not run again."""
+    """Run a study's notebooks in order and write its report. Finished notebooks are skipped."""
     with stopping(f"running study {study}", kept=lambda: chain.kept(study)):
         from depthprune_study.runner import chain, estimate
 
@@ -70,19 +70,19 @@ def run_study(
 def make_report(
     study: Study = "quick",
     unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="Publish what there is so far of a stopped run.")
+        bool, typer.Option("--unfinished", help="Publish the results of a stopped run.")
     ] = False,
 ) -> None:
-    """Write reports/<study>/ anew from a finished run."""
-    with stopping(f"writing the report of study {study}", kept="the report is as it was"):
+    """Write reports/<study>/ again from a finished run."""
+    with stopping(f"writing the report of study {study}", kept="the old report is unchanged"):
         from depthprune_study.runner import chain
 
         steps = chain.plan(study)
         waiting = [step.notebook for step in steps if not step.done]
         if waiting and not unfinished:
             raise StudyError(
-                f"study {study} is not finished: {', '.join(waiting)} wait; `depthprune run "
-                f"{study}` runs them, `--unfinished` publishes what there is"
+                f"study {study} is not finished; still to run: {', '.join(waiting)}. `depthprune "
+                f"run {study}` runs them, `--unfinished` publishes the finished part"
             )
         _publish(study, steps)
         _say_answer(study)
@@ -96,17 +96,17 @@ def restore_run(
         typer.Option("--from", help="A report's folder; reports/<study>/ if not given."),
     ] = None,
 ) -> None:
-    """Put a report's records into runs/<study>/: `run` then does only what they do not hold."""
+    """Copy a report's records into runs/<study>/, so that `run` does only the rest."""
     with stopping(f"restoring study {study}", kept="the files copied so far are whole"):
         from depthprune_study.runner import chain
 
         n_files = chain.restore(study, source or paths.reports(study))
-        say(f"{n_files} files restored to {paths.runs(study)}; `depthprune run {study}` goes on")
+        say(f"{n_files} files restored to {paths.runs(study)}; `depthprune run {study}` resumes")
 
 
 @app.command("status")
 def show_status(study: Study = "quick") -> None:
-    """Say which notebooks are done, and whether the report was made by the code as it is now."""
+    """Show which notebooks are done, and whether the report was made by the current code."""
     with stopping(f"reading the state of study {study}", kept="nothing was changed"):
         from depthprune_study.report import publish
         from depthprune_study.runner import chain
@@ -115,7 +115,7 @@ def show_status(study: Study = "quick") -> None:
         current = publish.is_current(study, {step.notebook: step.key for step in steps})
         for step in steps:
             done = "run: done" if step.done else "run: to do"
-            fresh = "current" if current.get(step.notebook) else "of other code, or missing"
+            fresh = "current" if current.get(step.notebook) else "outdated or missing"
             say(f"{step.notebook:<20} {done:<11} report: {fresh}")
 
 
@@ -123,45 +123,45 @@ def show_status(study: Study = "quick") -> None:
 def verify_report(
     folder: Annotated[Path, typer.Argument(help="A published report, such as reports/quick.")],
 ) -> None:
-    """Check that a report's records, notebooks, figures and pages fit together."""
+    """Check that a report's records, notebooks, figures and pages agree."""
     with stopping(f"verifying {folder}", kept="nothing was changed"):
         from depthprune_study.report import verify
 
         if wrong := verify.differences(folder):
             raise StudyError("\n".join(wrong))
-        say(f"{folder}: records, notebooks, figures and pages fit together")
+        say(f"{folder}: records, notebooks, figures and pages agree")
 
 
 @app.command("prune")
 def prune_own(
     model: Annotated[str, typer.Argument(help="A named model, a folder or a hub id (org/name).")],
     text: Annotated[str, typer.Option(help="A file, a folder, a named text or ORG/NAME:column.")],
-    out: Annotated[Path, typer.Option(help="The folder to write; nothing may be there.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
     drop: Annotated[
-        str, typer.Option(help="What goes: 2 layers, 8% of the parameters, or down to 110M.")
+        str, typer.Option(help="How much to drop: layers (2), a share (8%), or to a size (110M).")
     ] = "",
     layers: Annotated[
-        str, typer.Option(help="Which layers go, counted from 0: 14,17. In place of --drop.")
+        str, typer.Option(help="Layers to drop, counted from 0: 14,17. Replaces --drop.")
     ] = "",
     rule: Annotated[str, typer.Option(help="How layers are chosen.")] = "least_sensitive",
     recover_tokens: Annotated[
-        float, typer.Option(help="Tokens to recover on: 1e6; 0 for the cut alone.")
+        float, typer.Option(help="Training tokens for recovery, such as 1e6; 0: no recovery.")
     ] = 0,
     lr: Annotated[float, typer.Option(help="Learning rate; 0: the recipe's.")] = 0,
     trained: Annotated[str, typer.Option(help="What recovery trains: all or lora.")] = "all",
-    seed: Annotated[int, typer.Option(help="Draws of the recovery text.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for the recovery text.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     push_to: Annotated[str, typer.Option(help="A hub repository to push the folder to.")] = "",
 ) -> None:
-    """Drop layers from any decoder, recover it, write a folder that plain transformers opens."""
+    """Drop layers from a decoder, recover it, write a folder that plain transformers opens."""
     with stopping(
         f"pruning {model}",
-        kept=f"{out} was not written; finished work lies beside it, and the same command goes on",
+        kept=f"{out} was not written; finished work is kept beside it; the same command resumes",
     ):
         from depthprune_study.lab import own
 
         if bool(drop) == bool(layers):
-            raise StudyError("give one of --drop (how much goes) and --layers (which layers go)")
+            raise StudyError("give either --drop (how much) or --layers (which layers)")
         if not 0 <= recover_tokens < 1e12 or recover_tokens % 1:
             raise StudyError(f"--recover-tokens must be a whole number, not {recover_tokens:g}")
         made = own.prune(
@@ -188,7 +188,7 @@ def cut_gguf(
     target: Annotated[Path, typer.Argument(help="The file to write.")],
     drop: Annotated[str, typer.Option(help="Layers to drop, counted from 0: 14,17.")],
 ) -> None:
-    """Drop layers from a GGUF file as it is, without dequantising it; the result is checked."""
+    """Drop layers from a GGUF file without dequantising it; the result is checked."""
     with stopping(f"cutting {source}", kept=f"{target} was not written"):
         from depthprune_study.lab import gguf
 
@@ -201,14 +201,14 @@ def cut_gguf(
 def run_sweep(
     files: Annotated[list[Path], typer.Argument(help="Files such as params/sweeps/rules.yaml.")],
     workers: Annotated[
-        int, typer.Option(help="Cells at a time on this machine; 0: one a GPU, or one.", min=0)
+        int, typer.Option(help="Parallel cells on this machine; 0: one per GPU, else 1.", min=0)
     ] = 0,
     site: Annotated[
         Path | None, typer.Option(help="A Parsl site, such as params/sites/slurm.py.")
     ] = None,
 ) -> None:
-    """Run a notebook over a grid of parameters; a cell that fails stops no other."""
-    with stopping("running a sweep", kept="finished cells are kept; the same command goes on"):
+    """Run a notebook over a grid of parameters; a failed cell does not stop the others."""
+    with stopping("running a sweep", kept="finished cells are kept; the same command resumes"):
         from depthprune_study.runner import sweep
 
         failed = []

@@ -1,4 +1,4 @@
-"""What notebooks/colab.ipynb calls: the machine, the drive, a study with progress, its report."""
+"""Functions of notebooks/colab.ipynb: machine, drive, a study with progress, its report."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from depthprune_study.errors import StudyError
 DRIVE = Path("/content/drive/MyDrive/depthprune")
 NEEDED = ("papermill", "psutil", "filelock", "seaborn", "gguf")  # to run notebooks
 ROOM_BYTES = 2 * 2**30  # of a drive: records and checkpoints, with room to spare
-STAYS = (".safetensors", ".tmp", ".part")  # on the machine: weights, what is being written
+STAYS = (".safetensors", ".tmp", ".part")  # not copied: weights, and unfinished files
 EVERY_SECONDS = 300  # between two copies to the drive
 _on_drive: set[str] = set()  # studies kept there
 
 
 def prepare(study: str, *, keep_on_drive: bool = False) -> Markdown:
-    """Mount the drive where asked to, install what the runner lacks, say what the study takes.
+    """Mount the drive if asked, install missing packages, and say what the study needs.
 
-    The study runs on the machine. What it has kept on the drive comes back from there; weights
-    do not go there, for a drive is small: what needs them makes them again. Raises StudyError.
+    The study runs on the machine. Records on the drive are copied back. Weights are not stored on
+    the drive, because a drive is small; they are made again if needed. Raises StudyError.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     lines = [_device(), f"{memory:.0f} GiB of memory"]
@@ -48,9 +48,9 @@ def prepare(study: str, *, keep_on_drive: bool = False) -> Markdown:
 
 
 def run(study: str) -> None:
-    """`depthprune run STUDY` in a process of its own; what it says is printed as it comes.
+    """Run `depthprune run STUDY` in a separate process and print its output as it comes.
 
-    Raises StudyError where it stopped; the same cell goes on from there.
+    Raises StudyError if it stopped; running the same cell again resumes it.
     """
     command = [sys.executable, "-m", "depthprune_study", "run", study]
     environment = {**os.environ, "DEPTHPRUNE_HOME": str(paths.home()), "PYTHONUNBUFFERED": "1"}
@@ -62,31 +62,31 @@ def run(study: str) -> None:
         for line in process.stdout:
             print(line, end="", flush=True)
     if process.returncode != 0:
-        raise StudyError(f"study {study} stopped: the lines above say why; run this cell again")
+        raise StudyError(f"study {study} stopped: see the lines above, then run this cell again")
 
 
 def show_report(study: str) -> HTML:
-    """The report in the notebook's own page. Raises StudyError where there is none."""
+    """The report inside the notebook's page. Raises StudyError if it is missing."""
     page = paths.reports(study) / "report.html"
     if not page.is_file():
-        raise StudyError(f"there is no report of study {study}: run the cell above to its end")
+        raise StudyError(f"study {study} has no report yet: run the cell above to its end")
     frame = 'style="width: 100%; height: 900px; border: 0" title="report"'
     return HTML(f'<iframe {frame} srcdoc="{escape(page.read_text(encoding="utf-8"))}"></iframe>')
 
 
 def _mounted(study: str) -> str:
-    """What the drive has of the study comes to the machine; a word on the drive's free space."""
+    """Copies the study's files from the drive; returns a line about the drive's free space."""
     if "google.colab" in sys.modules:
         from google.colab import drive
 
         drive.mount(str(DRIVE.parents[1]))
     if not DRIVE.parent.is_dir():
-        raise StudyError("there is no Google Drive here: set keep_on_drive to False")
+        raise StudyError("no Google Drive is mounted: set keep_on_drive to False")
     DRIVE.mkdir(exist_ok=True)
     for here, there in _folders(study).items():
         _copy(there, here)
     free = shutil.disk_usage(DRIVE).free
-    room = "" if free > ROOM_BYTES else ": too little, a study wants 2; delete some files first"
+    room = "" if free > ROOM_BYTES else ": a study needs 2 GiB; delete files first"
     return f"drive: {free / 2**30:.1f} GiB free{room}; records and checkpoints go to {DRIVE}"
 
 
@@ -100,7 +100,7 @@ def _folders(study: str) -> dict[Path, Path]:
 
 @contextmanager
 def _kept_on_drive(study: str) -> Iterator[None]:
-    """Meanwhile now and then, and at the end: copies to the drive, where it was asked for."""
+    """Copies to the drive during the block and at its end, if a drive was chosen."""
     if study not in _on_drive:
         yield
         return
@@ -108,7 +108,7 @@ def _kept_on_drive(study: str) -> Iterator[None]:
 
     def keep() -> None:
         while not stop.wait(EVERY_SECONDS):
-            with suppress(OSError):  # told at the end
+            with suppress(OSError):  # reported at the end
                 _to_drive(study)
 
     thread = threading.Thread(target=keep, daemon=True)
@@ -133,13 +133,13 @@ def _to_drive(study: str) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Files that are newer in `source`: neither weights nor the whole model's states."""
+    """Copies files that are newer in `source`, except weights and the whole model's states."""
     for file in [path for path in source.rglob("*") if path.is_file()]:
         name = file.relative_to(source)
         to, part = target / name, target / f"{name}.part"
         if file.suffix in STAYS or file.name == ".lock" or name.parts[0] == "teacher":
             continue
-        with suppress(FileNotFoundError):  # the run has put another in its place: next time
+        with suppress(FileNotFoundError):  # the run has just replaced it: copied next time
             if not to.exists() or _age(to) < _age(file):
                 to.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(file, part)

@@ -1,4 +1,4 @@
-"""What a user is told."""
+"""Errors that are shown to the user."""
 
 
 class StudyError(ValueError):

@@ -1,4 +1,4 @@
-"""The parameters of each notebook: declared in its own cell, changed by a study's YAML, checked."""
+"""Notebook parameters: declared in the notebook, changed by a study's YAML, checked here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from depthprune_study import paths, provenance
 from depthprune_study.errors import StudyError
 from depthprune_study.ranges import TYPES, Parameter, problems_of, short
 
-# In the order in which they run; 09 chooses the recipe that all behind it read.
+# In running order; 09 chooses the recipe that all later notebooks read.
 CHAIN = (
     "01_sensitivity",
     "02_prune",
@@ -34,9 +34,9 @@ CHAIN = (
     "your_model",
     "10_report",
 )
-DEFAULT = "quick"  # the study whose values stand in the notebooks
-SWEEP = "sweep-"  # begins the names of a sweep's cells, which have no files under params/
-OTHER_MODEL = ("04_transfer", "your_model")  # these may differ from 01 in model and text
+DEFAULT = "quick"  # the study whose values are the notebooks' defaults
+SWEEP = "sweep-"  # name prefix of a sweep's cells, which have no files under params/
+OTHER_MODEL = ("04_transfer", "your_model")  # may use another model and text than 01
 KINDS = {"list", "dict", *TYPES, *(f"list[{name}]" for name in TYPES)}
 
 
@@ -70,7 +70,7 @@ def _parsed(source: str) -> Iterator[Parameter]:
 
 
 def reads(notebook: str) -> tuple[str, ...]:
-    """The notebooks whose records this one reads: those that its code names, in chain order."""
+    """The notebooks whose records this one reads: those named in its code, in chain order."""
     if notebook == CHAIN[-1]:
         return CHAIN[:-1]
     tree = ast.parse(provenance.notebook_code(paths.notebooks() / f"{notebook}.ipynb"))
@@ -116,7 +116,7 @@ def of_study(study: str) -> dict[str, dict[str, Any]]:
 
 
 def _disagreements(study: str, found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """What a notebook says otherwise than 01 and 02, whose records lead to its own."""
+    """Values that contradict notebooks 01 and 02, whose records the notebook reads."""
     first, cuts = found.get("01_sensitivity", {}), found.get("02_prune", {})
     for notebook, values in found.items():
         where = f"(params/{study}/{notebook}.yaml)"
@@ -133,8 +133,10 @@ def _disagreements(study: str, found: Mapping[str, Mapping[str, Any]]) -> Iterat
 
 
 def resolved(notebook: str, cell_values: Mapping[str, Any]) -> dict[str, Any]:
-    """The cell's values, checked; in a study that is not the default, what still is the notebook's
-    default is taken from that study's file: so that one changed line of a badge's cell is enough.
+    """The cell's values, checked.
+
+    In a study other than the default, values left at the notebook's default come from that study's
+    file. So it is enough to change the line `study` after opening a notebook from its badge.
     """
     known = declared(notebook)
     values = {name: cell_values[name] for name in known if name in cell_values}
@@ -148,15 +150,15 @@ def resolved(notebook: str, cell_values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_extras(values: Mapping[str, Any]) -> None:
-    """Raises StudyError where a notebook asks for tasks of lm-eval, which is not installed."""
+    """Raises StudyError if a notebook uses lm-eval tasks and lm-eval is not installed."""
     if values.get("tasks") and importlib.util.find_spec("lm_eval") is None:
         raise StudyError(
-            f"tasks={short(values['tasks'])} are asked by lm-eval: pip install lm-eval, or tasks=[]"
+            f"tasks={short(values['tasks'])} need lm-eval: pip install lm-eval, or set tasks=[]"
         )
 
 
 def recipe_values(path: Path | None = None) -> dict[str, Any]:
-    """params/recipe.yaml as the fields of a Recipe; empty where there is no such file.
+    """params/recipe.yaml as the fields of a Recipe; empty if the file is missing.
 
     `precision` may be `auto` there. Raises StudyError that names every problem.
     """
@@ -178,11 +180,11 @@ def recipe_values(path: Path | None = None) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> tuple[list[str], dict[str, Any]]:
-    """Problems, one sentence each, and the values: none where there are problems."""
+    """Problems, one sentence each, and the values; with problems, the values are empty."""
     try:
         written = path.read_text(encoding="utf-8")
         values, node = yaml.safe_load(written), yaml.compose(written, Loader=yaml.SafeLoader)
-    except Exception as error:  # whatever PyYAML raises, for 2026-13-45 or `!!bool maybe` too
+    except Exception as error:  # PyYAML raises other errors too, for 2026-13-45 or `!!bool maybe`
         return [f"not readable as YAML: {' '.join(str(error).split())[:200]}"], {}
     if values is None:
         return [], {}

@@ -1,4 +1,4 @@
-"""Where things are: notebooks, parameters, runs, reports, cache; in a checkout and installed."""
+"""Paths of notebooks, parameters, runs, reports and cache, in a checkout or installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CODE = PACKAGE.parent  # the folder that holds both packages
 
 
 def checkout() -> Path | None:
-    """The root of the repository that this code lies in; None where the package is installed."""
+    """The root of the repository that holds this code; None if the package is installed."""
     return CODE if (CODE / "pyproject.toml").is_file() and (CODE / "notebooks").is_dir() else None
 
 
@@ -24,7 +24,7 @@ def home() -> Path:
 
 
 def shipped(name: str) -> Path:
-    """A folder of the repository, which lies in the package's `data` where that is installed."""
+    """A folder of the repository; in an installed package, the same folder below `data`."""
     root = checkout()
     return root / name if root else PACKAGE / "data" / name
 
@@ -46,7 +46,7 @@ def models() -> Path:
 
 
 def runs(study: str) -> Path:
-    """Where a study works (git-ignored). DEPTHPRUNE_RUNS moves it, to a drive for example."""
+    """The working folder of a study (git-ignored). DEPTHPRUNE_RUNS moves it, e.g. to a drive."""
     return _moved("DEPTHPRUNE_RUNS", "runs") / study
 
 
@@ -56,14 +56,14 @@ def reports(study: str) -> Path:
 
 
 def cache() -> Path:
-    """Fetched files, checked by hash when they are used. DEPTHPRUNE_CACHE moves it."""
+    """The folder of fetched files, checked by hash at use. DEPTHPRUNE_CACHE moves it."""
     if os.environ.get("DEPTHPRUNE_CACHE") or checkout() is not None:
         return _moved("DEPTHPRUNE_CACHE", ".cache")
-    import platformdirs  # late: only an installed package asks
+    import platformdirs  # late: only an installed package needs it
 
     return platformdirs.user_cache_path("depthprune")
 
 
 def _moved(variable: str, default: str) -> Path:
-    """A relative path counts from home: a notebook works in another folder than its command."""
+    """A relative path starts at home, because a notebook runs in another folder."""
     return home() / Path(os.environ.get(variable) or default).expanduser()

@@ -1,4 +1,4 @@
-"""Where a result comes from: hashes of code and notebooks, versions, the commit, the stamp."""
+"""Provenance of a result: hashes of code and notebooks, versions, the commit, the stamp."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "numpy", "scipy")  #
 
 
 def code_hash(*modules: str) -> str:
-    """Hash of these modules and of all of ours that they import, docstrings and comments apart."""
+    """Hash of these modules and of our modules that they import; docstrings do not count."""
     digest = hashlib.sha256()
     for module in sorted(closure(modules)):
         file = _file_of(module)
@@ -31,7 +31,7 @@ def code_hash(*modules: str) -> str:
 
 
 def closure(modules: Iterable[str]) -> set[str]:
-    """These modules of ours and all of ours that they import, directly or not."""
+    """These modules and all modules of this project that they import, directly or indirectly."""
     found: set[str] = set()
     waiting = list(modules)
     while waiting:
@@ -45,7 +45,7 @@ def closure(modules: Iterable[str]) -> set[str]:
 
 @cache  # a study's keys ask for the same sources many times
 def imports(source: str, importer: str = "") -> tuple[str, ...]:
-    """Modules of ours that a Python source imports, packages among them. `importer`: its name."""
+    """Modules and packages of this project that a source imports. `importer`: the source's name."""
     names: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -68,15 +68,15 @@ def notebook_code(path: Path) -> str:
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "text", "") or ""
         raise StudyError(
-            f"notebook {path}: its code is no Python: {error} {line.strip()}"
+            f"notebook {path}: its code is not valid Python: {error} {line.strip()}"
         ) from None
     return code
 
 
 def notebook_hash(path: Path, *, prose: bool = False) -> str:
-    """Hash of a notebook's code cells, with `prose` of its text too; outputs and counts apart.
+    """Hash of a notebook's code cells, with `prose` also of its text; never of its outputs.
 
-    The cell that papermill injects is left out: an executed copy has its original's hash.
+    The cell that papermill injects is ignored, so an executed copy has the hash of its original.
     """
     content = [
         [cell["cell_type"], "".join(cell["source"])]
@@ -87,7 +87,7 @@ def notebook_hash(path: Path, *, prose: bool = False) -> str:
 
 
 def read_cells(path: Path) -> list[dict[str, Any]]:
-    """A notebook's cells. Raises StudyError for a file that is missing, damaged or no notebook."""
+    """A notebook's cells. Raises StudyError if the file is missing, damaged or not a notebook."""
     try:
         cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
         for cell in cells:
@@ -109,7 +109,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def version(package: str) -> str:
-    """The version of an installed package; `absent` where there is none."""
+    """The version of an installed package; `absent` if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -118,7 +118,7 @@ def version(package: str) -> str:
 
 @cache
 def commit() -> str:
-    """The code's commit, `+changes` where files differ from it; `no-git` where there is none."""
+    """The code's commit, with `+changes` if files differ from it; `no-git` without git."""
     if paths.checkout() is None:
         return f"release {version('depthprune')}"
     asked = ["status", "--porcelain", "--", *PACKAGES, "notebooks", "params"]
@@ -147,7 +147,7 @@ def stamp(
     dtype: str,
     seed: int,
 ) -> Stamp:
-    """The stamp of one piece of work. `notebook_hash`: of the notebook when its cells were read."""
+    """The stamp of one result. `notebook_hash`: hash of the notebook when its cells were read."""
     return Stamp(
         study=study,
         step=f"{notebook}/{step}",
@@ -170,7 +170,7 @@ def _file_of(module: str) -> Path:
 
 @cache
 def _meaning(path: Path, mtime_ns: int) -> str:
-    """A source as its syntax tree, docstrings apart; `mtime_ns` keeps the cache true."""
+    """A source as its syntax tree without docstrings; `mtime_ns` keeps the cache valid."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for node in ast.walk(tree):

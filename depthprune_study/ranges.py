@@ -1,4 +1,4 @@
-"""A notebook's parameter, and what it can take: types, and one table of ranges by name."""
+"""A notebook parameter and its valid values: types, and one table of ranges by name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line of a notebook's parameters cell, or one field of a recipe."""
+    """One line of a notebook's parameters cell, or a recipe field."""
 
     name: str
     type: str  # str, int, float, bool, list, list[one of them], or dict (recipe field -> levels)
@@ -33,7 +33,7 @@ class Parameter:
 
     @property
     def single(self) -> str:
-        """The type of a value, or of each member of a list; of an empty `list`, text."""
+        """The type of a value or of a list's members; text for an empty `list`."""
         if self.type != "list":
             return self.type.removeprefix("list[").removesuffix("]")
         kinds = {type(member).__name__ for member in self.default} or {"str"}
@@ -51,7 +51,7 @@ def one_of(*values: Any) -> tuple[str, Any]:
 
 
 RATE = ("above 0, at most 1", lambda value: 0 < value <= 1)
-# Name or pattern -> what each value may be. The first pattern that fits a name counts.
+# Name or pattern -> valid values. The first pattern that matches a name counts.
 RANGES: dict[str, tuple[str, Any]] = {
     "study": ("a-z, 0-9, - and _", lambda value: re.fullmatch(r"[a-z0-9_-]+", value) is not None),
     "model": ("a named model, a folder or a hub id", bool),
@@ -86,10 +86,10 @@ RANGES: dict[str, tuple[str, Any]] = {
 
 
 def problems_of(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> Iterator[str]:
-    """A sentence for each value that a notebook's parameter cannot take."""
+    """A sentence for each invalid value."""
     for name, value in values.items():
         if name not in known:
-            yield f"{name} is not a parameter; known are {', '.join(known)}"
+            yield f"{name} is not a parameter; the parameters are {', '.join(known)}"
         elif known[name].type == "dict":
             yield from _problems_of_levels(name, value)
         elif not known[name].type.startswith("list"):
@@ -100,11 +100,11 @@ def problems_of(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> It
             for member in value:
                 yield from _problems_of_value(name, known[name].single, member)
             if len(set(map(str, value))) < len(value):
-                yield f"{name} names a value twice: {short(value)}"
+                yield f"{name} contains a value twice: {short(value)}"
 
 
 def _problems_of_levels(name: str, value: Any) -> Iterator[str]:
-    """Of a mapping from a recipe's fields to lists of their values."""
+    """Problems of a mapping from recipe fields to lists of values."""
     if not isinstance(value, dict):
         yield f"{name} must map names to lists, not {short(value)}"
         return
@@ -126,7 +126,7 @@ def _problems_of_value(name: str, wanted: str, value: Any) -> Iterator[str]:
 
 
 def _hint(wanted: str, value: Any) -> str:
-    """What PyYAML makes of something that looks right."""
+    """Explains how PyYAML reads a value that looks right."""
     if wanted == "float" and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", str(value)):
         return f" (YAML reads {value} as text: write {value.lower().replace('e', '.0e')})"
     if wanted == "str" and isinstance(value, bool):
@@ -135,8 +135,8 @@ def _hint(wanted: str, value: Any) -> str:
 
 
 def short(value: Any) -> str:
-    """A value as a message shows it: a line of YAML can hold one that would fill the memory."""
+    """A value shortened for a message: a line of YAML can describe a huge value."""
     try:
         return reprlib.repr(value)
-    except ValueError:  # Python writes out no number of more than 4,300 digits
+    except ValueError:  # Python does not print numbers with more than 4,300 digits
         return "a number too long to show"

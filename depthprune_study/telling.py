@@ -1,4 +1,4 @@
-"""What a command says when it stops: a sentence, never a traceback; and what is kept."""
+"""Reports why a command stopped: one sentence, no traceback, and what is kept."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from depthprune_study.errors import StudyError
 
 
 def say(line: str) -> None:
-    """One line on standard output, at once."""
+    """Print one line and flush."""
     print(line, flush=True)
 
 
 @contextmanager
 def stopping(doing: str, *, kept: str | Callable[[], str]) -> Iterator[None]:
-    """Whatever stops the block is said in a sentence; the exit code is not 0.
+    """Report any error in the block as one sentence and exit with a non-zero code.
 
-    `kept`: what is true of the work when it is stopped by Ctrl-C.
+    `kept`: what remains of the work after Ctrl-C.
     """
     try:
         yield
@@ -43,16 +43,14 @@ def stopping(doing: str, *, kept: str | Callable[[], str]) -> Iterator[None]:
 
 
 def sentence(error: Exception, doing: str) -> str:
-    """What to tell a user about an error; a log with the traceback where nobody foresaw it."""
+    """The message for an error; an unexpected error also gets a log with the traceback."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, StudyError):
         return str(error)
     if "No space left" in text or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
-        return "the disk is full: free some space, then the same command goes on from here"
+        return "the disk is full: free some space, then run the same command again to resume"
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-        return (
-            f"memory ran out while {doing} ({text}): take a smaller model or fewer tokens at once"
-        )
+        return f"memory ran out while {doing} ({text}): use a smaller model or fewer tokens at once"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename or ''}".rstrip(": ")
     if isinstance(error, ModuleNotFoundError):
@@ -60,9 +58,9 @@ def sentence(error: Exception, doing: str) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     ours = (str(paths.PACKAGE), str(paths.CODE / "depthprune_core"))
     if isinstance(error, ValueError | RuntimeError) and frames and frames[-1][0].startswith(ours):
-        return str(error)  # our own code raised it: it is a sentence already
+        return str(error)  # raised by this package: already a sentence
     return (
-        f"an error that nobody foresaw, {type(error).__name__} ({text[:300]}), stopped this while "
+        f"an unexpected error, {type(error).__name__} ({text[:300]}), stopped this command while "
         f"{doing}: please report it with {_log(error)} at "
         f"https://github.com/{paths.REPOSITORY}/issues"
     )

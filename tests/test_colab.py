@@ -298,5 +298,5 @@ def test_without_a_drive_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         in_colab, "DRIVE", tmp_path / "content" / "drive" / "MyDrive" / "depthprune"
     )
-    with pytest.raises(StudyError, match="no Google Drive here"):
+    with pytest.raises(StudyError, match="no Google Drive is mounted"):
         in_colab._mounted("ci")

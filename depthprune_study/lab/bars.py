@@ -1,4 +1,4 @@
-"""How far a piece of work is: one tqdm bar, of which nothing stays in a saved notebook."""
+"""Progress: one tqdm bar, which does not remain in a saved notebook."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Bar:
 
     @contextmanager
     def of(self, piece: str) -> Iterator[None]:
-        """Within the block the bar carries this name."""
+        """Names the bar within the block."""
         before, self._piece = self._piece, piece
         try:
             yield
@@ -45,10 +45,10 @@ class Bar:
 
 
 def _where() -> tuple[Any, bool]:
-    """The stream that a bar is drawn on, and whether anyone sees it.
+    """The stream for the bar, and whether it is visible.
 
-    A reader's own kernel draws in the cell. In a kernel without input, papermill's or nbclient's,
-    stderr is drawn on under the runner alone (DEPTHPRUNE_HOME), which hands it on and keeps none.
+    An interactive kernel draws in the cell. A kernel without input (papermill, nbclient) draws on
+    stderr only under the runner (DEPTHPRUNE_HOME), which shows it and does not save it.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     kernel = getattr(shell, "kernel", None)

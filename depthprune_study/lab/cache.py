@@ -1,7 +1,7 @@
-"""What was measured is kept, and read back while its stamp holds.
+"""Keeps measured results and reuses them while their stamp is valid.
 
-A stamp names code, parameters and inputs, each by content. What the lab measures is known by inputs
-and code alone: every notebook of a study reads the same.
+A stamp contains hashes of code, parameters and inputs. Results of the lab depend only on inputs and
+code, so all notebooks of a study share them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from depthprune_study import provenance
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
 
-ROOMS = (  # of the core: what a notebook's results may depend on, with all that these import
+ROOMS = (  # core modules that results may depend on, together with their imports
     *("distillation", "evaluation", "pruning", "refitting", "selection"),
     *("sensitivity", "speed", "splits", "subsets"),
 )
@@ -40,10 +40,10 @@ def measured(
     room: str,
     name: str = "",
 ) -> Any:
-    """The record(s) of a piece of work: read back, or made and kept for all of the study.
+    """The record(s) of a result: read back, or made and kept for the whole study.
 
-    on: what it depends on (models, students, windows, records, values), hashed by content.
-    room: the module of the core that does the work. name: what a reader sees meanwhile.
+    on: the inputs (models, students, windows, records, values), hashed by content.
+    room: the core module that does the work. name: the label of the progress bar.
     """
     stamp = stamped(lab, step, on, rooms=(room,), shared=True)
     path = lab.folder / "measured" / f"{stamp.key}.json"
@@ -65,7 +65,7 @@ def stamped(
     seed: int = 0,
     dtype: str = "float32",
 ) -> storage.Stamp:
-    """The stamp of a piece of work of this notebook; `shared`: of any notebook of the study."""
+    """The stamp of a result of this notebook; `shared`: of all notebooks of the study."""
     stamp = provenance.stamp(
         study=lab.study,
         notebook="any" if shared else lab.notebook,
@@ -82,7 +82,7 @@ def stamped(
 
 
 def kept(path: Path, stamp: storage.Stamp) -> Any:
-    """The record(s) of a file that is whole and carries this stamp, else None."""
+    """The record(s) of an intact file with this stamp, else None."""
     try:
         record, found = storage.read(path), storage.read_stamp(path)
     except (FileNotFoundError, ValueError):
@@ -91,7 +91,7 @@ def kept(path: Path, stamp: storage.Stamp) -> Any:
 
 
 def content(item: Any) -> str:
-    """A hash of what an input holds: weights, token ids, values."""
+    """A hash of an input's content: weights, token ids, values."""
     if isinstance(item, Teacher):
         item = item.model
     if isinstance(item, PreTrainedModel):
@@ -104,7 +104,7 @@ def content(item: Any) -> str:
 
 
 def short_hash(value: Any) -> str:
-    """A hash of a value that JSON can hold."""
+    """A hash of a JSON value."""
     text = json.dumps(value, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -115,7 +115,7 @@ _hashes: weakref.WeakKeyDictionary[PreTrainedModel, tuple[list[int], str]] = (
 
 
 def weights_hash(model: PreTrainedModel) -> str:
-    """Hash of config and weights, made anew only where torch says that a tensor was written to."""
+    """Hash of config and weights; computed again only if torch reports a write to a tensor."""
     tensors = dict(sorted(model.state_dict().items()))
     versions = [tensor._version for tensor in tensors.values()]
     if model not in _hashes or _hashes[model][0] != versions:
@@ -130,7 +130,7 @@ def weights_hash(model: PreTrainedModel) -> str:
 
 
 def forget_hash(model: PreTrainedModel) -> None:
-    """For a model that was trained: fused optimisers do not tell torch's version counters."""
+    """Call this after training: fused optimisers do not update torch's version counters."""
     _hashes.pop(model, None)
 
 

@@ -1,4 +1,4 @@
-"""The model card of a pruned model: what was made, from what, on which text."""
+"""The model card of a pruned model: its base model, its cut, its text, its scores."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from depthprune_study import paths
 from depthprune_study.lab.job import Base, Job
 from depthprune_study.results import statistics
 
-WHOLE, CUT, SAVED = "whole", "cut", "saved"  # whose scores a card shows
+WHOLE, CUT, SAVED = "whole", "cut", "saved"  # the models whose scores a card shows
 TITLES = {WHOLE: "whole model", CUT: "cut, not healed", SAVED: "as saved"}
 NAMED_TEXTS = ("wikipedia-excerpt", "news-excerpt", "wikitext-2")
 
 
 def model_card(job: Job, plan: Plan, scores: Mapping[str, Score], n_parameters: int) -> str:
-    """The README.md of the folder that a job makes; it names no path of the maker's machine."""
+    """The README.md of a job's folder; it contains no local path."""
     n_before = job.teacher.model.num_parameters()
     text, licence = _text_of(job)[0], licence_of(job.base)
     gone, kept = (", ".join(map(str, layers)) for layers in (plan.dropped, plan.kept))
@@ -38,12 +38,12 @@ def model_card(job: Job, plan: Plan, scores: Mapping[str, Score], n_parameters: 
 {n_parameters:,} parameters, {1 - n_parameters / n_before:.1%} fewer, made by
 [depthprune](https://github.com/{paths.REPOSITORY}). Layers kept: {kept}. {_healing(job)}
 
-| | perplexity a token, 95 % interval | ratio to the whole model, 95 % interval | passages |
+| | perplexity per token, 95 % interval | ratio to the whole model, 95 % interval | passages |
 |---|---|---|---|
 {_rows(scores)}
 
-A ratio of 1 is the whole model's. Passages of {text} were held out for these figures and never
-trained on. What the model can do beyond predicting this kind of text was not measured.
+A ratio of 1 is the whole model's. The passages of {text} behind these scores were held out and
+never trained on. Other abilities of the model were not measured.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -53,12 +53,12 @@ tokenizer = AutoTokenizer.from_pretrained("{job.out.name}")
 ```
 
 `mergekit.yaml` makes the same cut, without healing, from the base model. Licence:
-{licence or "that of the base model, whose terms hold for this one too"}.
+{licence or "the terms of the base model also apply to this model"}.
 """
 
 
 def mergekit(base: Base, plan: Plan, dtype: torch.dtype) -> str:
-    """The cut alone as a configuration of mergekit (https://github.com/arcee-ai/mergekit)."""
+    """The cut as a mergekit configuration (https://github.com/arcee-ai/mergekit)."""
     model = f"{base.hub}@{base.revision}" if base.revision else base.hub or base.title
     comment = "" if base.hub else f"# model: name the folder of {base.title} here\n"
     ends = [layer + 1 for layer in plan.kept if layer + 1 not in plan.kept]
@@ -72,17 +72,17 @@ def mergekit(base: Base, plan: Plan, dtype: torch.dtype) -> str:
 
 
 def licence_of(base: Base) -> str:
-    """The licence that the base model's own card names, if it has one that can be read."""
-    with suppress(Exception):  # no network, no card, a head that is no YAML
+    """The licence in the base model's card; empty if the card is missing or unreadable."""
+    with suppress(Exception):  # no network, no card, or a head that is not YAML
         found = ModelCard.load(base.card).data.license
         return found if isinstance(found, str) else ""
     return ""
 
 
 def _head(job: Job, scores: Mapping[str, Score], licence: str) -> str:
-    """What the hub reads (https://huggingface.co/docs/hub/model-cards).
+    """The metadata for the hub (https://huggingface.co/docs/hub/model-cards).
 
-    It knows no relation "pruned" (finetune, adapter, quantized, merge): finetune is nearest.
+    The hub has no relation "pruned" (finetune, adapter, quantized, merge): finetune is closest.
     """
     text, dataset = _text_of(job)
     results = [
@@ -111,12 +111,12 @@ def _head(job: Job, scores: Mapping[str, Score], licence: str) -> str:
 
 
 def _text_of(job: Job) -> tuple[str, str]:
-    """The text as a card names it, and its id on the hub, if it is there."""
+    """The name of the text in a card, and its hub id, if it has one."""
     if job.text in NAMED_TEXTS:
         return job.text, ""
     where, _ = reading.parted(job.text)
     if Path(where).exists() or not reading.is_hub_name(where):
-        return "a text of the maker's own", ""
+        return "a private text", ""
     dataset = "/".join(where.split("/")[:2])
     return dataset, dataset
 
@@ -125,11 +125,11 @@ def _healing(job: Job) -> str:
     recipe = job.recipe
     if recipe is None:
         return "It was not trained after the cut."
-    adapters = "low-rank adapters alone, " if recipe.trained == "lora" else ""
+    adapters = "low-rank adapters only, " if recipe.trained == "lora" else ""
     return (
         f"It was then trained on {recipe.tokens:,} tokens of {_text_of(job)[0]}: KL to the whole "
         f"model, AdamW at {recipe.lr:g}, {adapters}{recipe.batch_size} windows of {recipe.seq_len} "
-        "tokens a step, after a closed-form refit where the architecture allows it."
+        "tokens per step, after a closed-form refit if the architecture allows it."
     )
 
 
@@ -145,5 +145,5 @@ def _rows(scores: Mapping[str, Score]) -> str:
 
 
 def _perplexity(score: Score) -> statistics.Interval:
-    """Perplexity with its interval: the ratio to a model that knows every token."""
+    """Perplexity with its interval, as the ratio to a model with zero loss."""
     return statistics.ppl_ratio(score, replace(score, nll_nats=(0.0,) * len(score.nll_nats)))

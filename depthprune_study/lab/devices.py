@@ -1,4 +1,4 @@
-"""What a run computes on, in which precision, and how much a model reads at once."""
+"""The device of a run, its precision, and the model's context length."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from depthprune_study.errors import StudyError
 
 
 def device_of(wanted: str) -> str:
-    """`cpu` or `cuda`; `auto` takes a GPU that is there. Raises StudyError for any other."""
+    """`cpu` or `cuda`; `auto` takes a GPU if there is one. Raises StudyError for other values."""
     there = torch.cuda.is_available()
     if wanted not in ("auto", "cpu", "cuda"):
         raise StudyError(f"device={wanted!r} is not known: name one of auto, cpu, cuda")
     if wanted == "cuda" and not there:
-        raise StudyError("device='cuda' is not possible: no GPU is there, take auto or cpu")
+        raise StudyError("device='cuda' is not possible without a GPU: use auto or cpu")
     return "cuda" if wanted != "cpu" and there else "cpu"
 
 
 def fast_precision(device: str) -> str:
-    """float32 on a CPU, bfloat16 on a GPU that truly has it, else float16."""
+    """float32 on a CPU, bfloat16 on a GPU with hardware support, else float16."""
     if device != "cuda":
         return "float32"
     return "bfloat16" if has_bfloat16(device) else "float16"
 
 
 def whole_windows(batch_tokens: int, seq_len: int) -> int:
-    """The tokens of a step, rounded down to whole windows; one window at least."""
+    """The tokens of a step, rounded down to whole windows, but at least one window."""
     return max(1, batch_tokens // seq_len) * seq_len
 
 
 def context_of(model: PreTrainedModel) -> int:
-    """The longest window that the model can read, in tokens."""
+    """The model's context length in tokens."""
     config = text_config(model.config)
     return getattr(config, "max_position_embeddings", None) or sys.maxsize

@@ -19,7 +19,7 @@ from depthprune_core.decoder import anatomy
 from depthprune_core.records import Plan
 from depthprune_study.errors import StudyError
 
-Dtypes = Mapping[str, torch.dtype]  # parameter of the saved model -> how its file keeps it
+Dtypes = Mapping[str, torch.dtype]  # parameter of the saved model -> its dtype in the file
 
 
 def folder(
@@ -30,13 +30,13 @@ def folder(
     dtypes: Dtypes,
     files: Mapping[str, str],
 ) -> None:
-    """Write the folder under a temporary name, open it by plain transformers, compare, then rename.
+    """Write the folder under a temporary name, open it with transformers, compare, then rename.
 
-    Each parameter is kept in its dtype of the base model's file: the model is rounded in place to
-    what the file holds, and float32 again at the end. files: name -> text of further files.
+    Each parameter gets its dtype of the base model's file: the model is rounded in place to this
+    precision and is float32 again at the end. files: name -> text of further files.
 
-    Raises StudyError where `out` is there already, or where the opened model computes other logits
-    or the opened tokenizer gives other tokens than those that were written.
+    Raises StudyError if `out` exists, or if the opened model gives other logits or the opened
+    tokenizer other tokens than before saving.
     """
     check_free(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def folder(
 
 
 def file_dtypes(teacher: PreTrainedModel, student: PreTrainedModel, plan: Plan) -> Dtypes:
-    """How the base model's file keeps each parameter that the student has; empty without a file."""
+    """The dtype of each student parameter in the base model's file; empty without a file."""
     of_file, stack = models.file_dtypes(teacher), anatomy(teacher).layers_name
     names = {
         name: pruning.original_name(name, stack, plan.kept)
@@ -67,9 +67,9 @@ def file_dtypes(teacher: PreTrainedModel, student: PreTrainedModel, plan: Plan) 
 
 @torch.no_grad()
 def cast(model: PreTrainedModel, dtypes: Dtypes) -> PreTrainedModel:
-    """The model with each parameter in its dtype, in place; a parameter without one stays.
+    """The model with each parameter cast in place; parameters without an entry are unchanged.
 
-    What a model derives from its config (rotary frequencies) stays exact.
+    Buffers derived from the config (rotary frequencies) stay exact.
     """
     for name, p in model.named_parameters():
         p.data = p.data.to(dtypes.get(name, p.dtype))
@@ -77,36 +77,36 @@ def cast(model: PreTrainedModel, dtypes: Dtypes) -> PreTrainedModel:
 
 
 def check_free(out: Path) -> None:
-    """Raises StudyError where something exists already, or no finished folder can be put."""
+    """Raises StudyError if `out` exists or cannot be replaced by a finished folder."""
     if out.name in ("", "..") or out.is_symlink() or os.path.ismount(out):
-        raise StudyError(f"out={out} is a link or a disk of its own: name a folder inside it")
+        raise StudyError(f"out={out} is a link or a mounted disk: name a folder inside it")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise StudyError(f"out={out} exists already: name another folder, nothing is overwritten")
+        raise StudyError(f"out={out} exists already and is not overwritten: name another folder")
 
 
 def check_push(push_to: str) -> None:
-    """Raises StudyError, before any work, where nothing could be pushed there."""
+    """Raises StudyError before any work if a push would fail."""
     if not push_to:
         return
     try:
         validate_repo_id(push_to)
         HfApi().whoami()
-    except Exception as error:  # no login, no network, a proxy: each has its own kind
+    except Exception as error:  # no login, no network, a proxy: each raises another kind
         raise StudyError(
             f"push_to={push_to!r} must be NAME/MODEL and needs a login ({type(error).__name__}): "
-            "`hf auth login`, or leave push_to empty and push the folder later"
+            "run `hf auth login`, or leave push_to empty and push the folder later"
         ) from None
 
 
 def push(out: Path, push_to: str) -> str:
-    """Push the folder to a model repository of the hub, made where it is missing.
+    """Push the folder to a hub model repository, which is created if it is missing.
 
-    Returns its address. Raises StudyError where the hub refuses; the folder stays.
+    Returns its address. Raises StudyError if the hub refuses; the folder stays.
     """
     try:
         address = HfApi().create_repo(push_to, exist_ok=True)
         HfApi().upload_folder(repo_id=push_to, folder_path=out, commit_message="By depthprune")
-    except Exception as error:  # of the client or of what it sends with
+    except Exception as error:  # of the client or of its network library
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise StudyError(
             f"{out} is written, but could not be pushed to {push_to} ({reason}): "
@@ -119,7 +119,7 @@ def _check(path: Path, saved: PreTrainedModel, tokenizer: Any) -> None:
     try:
         pruning.check_saved(saved, path)
     except ValueError as error:
-        raise StudyError(f"the written model does not open as what it is: {error}") from None
+        raise StudyError(f"the written model differs after opening: {error}") from None
     words = "Which layers can go? (14 + 17)"
     if AutoTokenizer.from_pretrained(path)(words).input_ids != tokenizer(words).input_ids:
-        raise StudyError("the written tokenizer does not open as what it is")
+        raise StudyError("the written tokenizer gives other tokens after opening")

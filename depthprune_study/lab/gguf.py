@@ -1,4 +1,4 @@
-"""Layers dropped from a GGUF file as it is: no tensor is dequantised, none is changed."""
+"""Drops layers from a GGUF file; no tensor is dequantised or changed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
 from depthprune_core.records import Plan
 
-# Architectures in which llama.cpp treats every layer alike. In others (gemma 2 and 3, smollm3,
-# cohere2) every nth layer is special.
+# Architectures in which llama.cpp treats all layers the same. In others (gemma 2 and 3, smollm3,
+# cohere2) every nth layer differs.
 LAYERS_ALIKE = (
     *("llama", "gpt2", "qwen2", "qwen3", "gptneox"),
     *("bloom", "falcon", "starcoder2", "stablelm", "phi2"),
@@ -23,7 +23,7 @@ LAYERS_ALIKE = (
 DROPPED = "depthprune.dropped_layers"  # counted from 0 in the file that was cut
 _ARCHITECTURE = "general.architecture"
 _OF_A_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
-# Where a file has one of these keys, what a layer computes depends on its number.
+# In a file with one of these keys, a layer's computation depends on its number.
 _BY_NUMBER = (
     *("sliding_window", "interleave", "full_attention_interval"),
     *("leading_dense_block_count", "nextn_predict", "ssm."),
@@ -33,16 +33,16 @@ _BY_NUMBER = (
 def cut(source: Path, target: Path, dropped: Iterable[int]) -> Plan:
     """Write `target`: the model of `source` without some layers (counted from 0); returns the plan.
 
-    Tensors of kept layers are copied byte for byte and renumbered; the layer count and every list
-    with one entry a layer follow. The dropped numbers are noted under `depthprune.dropped_layers`.
-    The file is checked under a temporary name before it gets its own.
+    Tensors of kept layers are copied byte for byte and renumbered; the layer count and every
+    per-layer list are updated. The key `depthprune.dropped_layers` stores the dropped numbers.
+    The file is checked under a temporary name before it is renamed.
 
-    Raises ValueError for a file that is no whole GGUF model, an architecture whose layers differ,
-    or layers that the model does not have; RuntimeError where the written file is not as it should.
+    Raises ValueError for an incomplete GGUF model, an architecture whose layers differ, or layers
+    that the model does not have; RuntimeError if the written file is wrong.
     """
     source, target = Path(source), Path(target)
     if target.exists():
-        raise ValueError(f"{target} exists already: name another file, nothing is overwritten")
+        raise ValueError(f"{target} exists already and is not overwritten: name another file")
     reader = _read(source)
     plan = _plan(source, reader, dropped)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -55,33 +55,33 @@ def cut(source: Path, target: Path, dropped: Iterable[int]) -> Plan:
 
 
 def check(path: Path, source: Path, plan: Plan) -> None:
-    """Raises RuntimeError unless `path` holds what `source` does, less the plan's layers."""
+    """Raises RuntimeError unless `path` equals `source` without the plan's layers."""
     ours, theirs = _read(path), _read(source)
     wanted = dict(_kept(theirs, plan))
     found = {tensor.name: tensor for tensor in ours.tensors}
     if found.keys() != wanted.keys():
         others = sorted(found.keys() ^ wanted.keys())[:3]
-        raise RuntimeError(f"{path} holds other tensors than it should: {others}")
+        raise RuntimeError(f"{path} has missing or unexpected tensors: {others}")
     for name, tensor in wanted.items():
         copy = found[name]
         same_kind = copy.tensor_type == tensor.tensor_type
         same_shape = copy.shape.tolist() == tensor.shape.tolist()
         if not (same_kind and same_shape and np.array_equal(copy.data, tensor.data)):
-            raise RuntimeError(f"{path}: tensor {name} is not what it is in {source}")
+            raise RuntimeError(f"{path}: tensor {name} differs from {source}")
     has, should = _fields(ours), {key: value for key, (value, *_) in _values(theirs, plan).items()}
     if differing := [key for key, value in should.items() if repr(has.get(key)) != repr(value)]:
-        raise RuntimeError(f"{path} has other values than it should: {sorted(differing)[:3]}")
+        raise RuntimeError(f"{path} has wrong values: {sorted(differing)[:3]}")
 
 
 def _read(path: Path) -> GGUFReader:
     if not Path(path).is_file():
-        raise ValueError(f"{path} does not exist, or is no file")
+        raise ValueError(f"{path} does not exist, or is not a file")
     try:
         reader = GGUFReader(path)
         reader.fields[_ARCHITECTURE]
     except Exception as error:  # the library raises many kinds for a damaged file
         reason = f"{type(error).__name__}: {str(error)[:80]}"
-        raise ValueError(f"{path} is no whole GGUF file of a model ({reason})") from None
+        raise ValueError(f"{path} is not a complete GGUF model file ({reason})") from None
     return reader
 
 
@@ -93,20 +93,20 @@ def _plan(path: Path, reader: GGUFReader, dropped: Iterable[int]) -> Plan:
         raise ValueError(f"{path} is one of {n} parts: merge them first (gguf-split --merge)")
     if DROPPED in fields:
         gone = fields[DROPPED]
-        raise ValueError(f"{path} was cut already (layers {gone} are gone): cut the original file")
+        raise ValueError(f"layers {gone} were already dropped from {path}: cut the original file")
     if kind not in LAYERS_ALIKE:
         known = ", ".join(LAYERS_ALIKE)
         raise ValueError(
-            f"{path} holds a model of architecture {kind!r}: layers can be dropped from {known}, "
-            "where llama.cpp treats every layer alike"
+            f"{path} has the architecture {kind!r}: layers can only be dropped from {known}, "
+            "where llama.cpp treats all layers the same"
         )
     n_layers = fields.get(f"{kind}.block_count")
     if not isinstance(n_layers, int):
-        raise ValueError(f"{path} does not say how many layers its {kind} model has")
+        raise ValueError(f"{path} does not give the number of layers of its {kind} model")
     _check_alike(path, reader, n_layers)
     plan = Plan(n_layers, tuple(dropped), "named")
     if not plan.dropped:
-        raise ValueError(f"no layer of {path} is named to be dropped")
+        raise ValueError(f"no layers to drop from {path}: name at least one")
     return plan
 
 
@@ -114,27 +114,26 @@ def _check_alike(path: Path, reader: GGUFReader, n_layers: int) -> None:
     for name in reader.fields:
         if any(word in name for word in _BY_NUMBER):
             raise ValueError(
-                f"{path} has the key {name}: what its layers compute depends on their numbers, "
-                "so none can be dropped unchanged"
+                f"{path} has the key {name}: its layers depend on their numbers, so none can be "
+                "dropped"
             )
     parts: dict[int, set[tuple[str, tuple[int, ...]]]] = {layer: set() for layer in range(n_layers)}
     for tensor in reader.tensors:
         if (match := _OF_A_LAYER.fullmatch(tensor.name)) is None:
             if "blk." in tensor.name:
                 raise ValueError(
-                    f"{path} has a tensor {tensor.name}: only plain decoders can be cut"
+                    f"{path} has the tensor {tensor.name}: only plain decoders can be cut"
                 )
             continue
         parts.setdefault(int(match[1]), set()).add((match[2], tuple(tensor.shape.tolist())))
     if set(parts) != set(range(n_layers)) or len(set(map(frozenset, parts.values()))) != 1:
         raise ValueError(
-            f"{path} has layers that are not all alike, or not the {n_layers} that it names: it "
-            "cannot be cut"
+            f"{path} cannot be cut: its layers are not all alike, or their number is not {n_layers}"
         )
 
 
 def _kept(reader: GGUFReader, plan: Plan) -> Iterator[tuple[str, Any]]:
-    """New name -> tensor of the source, for all that stay."""
+    """New name -> tensor of the source, for all kept tensors."""
     number = {old: new for new, old in enumerate(plan.kept)}
     for tensor in reader.tensors:
         match = _OF_A_LAYER.fullmatch(tensor.name)
@@ -145,7 +144,7 @@ def _kept(reader: GGUFReader, plan: Plan) -> Iterator[tuple[str, Any]]:
 
 
 def _fields(reader: GGUFReader) -> dict[str, Any]:
-    """The file's keys and values, apart from those that the library adds."""
+    """The file's keys and values, without those that the library adds."""
     fields = reader.fields.items()
     return {name: field.contents() for name, field in fields if not name.startswith("GGUF.")}
 
@@ -153,7 +152,7 @@ def _fields(reader: GGUFReader) -> dict[str, Any]:
 def _values(
     reader: GGUFReader, plan: Plan
 ) -> dict[str, tuple[Any, GGUFValueType, GGUFValueType | None]]:
-    """Keys of the cut file -> value, type and (of a list) its entries' type."""
+    """Keys of the cut file -> value, type and (for a list) the type of its entries."""
     prefix = f"{_fields(reader)[_ARCHITECTURE]}."
     values = {}
     for name, value in _fields(reader).items():

@@ -1,4 +1,4 @@
-"""The field's standard tasks by lm-eval (Gao et al., EleutherAI), with the model in memory."""
+"""Standard tasks with lm-eval (Gao et al., EleutherAI), with the model in memory."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from depthprune_study.lab.students import Student
     from depthprune_study.lab.workspace import Workspace
 
-BATCH = 8  # items a pass
-FOLDER = "lm-eval"  # below the run's folder: results in lm-eval's own format, a folder a student
+BATCH = 8  # items per pass
+FOLDER = "lm-eval"  # below the run's folder: results in lm-eval's format, one folder per student
 
 
 def harness(
@@ -30,7 +30,7 @@ def harness(
 ) -> dict[str, Answers]:
     """Which items of each task a student gets right: {f"{name}: {task}": Answers}, record `tasks`.
 
-    lm-eval's own results and samples are kept below runs/<study>/lm-eval/<name>/.
+    lm-eval's results and samples are kept below runs/<study>/lm-eval/<name>/.
     """
     found = {}
     for name, student in students.items():
@@ -52,11 +52,11 @@ def run(
 ) -> dict[str, Answers]:
     """Which items of each task the model gets right (`acc`), in the task's order.
 
-    `folder` keeps what lm-eval writes; `include_path` holds further task files.
+    `folder`: for lm-eval's files; `include_path`: a folder with further task files.
 
-    Raises StudyError for a name that is no task, or a task whose items are not right or wrong.
+    Raises StudyError for an unknown task, or a task whose items are not right or wrong.
     """
-    import lm_eval  # late: seconds, and few studies need it
+    import lm_eval  # late: it takes seconds, and few studies need it
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -85,14 +85,14 @@ def run(
     for task in tasks:
         items = sorted(samples[task], key=lambda sample: sample["doc_id"])
         if not items or any("acc" not in item for item in items):
-            raise StudyError(f"task {task} is not scored by acc: its items are not right or wrong")
+            raise StudyError(f"task {task} has no metric acc, so its items are not right or wrong")
         found[task] = Answers(task, tuple(bool(item["acc"]) for item in items))
     return found
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without lm-eval's log and bars, and with the global random states as they were."""
+    """Hides lm-eval's log and bars, and restores the global random states."""
     states = random.getstate(), np.random.get_state()
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -1,4 +1,4 @@
-"""One student's healing: how it runs, and what it leaves on disk."""
+"""Heals one student: runs the training and writes its files."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from depthprune_study.lab.students import Student
     from depthprune_study.lab.workspace import Workspace
 
-VALIDATIONS = 4  # on the way
-ROOMY_BYTES = 64 * 2**30  # a GPU from here on needs to spare nothing
-LARGE = 500_000_000  # parameters; from here on a step takes one window at a time
+VALIDATIONS = 4  # during training
+ROOMY_BYTES = 64 * 2**30  # a GPU of this size needs no memory saving
+LARGE = 500_000_000  # parameters; from here on, a step takes one window at a time
 
 
 @dataclass
 class Healing:
-    """One healing on `windows`, from `start`. `keep_weights`: on disk, beside record and curve."""
+    """One healing of `start` on `windows`. `keep_weights`: save them beside record and curve."""
 
     lab: Workspace
     name: str
@@ -40,7 +40,7 @@ class Healing:
     keep_weights: bool
 
     def stamp(self) -> Stamp:
-        """Of what its result depends on: not of its name, nor of the notebook."""
+        """The stamp of the result; it does not depend on the name or the notebook."""
         lab, recipe = self.lab, self.recipe
         teacher = lab.teacher if recipe.kl else "no teacher"
         tools = f"peft {provenance.version('peft')}" if recipe.trained == "lora" else ""
@@ -50,18 +50,18 @@ class Healing:
         return cache.stamped(lab, "healed", on, rooms=rooms, shared=True, **options)
 
     def heal(self, path: Path) -> PreTrainedModel:
-        """Run it, or go on with it. The record at `path` names the content of the weights."""
+        """Run or resume it. The record at `path` stores the hash of the weights."""
         checkpoint = path.with_suffix(".ckpt")
         weights.release()
         student = self.start.fresh()
-        if self.recipe.trained == "lora":  # adapters leave the weights alone: one copy will do
+        if self.recipe.trained == "lora":  # adapters do not change the weights: share them
             pruning.share_equal(student, self.lab.teacher.model, self.plan)
-        weights.release()  # what it began from
+        weights.release()  # the model it started from
         with self.lab.progress.of(self.name):
             try:
                 student, curve = self._distil(student, checkpoint)
             except distillation.DivergedError as stop:
-                student = None  # its memory goes to the copy of its start
+                student = None  # free its memory for the copy of its start
                 curve = replace(stop.curve, diverged=stop.curve.diverged or str(stop))
         if curve.diverged:
             student, content = self.start.fresh(), self.start.content
@@ -73,7 +73,7 @@ class Healing:
         stamp = self.stamp()
         storage.write(curve_of(path), curve, stamp)
         storage.write(path, Facts({"name": self.name, "weights": content}), stamp)
-        if not curve.diverged:  # of one that diverged, its last sound state stays to be looked at
+        if not curve.diverged:  # after divergence the checkpoint stays, for inspection
             checkpoint.unlink(missing_ok=True)
         return student
 
@@ -102,10 +102,10 @@ class Healing:
 
 
 def as_run(recipe: Recipe, windows: Windows) -> Recipe:
-    """The recipe as it is run on these windows, which say how many tokens there are."""
+    """The recipe with the number of tokens of these windows."""
     if windows.seq_len != recipe.seq_len:
         raise ValueError(
-            f"the recipe is for windows of {recipe.seq_len} tokens, not of {windows.seq_len}"
+            f"the recipe needs windows of {recipe.seq_len} tokens, not of {windows.seq_len}"
         )
     tokens = len(windows) * windows.seq_len
     return recipe.but(tokens=tokens, batch_tokens=min(recipe.batch_tokens, tokens))
@@ -117,7 +117,7 @@ def every(recipe: Recipe) -> int:
 
 
 def is_tight(model: PreTrainedModel) -> bool:
-    """Whether healing must spare memory: a large model, and no GPU with room for it."""
+    """Whether healing must save memory: a large model, and no GPU that is large enough."""
     if sum(p.numel() for p in model.parameters()) < LARGE:
         return False
     on_gpu = model.device.type == "cuda"
@@ -125,5 +125,5 @@ def is_tight(model: PreTrainedModel) -> bool:
 
 
 def curve_of(path: Path) -> Path:
-    """The curve of the healing whose record lies at `path`."""
+    """The path of the curve for the record at `path`."""
     return path.with_suffix(".curve.json")

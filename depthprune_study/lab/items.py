@@ -1,4 +1,4 @@
-"""The probes' items, made from templates, numbers and passages; the same for the same seed."""
+"""Probe items made from templates, numbers and passages; deterministic for a seed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from depthprune_core.text import Document
 from depthprune_study.errors import StudyError
 
-PASSAGE_WORDS = (30, 80)  # before the word that is asked for
+PASSAGE_WORDS = (30, 80)  # words before the word to predict
 N_CHOICES = 4
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question; `candidates` follow the context as they are, with their leading space."""
+    """One question; a candidate, which begins with a space, is appended to the context."""
 
     family: str
     context: str
@@ -24,7 +24,7 @@ class Item:
     right: int  # index of the right candidate
 
 
-# Chance: of an answer drawn at random.
+# The accuracy of random answers.
 CHANCE = {
     "agreement": 0.5,
     "copying": 0.25,
@@ -40,13 +40,13 @@ def make_items(
 ) -> list[Item]:
     """At least `n_items`, in equal shares by family, in one fixed order.
 
-    `passages`: documents for the families `articles` and `news`. A text that has too few words to
-    ask for gives what it has; the families made from templates make up for the rest.
+    `passages`: documents for the families `articles` and `news`. If a text gives too few items,
+    the template families give more.
 
-    Raises StudyError for fewer than one item a family.
+    Raises StudyError for less than one item per family.
     """
     if n_items < len(CHANCE):
-        raise StudyError(f"n_items={n_items} is too few: {len(CHANCE)} families want one item each")
+        raise StudyError(f"n_items must be at least {len(CHANCE)}, one per family, not {n_items}")
     draw = random.Random(seed)
     share = -(-n_items // (len(_TEMPLATES) + len(passages)))
     asked = []
@@ -98,7 +98,7 @@ _Question = tuple[str, str, Sequence[str]]  # context, right candidate, wrong on
 
 
 def _agreement(draw: random.Random) -> _Question:
-    """The verb follows the first noun; one of the other number stands between."""
+    """The verb agrees with the first noun; a noun of the other number stands between."""
     first, second = draw.sample(_NOUNS, 2)
     singular, plural = draw.choice(_VERBS)
     many = draw.random() < 0.5
@@ -110,7 +110,7 @@ def _agreement(draw: random.Random) -> _Question:
 
 
 def _copying(draw: random.Random) -> _Question:
-    """A row of words, then its beginning again: what comes next?"""
+    """A row of words, then its beginning again; predict the next word."""
     words = draw.sample(_WORDS, 8)
     at = draw.randint(2, 6)
     wrong = draw.sample([word for word in words if word != words[at]], N_CHOICES - 1)
@@ -138,7 +138,7 @@ def _recall(draw: random.Random) -> _Question:
 
 
 def _arithmetic(draw: random.Random) -> _Question:
-    """A sum or a difference below 20, behind three solved ones."""
+    """A sum or a difference below 20, after three solved examples."""
 
     def task() -> tuple[str, int]:
         a, b = draw.randint(1, 9), draw.randint(1, 9)
@@ -162,7 +162,7 @@ _TEMPLATES: dict[str, Callable[[random.Random], _Question]] = {
 
 
 def _cloze(family: str, documents: Sequence[Document], draw: random.Random) -> Iterator[Item]:
-    """A sentence's last word that its passage used before, among three other words of that passage.
+    """Predict a sentence's last word, which its passage used before; three words of it are wrong.
 
     As in LAMBADA (Paperno et al. 2016, arXiv:1606.06031), but with candidates.
     """
@@ -179,7 +179,7 @@ def _cloze(family: str, documents: Sequence[Document], draw: random.Random) -> I
 
 
 def _passages(document: Document) -> Iterator[list[str]]:
-    """The words up to the end of each sentence that has enough of them before it."""
+    """The words up to the end of each sentence with enough words before it."""
     words = document.text.split()
     shortest, longest = PASSAGE_WORDS
     for end, word in enumerate(words, start=1):

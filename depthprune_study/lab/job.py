@@ -1,4 +1,4 @@
-"""What a pruning of a model of your own is to do: checked here, before any work."""
+"""Checks the options for pruning your own model, before any work."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from depthprune_study.lab.bars import Bar
 
 LR, LORA_TIMES = 1e-4, 10  # without params/recipe.yaml; adapters take a higher rate
 REFIT_TOKENS = 102_400  # without params/recipe.yaml
-REFIT_TIMES = 10  # the tokens of healing, at most
-CHOICE_TOKENS = 512  # of each passage that layers are chosen by, at most
+REFIT_TIMES = 10  # limit of refit tokens, as a multiple of the healing tokens
+CHOICE_TOKENS = 512  # limit per passage for choosing layers
 UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9}
 
 
 @dataclass(frozen=True)
 class Base:
-    """Where a model comes from, without a path of this machine. Empty: not known, or none."""
+    """The origin of a model, without local paths. Empty: not known, or none."""
 
     title: str
-    hub: str = ""  # its id on the hub
-    revision: str = ""  # its commit there
-    card: str = ""  # its model card: a file, or an id on the hub
+    hub: str = ""  # its hub id
+    revision: str = ""  # its commit on the hub
+    card: str = ""  # its model card: a file, or a hub id
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that is fixed before the work begins."""
+    """Everything that is fixed before the work begins."""
 
     base: Base
     teacher: Teacher
@@ -44,19 +44,19 @@ class Job:
     text: str
     out: Path
     n_dropped: int
-    layers: tuple[int, ...]  # named ones, instead of a rule
+    layers: tuple[int, ...]  # exact layers, instead of a rule
     rule: str
-    recipe: Recipe | None  # None: nothing is trained
+    recipe: Recipe | None  # None: no training
     seq_len: int
     score_tokens: int  # of each held-out passage
     seed: int
     push_to: str
-    replace: bool  # an output of an earlier run
+    replace: bool  # overwrite the output of an earlier run
     progress: Progress
     say: Callable[[str], None]
 
     def windows(self, part: str) -> text.Windows:
-        """Scoring windows of a split's passages: the first tokens of each, fewer to choose by."""
+        """Scoring windows of a split: the first tokens of each passage, fewer for choices."""
         n_tokens = self.score_tokens if part == "test" else min(self.score_tokens, CHOICE_TOKENS)
         return text.scoring_windows(
             self.parts[part],
@@ -67,7 +67,7 @@ class Job:
         )
 
     def sample(self, tokens: int, *, once: bool = False) -> text.Windows:
-        """Windows to train on, drawn by the seed; `once`: no more than there are."""
+        """Training windows drawn by the seed; `once`: without repetition."""
         pool = text.training_windows(
             self.parts["recovery"],
             self.teacher.tokenizer,
@@ -79,7 +79,7 @@ class Job:
 
     @property
     def work(self) -> Path:
-        """Where an interrupted run leaves what it goes on from."""
+        """The folder with the files that resume an interrupted run."""
         return self.out.with_name(f".{self.out.name}.work")
 
 
@@ -105,7 +105,7 @@ def prepare(
 ) -> Job:
     """Check everything, find model and text, load the model. The options are those of `own.prune`.
 
-    Raises StudyError or ValueError, in a sentence, for what cannot be done.
+    Raises StudyError or ValueError for invalid options.
     """
     out, device = Path(out), devices.device_of(device)
     goal = None if layers else _goal(drop)
@@ -144,9 +144,9 @@ def prepare(
 
 
 def _find(model: str) -> tuple[Base, str]:
-    """A model, and what `models.load` takes; fetched where it is a hub id.
+    """A model's origin, and the name for `models.load`; a hub id is fetched.
 
-    Raises StudyError for a model that is nowhere, ValueError for a folder without a whole model.
+    Raises StudyError if the model is not found, ValueError for a folder with an incomplete model.
     """
     if known := SOURCES.get(model):
         hub = known.where if known.kind == "hub" else ""
@@ -156,30 +156,30 @@ def _find(model: str) -> tuple[Base, str]:
         folders.check(Path(model))
         return Base(Path(model).resolve().name, card=str(Path(model) / "README.md")), model
     if Path(model).exists():
-        raise StudyError(f"model={model!r} is a file: name the folder that holds it")
+        raise StudyError(f"model={model!r} is a file: name the folder that contains it")
     if model.count("/") != 1:
         names = ", ".join(SOURCES)
         raise StudyError(f"model={model!r} is not known: name {names}, a local folder or a hub id")
     try:
         folder = models.fetch_hub(model)  # with its card, which names the licence
     except RuntimeError as error:
-        raise StudyError(f"model={model!r} is no local folder, and {error}") from None
+        raise StudyError(f"model={model!r} is not a local folder, and {error}") from None
     return Base(model, model, folder.name, str(folder / "README.md")), str(folder)
 
 
 def _goal(drop: int | str) -> tuple[float, str]:
-    """`2` -> 2 layers, `8%` -> a share of the parameters, `120M` -> parameters that are left."""
+    """`2` -> 2 layers, `8%` -> a share of the parameters, `120M` -> the remaining parameters."""
     match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)(%|[KMBG])", str(drop).strip().upper())
     if match is None:
         raise StudyError(
-            f"drop={drop!r} is not possible: a number of layers (2), a share of the parameters "
-            "(8%), or the size to reach (120M)"
+            f"drop={drop!r} is not valid: give a number of layers (2), a share of the parameters "
+            "(8%), or a target size (120M)"
         )
     return float(match[1] or match[2]), match[3] or ""
 
 
 def _n_dropped(teacher: Teacher, number: float, unit: str) -> int:
-    """How many layers come nearest to the goal. Raises StudyError for one that is out of reach."""
+    """The number of layers nearest to the goal. Raises StudyError if the goal is out of reach."""
     layers, n = anatomy(teacher.model).layers, teacher.model.num_parameters()
     each, most = sum(p.numel() for p in layers.parameters()) / len(layers), len(layers) - 1
     wanted = number
@@ -188,13 +188,13 @@ def _n_dropped(teacher: Teacher, number: float, unit: str) -> int:
     if not 0 < wanted <= most + (0.5 if unit else 0):
         raise StudyError(
             f"drop={number:g}{unit} is out of reach: {teacher.name} has {n:,} parameters in "
-            f"{most + 1} layers, of which {most} can go at most ({n - most * each:,.0f} are left)"
+            f"{most + 1} layers; at most {most} can be dropped ({n - most * each:,.0f} remain)"
         )
     return max(1, min(most, round(wanted)))
 
 
 def _recipe(tokens: int, lr: float, trained: str, seq_len: int, seed: int, device: str) -> Recipe:
-    """params/recipe.yaml with these changes; without a rate, adapters take ten times its rate."""
+    """params/recipe.yaml with these changes; lr=0: the recipe's rate, ten times it for adapters."""
     values = parameters.recipe_values()
     usual = values.get("lr", LR) * (LORA_TIMES if trained == "lora" else 1)
     batch = values.get("batch_tokens", Recipe.batch_tokens)

@@ -1,4 +1,4 @@
-"""What is measured on the whole model, and the plans that follow from it."""
+"""Measurements on the whole model, and the plans made from them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from depthprune_study.lab import cache, scoring
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
 
-AT_ONCE = 16  # windows: what is lost, at most, where the measuring of many sets is stopped
+AT_ONCE = 16  # windows between two saves; an interruption loses at most this much
 
 
 def profile(
     lab: Workspace, windows: Windows, *, gradients: bool = True, name: str = "profile"
 ) -> Profile:
-    """What each layer is worth, by every criterion."""
+    """The importance of each layer, by every criterion."""
 
     def measure() -> Profile:
         model = lab.teacher.model
@@ -32,7 +32,7 @@ def profile(
 
 
 def set_costs(lab: Workspace, windows: Windows, *, up_to: int, name: str) -> SetCosts:
-    """The exact cost of every set of 1 to `up_to` layers, nothing healed; goes on where stopped."""
+    """The exact cost of every set of 1 to `up_to` layers without healing; resumes after a stop."""
     n_layers = lab.n_layers
     sets = subsets.up_to(n_layers, up_to)
     rises = _rises(lab, windows, sets)
@@ -51,10 +51,10 @@ def plans(
     draws: int = 1,
     name: str = "plans",
 ) -> dict[str, Plan]:
-    """Every rule's plan for each count, as "rule-count"; `draws` random ones, "random_0-2" ...
+    """Every rule's plan for each count, as "rule-count"; `draws` random plans, "random_0-2" ...
 
-    A set of layers that `costs` does not hold is measured on `windows` when a rule asks for it.
-    Where no rules are named, exhaustive is left out for counts whose sets `costs` does not hold.
+    A set of layers that is not in `costs` is measured on `windows` when a rule needs it. Without
+    `rules`, exhaustive is skipped for counts that are not in `costs`.
     """
     seed, cost = lab.parameters.get("seed", 0), _Cost(lab, windows, costs)
     chosen: dict[str, Plan] = {}
@@ -69,9 +69,9 @@ def plans(
 
 
 def cuts(lab: Workspace, drop_counts: Sequence[int], *, after: str) -> dict[int, Plan]:
-    """One chain of cuts, each with more layers than the last: greedy, on the calibration articles.
+    """Nested greedy cuts, chosen on the calibration articles.
 
-    after: the notebook whose record `costs` it goes on from, on the same windows.
+    after: the notebook whose record `costs` is reused, on the same windows.
     """
     costs = lab.read(after, "costs")
     stamp = storage.read_stamp(lab.record_path("costs", after))
@@ -84,8 +84,9 @@ def cuts(lab: Workspace, drop_counts: Sequence[int], *, after: str) -> dict[int,
 def pairs_to_try(
     profile: Profile, costs: SetCosts, *, cheap: int, spread: int
 ) -> list[tuple[int, int]]:
-    """All pairs of the `cheap` least sensitive layers, cheapest first; then `spread` of the others,
-    at equal distances in the ranking of their costs.
+    """All pairs of the `cheap` least sensitive layers, cheapest first; then `spread` other pairs.
+
+    The other pairs have equal distances in the ranking of costs.
     """
     order = sorted(range(profile.n_layers), key=lambda layer: profile.drop_one[layer])
     ranked = sorted(costs.of_size(2), key=lambda pair: (costs(frozenset(pair)), pair))
@@ -96,19 +97,19 @@ def pairs_to_try(
 
 
 def tail_of(pairs: Sequence[tuple[int, int]], cheap: int) -> int:
-    """How many of `pairs_to_try` are pairs of the cheapest layers."""
+    """The number of pairs in `pairs_to_try` that are pairs of the cheapest layers."""
     return min(len(pairs), cheap * (cheap - 1) // 2)
 
 
 def best(scores: Mapping[str, Score], n: int) -> dict[str, Score]:
-    """The n students with the lowest mean NLL; neither the whole model nor one that diverged."""
+    """The n students with the lowest mean NLL, without the whole model and diverged students."""
     sound = {k: s for k, s in scores.items() if k != "whole" and not s.diverged}
     names = sorted(sound, key=lambda name: sound[name].mean_nll_nats)[:n]
     return {name: sound[name] for name in names}
 
 
 def published(lab: Workspace) -> Facts:
-    """Parameters and bytes read a token of the source's models, by arithmetic alone."""
+    """Parameters and bytes read per token of the source's models, computed from shapes."""
     values = {}
     for name, counts in scoring.PUBLISHED.items():
         for n_layers in counts:
@@ -128,7 +129,7 @@ def _chosen(rule: str, known: selection.Evidence, k: int) -> Plan:
 
 
 class _Cost:
-    """The costs of sets of layers: as kept, else measured, and kept."""
+    """The costs of sets of layers: known costs, else measured and kept."""
 
     def __init__(self, lab: Workspace, windows: Windows, known: SetCosts | None) -> None:
         self._lab, self._windows = lab, windows

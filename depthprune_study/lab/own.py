@@ -1,7 +1,7 @@
-"""A model of your own: choose layers, drop them, heal, measure, write a folder.
+"""Prunes your own model: choose layers, drop them, heal, score, write a folder.
 
-`prune` does it all. notebooks/your_model.ipynb takes the same steps one by one: `prepare`,
-`profile`, `choose`, `cut`, `refit`, `heal`, `score`, `continuations`, `save`.
+`prune` does all steps. notebooks/your_model.ipynb calls them one by one: `prepare`, `profile`,
+`choose`, `cut`, `refit`, `heal`, `score`, `continuations`, `save`.
 """
 
 from __future__ import annotations
@@ -44,50 +44,50 @@ N_PROMPTS, PROMPT_CHARS, NEW_TOKENS = 3, 120, 24
 
 @dataclass(frozen=True)
 class Pruned:
-    """What was made: the plan, its scores on held-out passages, and where it lies."""
+    """The result: the plan, its scores on held-out passages, and its folder."""
 
     plan: Plan
     scores: dict[str, Score]
     ratios: dict[str, Interval]  # PPL ratios to the whole model
     out: Path
-    address: str = ""  # on the hub, where it was pushed
+    address: str = ""  # on the hub, if it was pushed
 
     def __str__(self) -> str:
         gone = ", ".join(map(str, self.plan.dropped))
         where = f"{self.out.name} and {self.address}" if self.address else self.out.name
-        return f"{where}: layers {gone} are gone, perplexity ratio {self.ratios[SAVED]}"
+        return f"{where}: dropped layers {gone}, perplexity ratio {self.ratios[SAVED]}"
 
 
 def prune(model: str, *, say: Callable[[str], None] = print, **options: Any) -> Pruned:
     """Drop layers from a named model, a local folder or a hub id; heal; write a plain model folder.
 
-    text: a named text, a file, a folder, or a data set of the hub (ORG/NAME:column). Passages of it
-      are held out for the choice and for the figures, and never trained on.
-    out: the folder to write. It must not exist, unless `replace` says that it may.
-    drop: layers to drop: a number, a share of the parameters ("8%"), or a size to reach ("120M").
-    layers: these layers, instead of a rule's.
+    text: a named text, a file, a folder, or a hub data set (ORG/NAME:column). Some passages are
+      held out for choosing layers and for scoring; they are never trained on.
+    out: the folder to write. It must not exist, unless `replace` is true.
+    drop: layers to drop: a number, a share of the parameters ("8%"), or a target size ("120M").
+    layers: exact layers to drop, instead of a rule.
     rule: a name of selection.RULES.
-    recover_tokens: text for healing (KL to the whole model, after a refit); 0 = cut alone.
+    recover_tokens: training tokens for healing (KL to the whole model, after a refit); 0 = none.
     lr: learning rate; 0 = that of params/recipe.yaml, times ten for adapters.
-    trained: `all`, or `lora`: adapters alone, which takes far less memory.
-    seq_len, score_tokens: tokens a window, and of each held-out passage.
-    seed, device: draws the windows; auto, cpu or cuda.
-    push_to: a repository of the hub to push the folder to; "" = none.
+    trained: `all` weights, or `lora`: only adapters, which takes far less memory.
+    seq_len, score_tokens: tokens per window, and per held-out passage.
+    seed, device: the seed of the windows; auto, cpu or cuda.
+    push_to: a hub repository for the folder; "" = none.
 
-    An interrupted run goes on from its last checkpoint when it is started again.
+    An interrupted run resumes from its last checkpoint when it is started again.
 
-    Raises StudyError or ValueError, in a sentence and before layers are chosen, for what cannot be
-    done; FloatingPointError where a loss is not finite.
+    Raises StudyError or ValueError for invalid options before layers are chosen;
+    FloatingPointError if a loss is not finite.
     """
     job = prepare(model, say=say, **options)
     with _alone(job):
         n = job.teacher.model.num_parameters()
         say(f"{model}: {n:,} parameters; choosing {job.n_dropped} layers to drop")
         plan = choose(job)
-        say(f"layers {', '.join(map(str, plan.dropped))} go ({plan.rule})")
+        say(f"dropping layers {', '.join(map(str, plan.dropped))} ({plan.rule})")
         student = cut(job, plan)
         scores = score(job, {WHOLE: job.teacher.model, CUT: student})
-        say(f"perplexity ratio as cut: {statistics.ratios(scores, whole=WHOLE)[CUT]}")
+        say(f"perplexity ratio after the cut: {statistics.ratios(scores, whole=WHOLE)[CUT]}")
         if job.recipe is not None:
             refit(job, student, plan)
             heal(job, student, plan)
@@ -101,7 +101,7 @@ def profile(job: Job) -> Profile:
 
 
 def choose(job: Job, known: Profile | None = None) -> Plan:
-    """The layers that were named, or those that the rule picks on the calibration passages."""
+    """The given layers, or the layers that the rule chooses on the calibration passages."""
     n_layers = len(anatomy(job.teacher.model).layers)
     if job.layers:
         return Plan(n_layers, job.layers, "named")
@@ -114,9 +114,10 @@ def choose(job: Job, known: Profile | None = None) -> Plan:
 
 
 def cut(job: Job, plan: Plan) -> PreTrainedModel:
-    """The whole model without the plan's layers. Raises ValueError, before any training, where that
-    computes something else than the whole model with these layers passed over, or opens as another
-    model once it is saved.
+    """The whole model without the plan's layers.
+
+    Raises ValueError before any training if its logits differ from those of the whole model with
+    these layers skipped, or if they change after saving and opening.
     """
     student = pruning.drop_layers(job.teacher.model, plan)
     job.work.parent.mkdir(parents=True, exist_ok=True)
@@ -126,10 +127,10 @@ def cut(job: Job, plan: Plan) -> PreTrainedModel:
 
 
 def refit(job: Job, student: PreTrainedModel, plan: Plan) -> None:
-    """Solve the maps around the cut for the whole model's hidden states; in place, no training.
+    """Fit the maps around the cut to the whole model's hidden states; in place, no training.
 
-    A model or a cut that allows no refit stays as it is. A run that goes on takes up the maps that
-    the interrupted one solved: another machine would round otherwise.
+    If the model or the cut allows no refit, nothing changes. A resumed run reuses the maps of the
+    interrupted run, because another machine may round differently.
     """
     n_tokens = job.recipe.refit_tokens if job.recipe else 0
     if not n_tokens or not refitting.is_possible(student) or not refitting.fitted_layers(plan):
@@ -146,9 +147,9 @@ def refit(job: Job, student: PreTrainedModel, plan: Plan) -> None:
 def heal(
     job: Job, student: PreTrainedModel, plan: Plan, *, watched: bool = False
 ) -> tuple[PreTrainedModel, Curve]:
-    """Train the student on the whole model's predictions, in place; goes on from its checkpoint.
+    """Train the student on the whole model's predictions, in place; resumes from its checkpoint.
 
-    watched: score the validation passages on the way, for the curve.
+    watched: score the validation passages during training, for the curve.
     """
     recipe, tight = job.recipe, healing.is_tight(student)
     if recipe.trained == "lora":
@@ -171,7 +172,7 @@ def heal(
 
 
 def score(job: Job, named: Mapping[str, PreTrainedModel]) -> dict[str, Score]:
-    """On passages that nothing was chosen by or trained on. Raises FloatingPointError for NaN."""
+    """Scores on held-out passages. Raises FloatingPointError if a loss is not finite."""
     windows, scores = job.windows("test"), {}
     for name, model in named.items():
         scores[name] = evaluation.score(model, windows, progress=job.progress)
@@ -181,12 +182,12 @@ def score(job: Job, named: Mapping[str, PreTrainedModel]) -> dict[str, Score]:
 
 
 def validation(job: Job, model: PreTrainedModel) -> Score:
-    """On the validation passages, with which `heal` watches."""
+    """The score on the validation passages that `heal` uses for its curve."""
     return evaluation.score(model, job.windows("validation"), progress=job.progress)
 
 
 def prompts(job: Job) -> list[str]:
-    """The first words of some held-out passages: as many as leave room for what is to follow."""
+    """The first words of some held-out passages, with room for the continuation."""
     context = devices.context_of(job.teacher.model)
     room, texts = max(1, context - NEW_TOKENS - 1), []
     for passage in job.parts["test"][:N_PROMPTS]:
@@ -199,7 +200,7 @@ def prompts(job: Job) -> list[str]:
 
 
 def continuations(job: Job, named: Mapping[str, PreTrainedModel]) -> dict[str, list[str]]:
-    """How each model goes on, greedily, from `prompts`."""
+    """Each model's greedy continuation of `prompts`."""
     asked, teacher = prompts(job), job.teacher
     options = {"new_tokens": NEW_TOKENS, "start": teacher.start}
     return {
@@ -209,9 +210,9 @@ def continuations(job: Job, named: Mapping[str, PreTrainedModel]) -> dict[str, l
 
 
 def save(job: Job, student: PreTrainedModel, plan: Plan, scores: Mapping[str, Score]) -> Pruned:
-    """Write the folder, its figures measured in the precision of its file; push it where asked.
+    """Write the folder, scored in the precision of its file; push it if `push_to` is set.
 
-    scores: of WHOLE and CUT. The student is rounded in place to what the file holds.
+    scores: of WHOLE and CUT. The student is rounded in place to the file's precision.
     """
     dtypes = export.file_dtypes(job.teacher.model, student, plan)
     export.cast(export.cast(student, dtypes), dict.fromkeys(dtypes, torch.float32))
@@ -230,13 +231,13 @@ def save(job: Job, student: PreTrainedModel, plan: Plan, scores: Mapping[str, Sc
 
 @contextmanager
 def _alone(job: Job) -> Iterator[None]:
-    """One process at a time writes `out`. Raises StudyError for a second one."""
+    """Lock `out` for one process. Raises StudyError for a second process."""
     job.work.mkdir(parents=True, exist_ok=True)
     lock = FileLock(job.work / ".lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise StudyError(f"{job.out} is being written by another process: wait for it") from None
+        raise StudyError(f"another process is writing {job.out}: wait for it") from None
     try:
         yield
     finally:

@@ -1,9 +1,8 @@
-"""Small abilities, by items that code makes: which goes first, which comes back?
+"""Probes: small generated tasks that show which abilities a cut loses and healing restores.
 
-An item is a context and two or more candidates of which one is right. A model answers with the
-candidate to which it gives the largest total log-likelihood after the document-start token and the
-context. No item is taken from a benchmark. All students get the same items in the same order, so
-that answers are compared in pairs.
+An item is a context and two or more candidates; one is right. The model's answer is the candidate
+with the largest total log-likelihood after the document-start token and the context. No item comes
+from a benchmark. All students get the same items in the same order, so answers are paired.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CHANCE", "answers", "harness", "right"]
 
-BATCH_TOKENS = 2_048  # of a forward pass, padding included
+BATCH_TOKENS = 2_048  # per forward pass, with padding
 
 
 def answers(
@@ -37,8 +36,7 @@ def answers(
 ) -> dict[str, Answers]:
     """Which items each student gets right: {f"{name}: {family}": Answers}, record `probes`.
 
-    `n_items` in all, in equal shares; a family of passages takes what its text has, and the others
-    make up for it.
+    `n_items` in total, in equal shares; if a text gives too few, the other families give more.
     """
     passages = {"articles": lab.split("test"), "news": lab.split("test", "news-excerpt")}
     items = make_items(n_items, passages)
@@ -80,15 +78,15 @@ def log_likelihoods(
     start: int,
     progress: Progress = silent,
 ) -> list[list[float]]:
-    """Of each item's candidates: total log-likelihood (nats) of the tokens in which they differ.
+    """For each item's candidates: total log-likelihood (nats) of the tokens in which they differ.
 
-    Text is tokenised whole, [start] + context + candidate, and what the item's candidates share is
-    computed once: a sequence that another one begins with is not run by itself. So an item whose
-    candidates are one token each costs one pass over its context.
+    The whole text [start] + context + candidate is tokenised. A sequence that is a prefix of
+    another is not run separately. So an item with one-token candidates costs one pass over its
+    context.
     """
     texts = [item.context + candidate for item in items for candidate in item.candidates]
     encoded = iter(tokenizer(texts, add_special_tokens=False).input_ids) if texts else iter(())
-    rows, asked = [], []  # what is run; (item, row, first scored position, tokens) a candidate
+    rows, asked = [], []  # sequences; per candidate (item, row, first scored position, tokens)
     for number, item in enumerate(items):
         sequences = [[start, *next(encoded)] for _ in item.candidates]
         shared = _shared(sequences)
@@ -122,7 +120,7 @@ def _scored(
         ids = torch.zeros(len(batch), len(rows[batch[0]]), dtype=torch.long)
         at, targets, owners = [], [], []
         for line, row in enumerate(batch):
-            ids[line, : len(rows[row])] = torch.tensor(rows[row])  # the rest comes later: unseen
+            ids[line, : len(rows[row])] = torch.tensor(rows[row])  # padding is never attended to
             for index in of_row[row]:
                 _, _, first, tokens = asked[index]
                 at += [(line, first + i) for i in range(len(tokens))]
@@ -142,7 +140,7 @@ def _scored(
 
 
 def _batches(rows: list[tuple[int, ...]]) -> list[list[int]]:
-    """Row numbers, the longest first, so that a batch holds rows of nearly one length."""
+    """Row numbers, longest first, so that rows of a batch have similar lengths."""
     batches: list[list[int]] = []
     for row in sorted(range(len(rows)), key=lambda row: -len(rows[row])):
         if batches and (len(batches[-1]) + 1) * len(rows[batches[-1][0]]) <= BATCH_TOKENS:
@@ -153,7 +151,7 @@ def _batches(rows: list[tuple[int, ...]]) -> list[list[int]]:
 
 
 def _shared(sequences: list[list[int]]) -> int:
-    """How many tokens all begin with."""
+    """The length of the common prefix, in tokens."""
     first, last = min(sequences), max(sequences)
     same = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
     return next(same, min(len(first), len(last)))

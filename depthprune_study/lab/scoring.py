@@ -1,7 +1,7 @@
 """Measurements of students: scores, divergences, continuations, times, sizes.
 
-Each takes {name: student}; the value of "whole" is `lab.teacher`. Each keeps its result as one
-record of the notebook; what was measured on a student is known by content, under whatever name.
+Each function takes {name: student}; the value of "whole" is `lab.teacher`. Each saves its result as
+one record of the notebook. Results are cached by the content of a student, not by its name.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ if TYPE_CHECKING:
     Models = Mapping[str, Teacher | Student]
 
 PUBLISHED = {"gpt2-shape": (12, 10, 9), "tinyllama-1.1b-shape": (22, 20, 19)}  # the source's layers
-PROMPT_WORDS = 16  # of a validation document, to be continued
-CONTEXT, NEW_TOKENS = 128, 32  # timed: tokens read at once, then written one by one
+PROMPT_WORDS = 16  # the first words of a validation document
+CONTEXT, NEW_TOKENS = 128, 32  # timed: prefill tokens, then decoded tokens
 
 
 def validation(lab: Workspace, students: Models, *, name: str = "validation") -> dict[str, Score]:
-    """Each one's score on the validation articles: what choices are made by."""
+    """Each student's score on the validation articles, which are used for choices."""
     return lab.save(name, scores(lab, students, validation_windows(lab)))
 
 
 def test(lab: Workspace, students: Models, *, name: str = "test") -> dict[str, Score]:
-    """Each one's score on the test articles, read once under this name: after every choice."""
+    """Each student's score on the test articles, read once under this name, after all choices."""
     return elsewhere(lab, "", students, name=name)
 
 
 def elsewhere(
     lab: Workspace, text: str, students: Models, *, name: str = "elsewhere"
 ) -> dict[str, Score]:
-    """Each one's score on the test articles of another text, read once under this name."""
+    """Each student's score on the test articles of another text, read once under this name."""
     contents = [cache.content(student) for student in students.values()]
     if lab.tests_read.setdefault(name, contents) != contents:
         raise StudyError(
-            f"record {name}: the test articles were read already in this notebook; "
-            "score every student in one call"
+            f"record {name}: this notebook has already read the test articles; "
+            "score all students in one call"
         )
     tokens = lab.parameters.get("score_tokens", 0)
     windows = lab.scoring(lab.split("test", text), tokens=tokens)
@@ -57,7 +57,7 @@ def elsewhere(
 
 
 def scores(lab: Workspace, students: Models, windows: Windows) -> dict[str, Score]:
-    """Each one's score on these windows; of a student that diverged it says so."""
+    """Each student's score on these windows, marked if the student diverged."""
 
     def score(model: PreTrainedModel) -> Score:
         return evaluation.score(model, windows, progress=lab.progress)
@@ -68,7 +68,7 @@ def scores(lab: Workspace, students: Models, windows: Windows) -> dict[str, Scor
 
 
 def validation_windows(lab: Workspace) -> Windows:
-    """What choices are scored on: the first `score_tokens` (0: all) of each document."""
+    """The windows for choices: the first `score_tokens` (0: all) of each document."""
     return lab.windows("validation", tokens=lab.parameters.get("score_tokens", 0))
 
 
@@ -85,7 +85,7 @@ def divergences(lab: Workspace, students: Models) -> dict[str, Divergence]:
 
 
 def continuations(lab: Workspace, students: Models, *, n_prompts: int, new_tokens: int) -> Facts:
-    """How each continues the beginnings of validation articles, greedily: `prompts`, `samples`."""
+    """Greedy continuations of the beginnings of validation articles: `prompts`, `samples`."""
     documents = lab.documents("validation")[:n_prompts]
     prompts = [" ".join(d.text.split()[:PROMPT_WORDS]) for d in documents]
     tokenizer, start = lab.teacher.tokenizer, lab.teacher.start
@@ -102,7 +102,7 @@ def continuations(lab: Workspace, students: Models, *, n_prompts: int, new_token
 
 
 def timing(lab: Workspace, students: Models, *, rounds: int) -> dict[str, Timing]:
-    """Times of each beside the teacher, in turn. Measured anew on another machine."""
+    """Times of each student and the teacher, interleaved. Another machine measures again."""
 
     def measure() -> dict[str, Timing]:
         return speed.compare_all(
@@ -158,7 +158,7 @@ def _each(
     on: Sequence[Any],
     room: str,
 ) -> dict[str, Any]:
-    """What `measure` finds in each, known by content: two rules may choose the same layers."""
+    """The result of `measure` for each, cached by content: two rules may choose the same layers."""
     return {
         name: cache.measured(
             lab,

@@ -1,4 +1,4 @@
-"""Choices among recipes and plans, on validation articles."""
+"""Chooses recipes on validation articles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
 
 NOT_IN_FILE = ("tokens", "seed", "precision")  # the notebook's, or the machine's
-REFIT_TOKENS = 102_400  # at most, where a trial was refitted on all of its text
+REFIT_TOKENS = 102_400  # written for a recipe whose trial was refitted on all of its text
 
 
 def best_rate(
@@ -35,7 +35,7 @@ def best_rate(
 ) -> tuple[Recipe, dict[str, Score]]:
     """The recipe with the best of these learning rates, and each trial's score as "name, lr rate".
 
-    A plan that drops nothing is the whole model, for a control with as many trials as its student.
+    A plan that drops no layer gives the whole model, a control with equally many trials.
     """
     options = {f"{name}, lr {lr:g}": recipe.but(lr=lr) for lr in lrs}
     trials = {
@@ -53,10 +53,10 @@ def one_factor_at_a_time(
     *,
     tokens: int,
 ) -> tuple[Recipe, dict[str, Score]]:
-    """The best recipe, each factor's best level kept while the next is tried; all trials' scores.
+    """The best recipe, and the scores of all trials; each factor keeps its best level.
 
     factors: a field of Recipe -> its levels. A level may be a dict that changes several fields; its
-    factor may then have any name. The earlier level wins a tie. A recipe is tried once.
+    factor may then have any name. The earlier level wins a tie. Equal recipes are tried once.
     """
     best, found = base, {}
     for factor, levels in factors.items():
@@ -78,28 +78,29 @@ def trial(
     *,
     start: students.Student | None = None,
 ) -> Score:
-    """The validation score of a student healed by the recipe, whose weights are not kept."""
+    """The validation score of a student healed with the recipe; its weights are not kept."""
     if lab.tests_read:
-        raise StudyError(f"{name}: the test articles were read already; choices come before that")
+        raise StudyError(f"{name}: the test articles were already read; make choices before that")
     student = students.recover(lab, name, plan, recipe, start=start, keep_weights=False)
     return scoring.scores(lab, {name: student}, scoring.validation_windows(lab))[name]
 
 
 def lowest(found: Mapping[str, Score]) -> str:
-    """The trial with the lowest mean NLL, the earlier one of two that tie; none that diverged.
+    """The trial with the lowest mean NLL that did not diverge; the earlier trial wins a tie.
 
-    Raises StudyError where all have.
+    Raises StudyError if all diverged.
     """
     sound = [name for name, score in found.items() if not score.diverged]
     if not sound:
-        raise StudyError(f"every trial diverged ({', '.join(found)}): give lower learning rates")
+        raise StudyError(f"every trial diverged ({', '.join(found)}): use lower learning rates")
     return min(sound, key=lambda name: found[name].mean_nll_nats)
 
 
 def write_recipe(recipe: Recipe, path: Path | None = None, *, because: str) -> None:
-    """Keep a recipe as the YAML file that every notebook reads. `because`: why this one.
+    """Write a recipe to the YAML file that every notebook reads. `because`: a comment.
 
-    A trial has less text than a run: one that is refitted on all of it stands for runs that are.
+    A trial has less text than a run. If it was refitted on all of its text, the file gets
+    REFIT_TOKENS.
     """
     values = {name: v for name, v in asdict(recipe).items() if name not in NOT_IN_FILE}
     if recipe.refit_tokens == recipe.tokens:
@@ -110,14 +111,14 @@ def write_recipe(recipe: Recipe, path: Path | None = None, *, because: str) -> N
 
 
 def label_of(level: Any) -> str:
-    """A level in words, as it stands in the name of its trial."""
+    """The text of a level in the name of its trial."""
     if isinstance(level, Mapping):
         return ", ".join(f"{name} {label_of(value)}" for name, value in level.items())
     return f"{level:g}" if isinstance(level, float) else str(level)
 
 
 def _but(recipe: Recipe, factor: str, level: Any) -> Recipe:
-    """The changed recipe, its step in whole windows."""
+    """The changed recipe; a step has whole windows."""
     changes = level if isinstance(level, Mapping) else {factor: level}
     values = {"batch_tokens": recipe.batch_tokens, "seq_len": recipe.seq_len, **changes}
     values["batch_tokens"] = whole_windows(values["batch_tokens"], values["seq_len"])

@@ -1,6 +1,6 @@
-"""What a reader sees: the box at the top, figures with their sources, findings beneath them.
+"""The visible parts of a notebook: the box at the top, figures with sources, findings below them.
 
-Works on IPython 7.34 (Colab) and 9: plain MIME data, raw.
+Displays raw MIME data, which works on IPython 7.34 (Colab) and 9.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from depthprune_core.records import Facts
 from depthprune_study.errors import StudyError
 from depthprune_study.results import charts
 
-BOX = "depthprune-box"  # the same in every run, so that executed notebooks compare
+BOX = "depthprune-box"  # the same in every run, so that executed notebooks can be compared
 MOST_FINDINGS = 3
 
 
 class Page:
-    """A notebook as it is read. It knows the file of each record, so that figures name theirs."""
+    """The displayed notebook. It stores the file of each record, so that figures name sources."""
 
     notebook: str
     model: str
@@ -37,21 +37,21 @@ class Page:
         self._began, self._boxed = time.monotonic(), False
 
     def box(self) -> None:
-        """A box with model, device and minutes, that findings marked `lead` fill."""
+        """Display a box with model, device, minutes, and the findings marked `lead`."""
         self._boxed = True
         display(_markdown(self._box_text()), raw=True, display_id=BOX)
 
     def show(
         self, name: str, figure: Any, found: Any, *, of: Iterable[Any], lead: bool = False
     ) -> None:
-        """Display a figure, drawn from the records `of`, and its finding; `lead`: box it too."""
+        """Display a figure drawn from records `of`, and its finding; `lead`: also in the box."""
         sources = self.sources_of(of, name)
         png, svg = charts.png(figure, sources=sources), charts.svg(figure)
         path = self.folder / "figures" / f"{self.notebook}-{name}.png"
         storage.write_atomically(path, png)
         storage.write_atomically(path.with_suffix(".svg"), svg)
         alt = figure.get_label() or found.title
-        width = int.from_bytes(png[16:20], "big") // 2  # drawn at twice its size on the page
+        width = int.from_bytes(png[16:20], "big") // 2  # the PNG has twice the displayed size
         image = base64.b64encode(png).decode("ascii")
         about = {"name": path.name, "alt": alt, "sources": sources}
         display(
@@ -62,7 +62,7 @@ class Page:
         self.found(found, lead=lead)
 
     def found(self, found: Any, *, of: Iterable[Any] = (), lead: bool = False) -> None:
-        """A finding (anything with `title` and `text`) without a figure."""
+        """Display a finding (an object with `title` and `text`) without a figure."""
         sources = self.sources_of(of, found.title)
         about = {"metadata": {"depthprune": {"sources": sources}}} if sources else {}
         display(_markdown(f"**Found.** {found.text}"), raw=True, **about)
@@ -70,11 +70,11 @@ class Page:
             self._findings.append(found)
             if len(self._findings) > MOST_FINDINGS:
                 raise StudyError(f"the box holds at most {MOST_FINDINGS} findings: {found.title!r}")
-        if self._boxed:  # with new minutes
+        if self._boxed:  # also updates the minutes
             update_display(_markdown(self._box_text()), raw=True, display_id=BOX)
 
     def table(self, facts: Facts) -> None:
-        """Continuations as a table: a row a student, a block a prompt."""
+        """Display continuations as a table: one block per prompt, one row per student."""
         rows = ["| | |", "|---|---|"]
         for number, prompt in enumerate(facts.values["prompts"]):
             rows.append(f"| **prompt** | **{_cell(prompt)}** |")
@@ -83,7 +83,7 @@ class Page:
         display(_markdown("\n".join(rows)), raw=True)
 
     def note(self, record: Any, path: Path) -> Any:
-        """Remember where a record (or a dict of records, and each of them) lies; returns it."""
+        """Remember the file of a record, or of a dict of records; returns the record."""
         for part in (record, *(record.values() if isinstance(record, Mapping) else ())):
             self._files[id(part)] = (part, path)
         return record
@@ -96,8 +96,8 @@ class Page:
             parts = [record] if known or not isinstance(record, Mapping) else record.values()
             if not all(id(part) in self._files for part in parts):
                 raise StudyError(
-                    f"figure {figure} is of a {type(record).__name__} that is not saved: "
-                    "lab.save it first, so that the figure can name its source"
+                    f"figure {figure} uses an unsaved {type(record).__name__}: "
+                    "call lab.save first, so that the figure can name its source"
                 )
             files |= {self._files[id(part)][1] for part in parts}
         hashes = {path.relative_to(self.folder).as_posix(): path for path in files}

@@ -1,7 +1,7 @@
-"""Students: cut, refitted, healed. Each is known by the content of its weights.
+"""Students: cut, refitted, healed. Each is identified by the content of its weights.
 
-A student's weights come to memory when something needs them. So a notebook whose pieces of work are
-all done runs from records alone: nothing is trained, and no weights need to be on disk.
+Weights are loaded only when needed. So a notebook whose results all exist runs from records alone:
+nothing is trained, and no weights need to be on disk.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ __all__ = ["Student", "cut", "made", "own_words", "recover", "refitted", "same_t
 
 @dataclass(eq=False)
 class Student:
-    """A model made from the teacher, known by its content.
+    """A model made from the teacher, identified by its content.
 
-    One whose healing diverged has the weights that it began with.
+    If its healing diverged, it has the weights from before healing.
     """
 
     name: str
     plan: Plan
     content: str
-    fresh: Callable[[], PreTrainedModel]  # gives a copy that nothing else holds
-    view: Callable[[], PreTrainedModel] | None = None  # one that takes no memory of its own
+    fresh: Callable[[], PreTrainedModel]  # makes an unshared copy
+    view: Callable[[], PreTrainedModel] | None = None  # makes a copy that shares memory
     curve: Curve | None = None  # of its healing
-    diverged: str = ""  # why its healing, or that of the student it began from, was stopped
+    diverged: str = ""  # why its healing, or that of its start, was stopped
 
     @property
     def model(self) -> PreTrainedModel:
-        """To be measured, not trained: it may share its weights with others."""
+        """The model for measuring, not for training: it may share weights with others."""
         return self.view() if self.view else weights.get(self.content, self.fresh)
 
     def without(self, more: Plan) -> Student:
-        """The same student with more layers dropped; `more` counts in its own layers."""
+        """The same student with more layers dropped; `more` counts this student's layers."""
         content = cache.short_hash([self.content, "without", list(more.dropped)])
         plan = self.plan.then(more)
         make = lambda: pruning.drop_layers(self.model, more)  # noqa: E731
@@ -58,7 +58,7 @@ class Student:
 
 
 def cut(lab: Workspace, plan: Plan) -> Student:
-    """The whole model without the plan's layers, untrained; with none dropped, the whole model."""
+    """The whole model without the plan's layers, untrained; an empty plan: the whole model."""
     teacher, content = lab.teacher.model, cache.content(lab.teacher)
     if not plan.dropped:
         return Student("whole", plan, content, lambda: copy.deepcopy(teacher), view=lambda: teacher)
@@ -80,7 +80,7 @@ def made(
     module: str,
     on: Sequence[Any],
 ) -> Student:
-    """A student of another kind, known by teacher, plan, `on` and the code of `module`."""
+    """Another kind of student, identified by teacher, plan, `on` and the code of `module`."""
     parts = [provenance.code_hash(module), cache.content(lab.teacher), list(plan.dropped)]
     parts += [cache.content(item) for item in on]
     return Student(name, plan, cache.short_hash([name, *parts]), make)
@@ -94,10 +94,10 @@ def refitted(
     start: Student | None = None,
     windows: Windows | None = None,
 ) -> Student:
-    """The cut (or `start`), untrained, its maps around each cut solved for the teacher's states.
+    """The cut (or `start`), untrained, with maps around each cut fitted to the teacher's states.
 
-    On `recipe.refit_tokens` of text: the recipe's own, or the first of `windows`. A model
-    whose maps cannot be fitted stays as it is.
+    Uses `recipe.refit_tokens` tokens of the recipe's text, or of `windows` from the start. If the
+    maps cannot be fitted, the student is unchanged.
     """
     begun = start or cut(lab, plan)
     teacher = lab.teacher.model
@@ -111,10 +111,10 @@ def refitted(
     def solve(path: Path) -> PreTrainedModel:
         weights.release()
         student = begun.fresh()
-        weights.release()  # what it was made from
+        weights.release()  # the models it was made from
         with lab.progress.of("refit"):
             refitting.refit(student, teacher, plan, text, progress=lab.progress)
-        before = begun.model if start is None else None  # a cut takes no memory of its own
+        before = begun.model if start is None else None  # a cut shares memory with the teacher
         weights.save(student, path.with_suffix(".safetensors"), unlike=before)
         found = Facts({"name": "refitted", "weights": cache.weights_hash(student)})
         storage.write(path, found, stamp)
@@ -134,17 +134,17 @@ def recover(
     validation: Windows | None = None,
     keep_weights: bool = True,
 ) -> Student:
-    """The plan's student, healed on the recipe's own text (or on the first tokens of `windows`).
+    """The plan's student, healed on the recipe's text (or on the first tokens of `windows`).
 
-    It begins as `start` (whose plan it has where `plan` is None); else as cut, and refitted where
-    the recipe says so. With KL it learns from `lab.teacher`; with CE alone from the text. A plan
-    that drops nothing trains the whole model.
-    validation: scored four times on the way, for the curve. keep_weights=False: a trial; its
-    validation score is kept, its weights are made again where something else is measured.
+    It starts from `start` (with the plan of `start` if `plan` is None); otherwise from the cut,
+    refitted if the recipe says so. With KL it learns from `lab.teacher`; with only CE from the
+    text. A plan that drops no layer trains the whole model.
+    validation: scored four times during training, for the curve. keep_weights=False: a trial; only
+    its validation score is kept, and its weights are made again if they are needed.
 
-    Students are known by recipe and content, not by name or notebook: what one notebook has healed,
-    another reads. A run that was stopped goes on from its checkpoint. A student whose run diverged
-    says so (`diverged`) and has the weights that it began with.
+    Students are identified by recipe and content, not by name or notebook: notebooks share them.
+    A stopped run resumes from its checkpoint. If a run diverged, `diverged` says so and the student
+    has the weights from before healing.
     """
     if start is None:
         if plan is None:
@@ -158,7 +158,7 @@ def recover(
     path = _path_of(lab, stamp)
     known = cache.kept(path, stamp) is not None and storage.read(healing.curve_of(path))
     if known and validation is not None and not known.validation_tokens:
-        path.unlink()  # nothing was scored on the way: once more, with validation
+        path.unlink()  # the earlier run had no validation: run again with it
     student = _kept(lab, name, plan, stamp, start, run.heal)
     student.curve = storage.read(healing.curve_of(path))
     student.diverged = student.curve.diverged or student.diverged
@@ -168,15 +168,15 @@ def recover(
 
 
 def same_text(lab: Workspace, name: str, recipe: Recipe) -> Student:
-    """The whole model trained by CE on the same windows: what the text alone brings."""
+    """The whole model trained with CE on the same windows: the effect of the text alone."""
     plan = Plan(lab.n_layers, (), "whole")
     return recover(lab, name, plan, recipe.but(kl=0.0, ce=1.0, refit_tokens=0))
 
 
 def staged(lab: Workspace, name: str, first: Plan, whole: Plan, recipe: Recipe) -> Student:
-    """Half of the text heals `first`; the rest of `whole`'s layers go; the other half heals that.
+    """Drops layers in two stages: half of the text heals `first`, the other half heals `whole`.
 
-    Refitted before each half where the recipe says so. The text is that of one healed at once.
+    Refitted before each half if the recipe says so. The text is the same as for healing at once.
     """
     if not set(first.dropped) < set(whole.dropped):
         raise StudyError(
@@ -203,7 +203,7 @@ def _kept(
     begun: Student,
     work: Callable[[Path], PreTrainedModel],
 ) -> Student:
-    """The student of a piece of work: by its record where that is kept, else worked out."""
+    """The student of a result: from its record if that is kept, otherwise made by `work`."""
     path = _path_of(lab, stamp)
     found = cache.kept(path, stamp)
     model = None
@@ -220,12 +220,12 @@ def _kept(
         student = work(path)
         if (new := cache.weights_hash(student)) != content:
             raise StudyError(
-                f"the weights of student {name!r} were not on disk, and this machine makes other "
-                f"ones ({new}, not {content}): run the notebook again to measure the new ones"
+                f"the weights of student {name!r} were not on disk, and this machine makes "
+                f"different ones ({new}, not {content}): run the notebook again"
             )
         return student
 
-    if content == begun.content:  # stopped before it changed: it diverged
+    if content == begun.content:  # unchanged: it diverged
         return Student(name, plan, content, begun.fresh, diverged=begun.diverged)
     if model is not None:
         weights.hold(content, model)
@@ -233,10 +233,10 @@ def _kept(
 
 
 def _path_of(lab: Workspace, stamp: Stamp) -> Path:
-    """The record of a student; its weights, curve and checkpoint lie beside it."""
+    """The record of a student; its weights, curve and checkpoint are beside it."""
     return lab.folder / "students" / f"{stamp.key}.json"
 
 
 def _first(windows: Windows, n_tokens: int) -> Windows:
-    """The first `n_tokens` of training windows, at most; one window at least."""
+    """Training windows with at most `n_tokens` tokens, but at least one window."""
     return windows.take(slice(0, max(1, n_tokens // windows.seq_len)))

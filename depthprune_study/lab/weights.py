@@ -1,4 +1,4 @@
-"""Weights of students: in memory as far as they fit, on disk as safetensors, known by content."""
+"""Students' weights: cached in memory, on disk as safetensors, identified by content."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from transformers import PreTrainedModel
 from depthprune_core.storage import replacing
 from depthprune_study.lab import cache
 
-LIMIT_BYTES = 4 * 2**30  # in memory, beside the student that was asked for last
-_held: OrderedDict[str, PreTrainedModel] = OrderedDict()  # by content; asked for last at the end
+LIMIT_BYTES = 4 * 2**30  # memory for students, besides the last one used
+_held: OrderedDict[str, PreTrainedModel] = OrderedDict()  # by content; last used at the end
 
 
 def get(content: str, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    """The student of this content; made (read from disk, mostly) where it is not in memory."""
+    """The student with this content; `make` loads or makes it if it is not in memory."""
     if content not in _held:
         largest = max(map(_bytes, _held.values()), default=0)
-        _shrink(LIMIT_BYTES - largest)  # room for one more as large
+        _shrink(LIMIT_BYTES - largest)  # room for another one of this size
         hold(content, make())
     _held.move_to_end(content)
     return _held[content]
 
 
 def hold(content: str, model: PreTrainedModel) -> None:
-    """Hold a student that is in memory already."""
+    """Keep a student that is already in memory."""
     _held[content] = model
     _shrink(LIMIT_BYTES, n_kept=1)
 
 
 def release() -> None:
-    """Let all go: before one is trained, which takes several times its size."""
+    """Release all students, because training needs several times a model's size."""
     _held.clear()
 
 
 def save(model: PreTrainedModel, path: Path, *, unlike: PreTrainedModel | None = None) -> None:
-    """All of its parameters; those alone that differ from `unlike`, a model of the same shape."""
+    """Save all parameters, or only those that differ from `unlike`, a model of the same shape."""
     named = {name: p.detach() for name, p in model.named_parameters()}
     if unlike is not None:
         before = dict(unlike.named_parameters())
@@ -49,15 +49,15 @@ def save(model: PreTrainedModel, path: Path, *, unlike: PreTrainedModel | None =
 
 
 def save_tensors(path: Path, named: dict[str, torch.Tensor]) -> None:
-    """Under a temporary name first: all of the file, or the old one."""
+    """Write under a temporary name first, so that an interruption leaves the old file."""
     with replacing(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in named.items()}, temporary)
 
 
 def load(model: PreTrainedModel, path: Path, content: str = "") -> bool:
-    """Put the file's weights into the model; False for a missing, damaged or other file.
+    """Load the file's weights into the model; False for a missing, damaged or different file.
 
-    content: what the model's hash must then be.
+    content: the expected hash of the model.
     """
     try:
         model.load_state_dict(load_file(path), strict=False)

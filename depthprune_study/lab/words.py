@@ -1,4 +1,4 @@
-"""Text that the whole model wrote itself, sampled once and kept on disk as token ids."""
+"""Text sampled once from the whole model and kept on disk as token ids."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from depthprune_study.lab import cache, weights
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
 
-AT_ONCE = 16  # windows a file: what is lost, at most, where the sampling is stopped
+AT_ONCE = 16  # windows per file; an interruption loses at most this much
 PARTS = ("inputs", "targets", "mask")
 
 
 def own_words(lab: Workspace, *, recipe: Recipe) -> Windows:
-    """The recipe's number of tokens in documents of one window each, sampled by the whole model.
+    """The recipe's number of tokens in one-window documents sampled from the whole model.
 
-    A smaller number of tokens is the beginning of a larger one.
+    A smaller sample is the beginning of a larger sample.
     """
     n_windows = max(1, recipe.tokens // recipe.seq_len)
     on = [lab.teacher, lab.teacher.start, recipe.seq_len, recipe.seed]
@@ -44,7 +44,7 @@ def own_words(lab: Workspace, *, recipe: Recipe) -> Windows:
 def _piece(lab: Workspace, path: Path, recipe: Recipe, number: int) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
-    except (OSError, SafetensorError):  # not there yet, or damaged: it is written again
+    except (OSError, SafetensorError):  # missing or damaged: it is written again
         pass
     written = evaluation.write_text(
         lab.teacher.model,

@@ -1,6 +1,6 @@
-"""The workspace of a notebook: its parameters, model and texts, its records.
+"""The workspace of a notebook: its parameters, model, texts and records.
 
-Other rooms of the lab take it as their first argument.
+Other modules of the lab take it as their first argument.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from depthprune_study.errors import StudyError
 from depthprune_study.lab import cache, devices, showing, weights
 from depthprune_study.lab.bars import Bar
 
-OF_THE_NOTEBOOK = ("tokens", "seed", "trained", "precision")  # parameters that go into its recipe
+OF_THE_NOTEBOOK = ("tokens", "seed", "trained", "precision")  # parameters used in its recipe
 
 
 def open_workspace(notebook: str, cell: MutableMapping[str, Any]) -> Workspace:
     """The workspace of a notebook. `cell`: its `globals()`, whose parameters are checked.
 
-    In a study that is not the default, those left at their defaults are set to the study's.
+    In a study other than the default, parameters at their defaults get the study's values.
     """
     _keep_freed_memory()
     weights.release()  # students are held for one notebook
@@ -41,7 +41,7 @@ def open_workspace(notebook: str, cell: MutableMapping[str, Any]) -> Workspace:
 
 
 class Workspace(showing.Page):
-    """What a notebook works with. Every file goes below `folder`, runs/<study>/."""
+    """The model, texts and records of a notebook. All files go below `folder`, runs/<study>/."""
 
     def __init__(self, notebook: str, values: dict[str, Any]) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Workspace(showing.Page):
         self.model: str = values["model"]
         self.folder = paths.runs(self.study)
         self.device = devices.device_of(values.get("device", "auto"))
-        # Of code and notebook as they are now: edits while cells run have made none of the results.
+        # Hashed now: edits made while cells run did not produce the results.
         self.notebook_hash = provenance.notebook_hash(paths.notebooks() / f"{notebook}.ipynb")
         core = "depthprune_core"
         self.code = {room: provenance.code_hash(f"{core}.{room}") for room in cache.ROOMS}
@@ -62,18 +62,18 @@ class Workspace(showing.Page):
 
     @cached_property
     def teacher(self) -> models.Teacher:
-        """The whole model, loaded when it is first asked for."""
+        """The whole model, loaded at first use."""
         seed = self.parameters.get("seed", 0)
         return models.load(self.model, cache=paths.cache(), device=self.device, seed=seed)
 
     @cached_property
     def states(self) -> TeacherStates:
-        """The teacher's hidden states, shared by all students that are healed, and kept on disk."""
+        """The teacher's hidden states, shared by all healings and kept on disk."""
         return TeacherStates(self.teacher.model, folder=self.folder / "teacher")
 
     @cached_property
     def can_refit(self) -> bool:
-        """Whether maps of this model's layers can be solved for in closed form."""
+        """Whether the maps of this model's layers can be fitted in closed form."""
         return refitting.is_possible(self.teacher.model)
 
     def other(self, model: str) -> Workspace:
@@ -88,7 +88,7 @@ class Workspace(showing.Page):
 
     @property
     def machine(self) -> str:
-        """What a time is measured on: a piece of work that measures one depends on it."""
+        """The device and threads; part of the stamp of timing results."""
         name = speed.device_name(torch.device(self.device))
         return f"{name}, {torch.get_num_threads()} threads"
 
@@ -99,7 +99,7 @@ class Workspace(showing.Page):
 
     @property
     def context(self) -> int:
-        """The longest window that the model can read."""
+        """The model's context length in tokens."""
         return devices.context_of(self.teacher.model)
 
     # ------------------------------------------------------------ text
@@ -108,26 +108,26 @@ class Workspace(showing.Page):
         """The documents of a split; the test split is refused."""
         if split == "test":
             raise StudyError(
-                "the test split is read by scoring.test and scoring.elsewhere alone, "
-                "after every choice is made"
+                "only scoring.test and scoring.elsewhere may read the test split, "
+                "after all choices are made"
             )
         return self.split(split)
 
     def split(self, split: str, text: str = "") -> list[Document]:
-        """For other rooms of the lab: any split, of the notebook's text or another."""
+        """For other modules of the lab: any split of the notebook's text or of another text."""
         name = text or self.parameters["text"]
         if name not in self._texts:
             self._texts[name] = splits.split_named(name, cache=paths.cache())
         return self._texts[name][split][: self.parameters.get("max_documents") or None]
 
     def windows(self, split: str, *, tokens: int = 0) -> Windows:
-        """Scoring windows of a split: the first `tokens` of each document (0: all of it)."""
+        """Scoring windows of a split: the first `tokens` of each document (0: all)."""
         if (split, tokens) not in self._windows:
             self._windows[split, tokens] = self.scoring(self.documents(split), tokens=tokens)
         return self._windows[split, tokens]
 
     def scoring(self, documents: Sequence[Document], *, tokens: int = 0) -> Windows:
-        """Scoring windows of `seq_len` tokens, or of what the model can read at most."""
+        """Scoring windows of `seq_len` tokens, at most the model's context length."""
         return text.scoring_windows(
             documents,
             self.teacher.tokenizer,
@@ -137,7 +137,7 @@ class Workspace(showing.Page):
         )
 
     def training(self, recipe: Recipe, *, tokens: int | None = None) -> Windows:
-        """The recipe's text (or more or less of it): each seed draws its own recovery documents."""
+        """The recipe's training windows, or `tokens` of them: each seed draws other documents."""
         if recipe.seq_len not in self._pools:
             self._pools[recipe.seq_len] = text.training_windows(
                 self.documents("recovery"),
@@ -151,8 +151,8 @@ class Workspace(showing.Page):
     def recipe(self, **changes: Any) -> Recipe:
         """params/recipe.yaml with these changes; tokens and seed are the notebook's.
 
-        Windows are no longer than the model can read; a step takes whole windows; the refit sees
-        no more text than training does.
+        Windows fit the model's context; a step has whole windows; the refit sees no more text than
+        training does.
         """
         values = parameters.recipe_values()
         given = {name: self.parameters[name] for name in OF_THE_NOTEBOOK if name in self.parameters}
@@ -168,23 +168,23 @@ class Workspace(showing.Page):
         try:
             return Recipe(**values)
         except (TypeError, ValueError) as error:
-            raise StudyError(f"the recipe is not possible: {error}") from None
+            raise StudyError(f"the recipe is not valid: {error}") from None
 
     # ------------------------------------------------------------ records
 
     def save(self, name: str, record: Any) -> Any:
-        """Keep record(s) of this notebook; returns them."""
+        """Save record(s) of this notebook; returns them."""
         path = storage.write(self.record_path(name), record, cache.stamped(self, name))
         return self.note(record, path)
 
     def read(self, notebook: str, name: str) -> Any:
-        """Record(s) that a notebook of the study has kept. Raises StudyError where it has not."""
+        """Record(s) saved by a notebook of the study. Raises StudyError if they are missing."""
         path = self.record_path(name, notebook)
         if not path.exists():
             wanted, records = _with_earlier(notebook), self.folder / "records"
             absent = [n for n in parameters.CHAIN if n in wanted and not (records / n).is_dir()]
             raise StudyError(
-                f"record {notebook}/{name} is not there: run {', '.join(absent or [notebook])} of "
+                f"record {notebook}/{name} is missing: run {', '.join(absent or [notebook])} of "
                 f"study {self.study} first, in this order (a new machine has an empty disk)"
             )
         return self.note(storage.read(path), path)
@@ -195,14 +195,14 @@ class Workspace(showing.Page):
 
 
 def _with_earlier(notebook: str) -> set[str]:
-    """A notebook and all those whose records it builds on."""
+    """A notebook and all notebooks whose records it depends on."""
     if not (paths.notebooks() / f"{notebook}.ipynb").is_file():
         return {notebook}
     return {notebook}.union(*map(_with_earlier, parameters.reads(notebook)))
 
 
 def _keep_freed_memory() -> None:
-    """Use again what was freed: glibc would hand large pieces back and fault them in anew."""
+    """Let glibc reuse freed memory: by default it returns large blocks to the system."""
     if platform.libc_ver()[0] == "glibc":
         never, trim_threshold, most_mapped = 2**31 - 1, -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX
         libc = ctypes.CDLL(None)

@@ -1,4 +1,4 @@
-"""The records of a running or published study, read for findings and verdicts. No torch."""
+"""Reads the records of a running or published study for findings and verdicts. No torch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from depthprune_study.errors import StudyError
 OWN = ("gpt2", "tinyllama-1.1b")  # the source's models
 SHAPES = {"gpt2-shape": "gpt2", "tinyllama-1.1b-shape": "tinyllama-1.1b"}  # random weights
 STAND_INS = ("gpt2-mini", "llama-tiny", *SHAPES)
-SOURCE, REAL, STAND_IN = 0, 1, 2  # how much a model can decide about the source's claims
+SOURCE, REAL, STAND_IN = 0, 1, 2  # how far a model can decide the source's claims
 
 
 def kind(model: str, *, speed: bool = False) -> int:
-    """SOURCE, REAL (weights of another model) or STAND_IN. Speed follows from the shape alone."""
+    """SOURCE, REAL (weights of another model) or STAND_IN. Speed depends only on the shape."""
     if model in OWN or (speed and model in SHAPES):
         return SOURCE
     return STAND_IN if model in STAND_INS or model.endswith("-shape") else REAL
@@ -32,7 +32,7 @@ class Evidence:
 
     study: str
     folder: Path
-    kept: dict[Any, Any] = field(default_factory=dict, compare=False)  # what was read and made
+    kept: dict[Any, Any] = field(default_factory=dict, compare=False)  # cache
 
     def has(self, notebook: str, name: str) -> bool:
         return self.path(notebook, name).is_file()
@@ -41,25 +41,25 @@ class Evidence:
         return self.folder / "records" / notebook / f"{name}.json"
 
     def record(self, notebook: str, name: str) -> Any:
-        """A record. Raises StudyError where it is missing or damaged."""
+        """A record. Raises StudyError if it is missing or damaged."""
         path = self.path(notebook, name)
         if path not in self.kept:
             if not path.is_file():
-                raise StudyError(f"{path} is not there: run notebook {notebook} of {self.study}")
+                raise StudyError(f"{path} is missing: run notebook {notebook} of {self.study}")
             self.kept[path] = _whole(storage.read, path)
         return self.kept[path]
 
     def get(self, notebook: str, name: str) -> Any:
-        """A record; an empty dict where this study has none."""
+        """A record; an empty dict if this study has none."""
         return self.record(notebook, name) if self.has(notebook, name) else {}
 
     def stamp(self, notebook: str) -> storage.Stamp | None:
-        """The stamp of a notebook's first record; None where it has none."""
+        """The stamp of a notebook's first record; None if it has none."""
         found = sorted((self.folder / "records" / notebook).glob("*.json"))
         return _whole(storage.read_stamp, found[0]) if found else None
 
     def parameters(self, notebook: str) -> dict[str, Any]:
-        """What a notebook ran with; empty where it left no record."""
+        """A notebook's parameters; empty if it left no record."""
         stamp = self.stamp(notebook)
         return stamp.parameters if stamp else {}
 
@@ -68,31 +68,31 @@ class Evidence:
 
     @property
     def notebooks(self) -> list[str]:
-        """Those that left records, in order."""
+        """The notebooks that left records, in order."""
         return sorted(path.name for path in (self.folder / "records").glob("*") if path.is_dir())
 
     @property
     def lead(self) -> str:
-        """The notebook whose cut is the headline: of 03 and 04 the one that can decide more."""
+        """The notebook with the headline cut: 03 or 04, whichever model can decide more."""
         ran = [n for n in ("04_transfer", "03_recovery") if self.has(n, "test")]
         return min(ran, key=lambda notebook: kind(self.model(notebook)), default="")
 
     @property
     def costs(self) -> dict[str, dict[str, Any]]:
-        """Notebook -> seconds, peak_bytes; empty where there are none."""
+        """Notebook -> seconds, peak_bytes; empty if there are none."""
         try:
             return json.loads((self.folder / "costs.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
 
     def figure(self, notebook: str, name: str, suffix: str = ".png") -> Path | None:
-        """A figure that a notebook kept, where there is one."""
+        """A figure of a notebook; None if it is missing."""
         path = self.folder / "figures" / f"{notebook}-{name}{suffix}"
         return path if path.is_file() else None
 
 
 def remembered(make: Callable[[Evidence], Any]) -> Callable[[Evidence], Any]:
-    """The result is kept with the evidence, for those that ask it again."""
+    """Caches the result with the evidence."""
 
     @functools.wraps(make)
     def made(evidence: Evidence) -> Any:
@@ -104,12 +104,12 @@ def remembered(make: Callable[[Evidence], Any]) -> Callable[[Evidence], Any]:
 
 
 def read_evidence(study: str, folder: Path | None = None) -> Evidence:
-    """The evidence of a study, from where it runs or from a report's folder."""
+    """The evidence of a study, from its working folder or from a report's folder."""
     return Evidence(study, folder or paths.runs(study))
 
 
 def _whole(read: Callable[[Path], Any], path: Path) -> Any:
-    """What `read` finds; StudyError for a damaged file."""
+    """The result of `read`; StudyError for a damaged file."""
     try:
         return read(path)
     except ValueError as error:

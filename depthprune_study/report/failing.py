@@ -1,4 +1,4 @@
-"""What failed or did not pay, from verdicts, targets and findings: at most seven lines."""
+"""What failed, from verdicts, targets and findings: at most seven lines."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ MOST = 7
 
 
 def lines(evidence: Evidence, found: Sequence[Finding]) -> list[str]:
-    """Missed targets, claims that fail or are open, what speaks against the recipe, limits."""
+    """Missed targets, claims that fail or are open, findings against the recipe, limits."""
     judged = judge(evidence)
-    told = [f"This study's own target: {line}" for line in missed(evidence)][:2]
+    bullets = [f"This study's target: {line}" for line in missed(evidence)][:2]
     for word, which in ((verdicts.FAILS, "fail"), (verdicts.OPEN, "are open")):
         named = [f"{v.id} ({v.figure}, on {v.model})" for v in judged if v.word == word]
-        told += [f"Claims that {which}: {'; '.join(named)}."] if named else []
+        bullets += [f"Claims that {which}: {'; '.join(named)}."] if named else []
     against = [finding.title for finding in found if finding.against]
-    told += [f"Findings that speak against the recipe: {'; '.join(against)}."] if against else []
+    bullets += [f"Findings against the recipe: {'; '.join(against)}."] if against else []
     stopped = diverged(evidence)
-    told += [f"Stopped because they diverged: {w.listed(stopped)}."] if stopped else []
-    return [*told[: MOST - 1], limits(evidence)] if evidence.lead else []
+    bullets += [f"Stopped because they diverged: {w.listed(stopped)}."] if stopped else []
+    return [*bullets[: MOST - 1], limits(evidence)] if evidence.lead else []
 
 
 def missed(evidence: Evidence) -> list[str]:
-    """Targets of params/claims.yaml that this study could reach and did not."""
-    told = []
+    """Targets of params/claims.yaml that this study tested and did not reach."""
+    bullets = []
     for target in targets():
         score = _healed(evidence, target["fewer"])
         if score is None or evidence.model("08_limits") != target["model"]:
@@ -41,15 +41,15 @@ def missed(evidence: Evidence) -> list[str]:
         found = w.side(value, target["threshold"])
         if found != w.BELOW:
             how = "is missed" if found == w.ABOVE else "is not shown to be reached"
-            told.append(
+            bullets.append(
                 f"at most {target['threshold']} with {target['fewer']} layers fewer {how}:"
                 f" {w.paired(value)}."
             )
-    return told
+    return bullets
 
 
 def _healed(evidence: Evidence, fewer: int) -> Score | None:
-    """The best healed student of so many layers fewer: by depth, or with the longest budget."""
+    """The best healed student with this many layers fewer: by depth, or with the longest budget."""
     found = [w.average(evidence.get("08_limits", "depth"), f"{fewer} fewer, healed")]
     counts = evidence.parameters("08_limits").get("drop_counts", [])
     if fewer in counts[:2][-1:]:  # the depth at which the budgets are tried
@@ -79,6 +79,6 @@ def limits(evidence: Evidence) -> str:
     tokens = f", healed on {recipe.tokens:,} tokens" if recipe else ""
     return (
         f"Limits: {evidence.model(notebook)}{tokens} of {text}, judged on"
-        f" {w.plural(n, 'test article')}; perplexity and small probes are not all that a model"
-        " can do."
+        f" {w.plural(n, 'test article')}; perplexity and small probes do not cover all abilities"
+        " of a model."
     )

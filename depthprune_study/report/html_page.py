@@ -1,4 +1,4 @@
-"""The report as one offline HTML file, from its Markdown: no script, figures inline."""
+"""The report as one offline HTML file, made from its Markdown: no script, figures inline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORDS = ("holds", "fails", "open", "not tested here", "by arithmetic")
 
 
 def html_page(markdown: str, figures: Path, *, title: str) -> str:
-    """The whole document. `figures`: the folder whose SVG files stand in for the PNG ones."""
+    """The whole document. `figures`: the folder with the SVG files that replace the PNG files."""
     body = str(mistune.create_markdown(escape=False, plugins=["table"])(markdown))
     head, *sections = re.split(r"(?=<h2>)", body)
     heads = [re.match(r"<h2>(.*?)</h2>", section)[1] for section in sections]
@@ -43,7 +43,7 @@ def _section(heading: str, section: str) -> str:
 
 
 def _marked(main: str) -> str:
-    """Verdict words as chips."""
+    """Shows verdict words as chips."""
     for word in WORDS:
         chip = f"<b class='chip {word.split()[0]}'>{word}</b>"
         main = main.replace(f"<td><strong>{word}</strong></td>", f"<td>{chip}</td>")

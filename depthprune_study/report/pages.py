@@ -1,4 +1,4 @@
-"""The report's pieces as Markdown, from records alone. `root`: from there to the report."""
+"""The report's sections as Markdown, made only from records. `root`: path to the report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from depthprune_study.report.found import MINOR, found
 from depthprune_study.report.rules import claims as claims_of
 
 NOT_RUN = "Not run in this study.\n"
-FINDING = "<!-- finding -->"  # where one begins, for the HTML page
+FINDING = "<!-- finding -->"  # marks the beginning of a finding for the HTML page
 QUESTIONS = {
     "01_sensitivity": "What is each layer worth?",
     "02_prune": "Which layers go, and what is saved?",
@@ -34,7 +34,7 @@ QUESTIONS = {
 
 
 def answer(evidence: Evidence, *, root: str = "../") -> str:
-    """The study's answer: the path of the headline cut, the matched control, speed, the tally."""
+    """The study's answer: the headline cut, the matched control, speed, the claims tally."""
     lead = evidence.lead
     if not lead:
         return NOT_RUN
@@ -45,28 +45,28 @@ def answer(evidence: Evidence, *, root: str = "../") -> str:
 
 
 def answer_lines(evidence: Evidence) -> list[str]:
-    """The same as plain text, the tally of the claims last; for the terminal too."""
+    """The answer as plain text with the claims tally last; also for the terminal."""
     lead, model = evidence.lead, evidence.model(evidence.lead)
-    scores, told = evidence.record(lead, "test"), []
+    scores, sentences = evidence.record(lead, "test"), []
     if kind(model) == STAND_IN:
-        told.append(f"{model} is a stand-in: this shows that the chain runs, and no more.")
+        sentences.append(f"{model} is a stand-in: it only shows that the pipeline runs.")
     plan = evidence.get(lead, "plan") or evidence.get(lead, "plans").get("main")
     if plan:
         which = f"{model} without layers {w.listed(plan.dropped)} of {plan.n_layers}"
-        told.append(f"{which}. {of.path(scores).text}")
+        sentences.append(f"{which}. {of.path(scores).text}")
     if {"ce", "whole, same text"} <= set(scores):
-        told.append(of.control(scores).text)
+        sentences.append(of.control(scores).text)
     for notebook in (lead, "02_prune"):
         timing = evidence.get(notebook, "timing")
         if timing and evidence.model(notebook) == model:
             name = next(name for name in w.natural(timing) if not name.startswith("0 "))
-            told.append(of.speed({name: timing[name]}).text)
+            sentences.append(of.speed({name: timing[name]}).text)
             break
-    return [*told, verdicts.tally(judge(evidence))]
+    return [*sentences, verdicts.tally(judge(evidence))]
 
 
 def claims(evidence: Evidence, *, root: str = "../") -> str:
-    """The claims as a matrix; folded below it, each rule and what stands beside the number."""
+    """The claims as a table; folded below it, each rule with notes on the number."""
     judged, ran = judge(evidence), set(evidence.notebooks)
     rows = []
     for v in judged:
@@ -80,7 +80,7 @@ def claims(evidence: Evidence, *, root: str = "../") -> str:
     models = dict.fromkeys(v.model for v in judged if kind(v.model) == REAL and v.model)
     whose = f"{w.listed(models)}: real weights, but not the source's models." if models else ""
     folded = "\n".join(f"- **{v.id}** {_told(v)}" for v in judged)
-    rules = _folded("Each rule, what was changed in it, and what stands beside the number", folded)
+    rules = _folded("Each rule, its changes, and notes on the number", folded)
     return f"{safe(whose)}\n\n{matrix}\n{rules}"
 
 
@@ -89,14 +89,14 @@ def _told(v: verdicts.Verdict) -> str:
     parts = {
         "Rule": entry.in_words,
         "Changed": entry.changed.rstrip("."),
-        "Beside it": "; ".join(v.notes),
-        "Deciding nothing": "; ".join(f"{r.model} {r.figure}, {r.word}" for r in v.others),
+        "Notes": "; ".join(v.notes),
+        "Not deciding": "; ".join(f"{r.model} {r.figure}, {r.word}" for r in v.others),
     }
     return safe(" ".join(f"{name}: {text}." for name, text in parts.items() if text))
 
 
 def findings(evidence: Evidence, *, root: str = "../") -> str:
-    """One figure a finding, grouped by the notebook's question; the smaller ones folded."""
+    """One figure per finding, grouped by the notebook's question; minor ones are folded."""
     entries, parts = found(evidence), []
     for notebook, question in QUESTIONS.items():
         of_it = [(figure, finding) for n, figure, finding in entries if n == notebook]
@@ -107,9 +107,9 @@ def findings(evidence: Evidence, *, root: str = "../") -> str:
         for figure, finding in of_it:
             in_answer = notebook == evidence.lead and figure in ("path", "control")
             if in_answer or (notebook, figure) in MINOR:
-                continue  # told above, or folded below
+                continue  # shown above, or folded below
             image = _image(evidence, notebook, figure, finding.title, root)
-            title = "" if image else f"**{safe(finding.title)}.** "  # a figure bears its title
+            title = "" if image else f"**{safe(finding.title)}.** "  # a figure shows its title
             parts.append(f"{FINDING}\n\n{image}{title}{safe(finding.text)}\n")
         if more := [f for figure, f in of_it if (notebook, figure) in MINOR]:
             lines = "\n".join(f"- **{safe(f.title)}.** {safe(f.text)}" for f in more)
@@ -127,7 +127,7 @@ def failures(evidence: Evidence, *, root: str = "../") -> str:
 
 
 def costs(evidence: Evidence, *, root: str = "../") -> str:
-    """Minutes and memory of every notebook; folded, where the records come from."""
+    """Minutes and memory of every notebook; folded below, the origin of the records."""
     known = {name: cost for name, cost in evidence.costs.items() if name in QUESTIONS}
     if not known:
         return NOT_RUN
@@ -153,8 +153,15 @@ def _origins(evidence: Evidence) -> str:
         stamp = evidence.stamp(notebook)
         if stamp:
             versions = ", ".join(f"{name} {version}" for name, version in stamp.versions.items())
-            told = (notebook, stamp.commit, stamp.code_hash, stamp.device, stamp.seed, versions)
-            rows.append([safe(str(item)) for item in told])
+            cells = (
+                notebook,
+                stamp.commit,
+                stamp.code_hash,
+                stamp.device,
+                stamp.seed,
+                versions,
+            )
+            rows.append([safe(str(item)) for item in cells])
     return table(["notebook", "commit", "code", "device", "seed", "versions"], rows)
 
 
@@ -171,24 +178,24 @@ def page(evidence: Evidence, *, unfinished: bool = False) -> str:
         "What it took": costs(evidence, root=""),
     }
     links = " · ".join(f"[{name}](#{anchor(name)})" for name in parts)
-    warning = "**Unfinished: what there is so far.**\n\n" if unfinished else ""
+    warning = "**Unfinished: only some notebooks have run.**\n\n" if unfinished else ""
     how = (
-        "A ratio is the perplexity over that of the whole model on the same articles: above 1 is"
-        " worse. Brackets are 95 % intervals, from resampling whole articles. *Repair* is the"
-        " healed model against the frozen whole model; *matched* is the cut model trained on the"
-        " text against the whole model trained on the same text.\n"
+        "A ratio is a model's perplexity divided by the whole model's on the same articles: above"
+        " 1 is worse. Brackets are 95 % intervals, from resampling whole articles. *Repair*"
+        " compares the healed model with the frozen whole model; *matched* compares the cut model"
+        " trained on the text with the whole model trained on the same text.\n"
     )
     body = "\n".join(f"## {name}\n\n{text}" for name, text in parts.items())
     return f"# depthprune, study {safe(evidence.study)}\n\n{links}\n\n{warning}{how}\n{body}"
 
 
 def anchor(heading: str) -> str:
-    """As GitHub makes it."""
+    """The anchor that GitHub makes for a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def safe(text: str) -> str:
-    """Text of records as Markdown that shows it as it is."""
+    """Text escaped so that Markdown shows it literally."""
     text = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text).replace("$", "&#36;")
 
@@ -207,6 +214,6 @@ def _notebook(notebook: str, root: str) -> str:
 
 
 def _image(evidence: Evidence, notebook: str, figure: str, alt: str, root: str) -> str:
-    """A figure of the study, where it was kept."""
+    """A figure of the study as Markdown; empty if it is missing."""
     path = evidence.figure(notebook, figure)
     return f"![{safe(alt)}]({root}figures/{path.name})\n\n" if path else ""

@@ -1,4 +1,4 @@
-"""A run -> reports/<study>/: pages, executed notebooks, records, figures; swapped in one step."""
+"""Publishes a run to reports/<study>/: pages, notebooks, records, figures; one atomic swap."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from depthprune_study.report import pages
 from depthprune_study.report.evidence import Evidence
 from depthprune_study.report.html_page import html_page
 
-ABOUT = {  # in this order; those after FULL are a line each
+ABOUT = {  # in this order; studies in A_LINE get one line each
     "overnight": "SmolLM2 135M, every notebook at full length: the answer",
     "quick": "the main job on any machine: a stand-in, then SmolLM2 135M",
     "full": "the source's own models: GPT-2 124M, then TinyLlama 1.1B",
-    "full-t4": "the same on a GPU of 15 GiB",
-    "rehearsal": "the shapes of `full` with random weights: that it runs, and how fast",
-    "ci": "a few documents: that the chain runs; its numbers mean nothing",
+    "full-t4": "the same on a GPU with 15 GiB",
+    "rehearsal": "the shapes of `full` with random weights: tests that it runs, and how fast",
+    "ci": "a few documents: tests that the pipeline runs; its numbers mean nothing",
 }
 A_LINE = ("rehearsal", "ci")
 MADE_FROM = "made-from.json"
@@ -33,7 +33,7 @@ def publish(
 ) -> Path:
     """Build the report beside the old one and swap them; returns its folder.
 
-    `keys`: notebook -> the key of its finished step. `unfinished`: some notebooks are not run yet.
+    `keys`: notebook -> the key of its finished step. `unfinished`: some notebooks have not run.
     """
     runs, target = paths.runs(study), paths.reports(study)
     missing = [n for n in keys if not (runs / "notebooks" / f"{n}.ipynb").is_file()]
@@ -43,7 +43,7 @@ def publish(
     if old.exists() and not target.exists():
         os.replace(old, target)  # an earlier swap was interrupted
     shutil.rmtree(building, ignore_errors=True)
-    if unfinished:  # what a run elsewhere goes on from
+    if unfinished:  # lets another machine resume the run
         for path in sorted(runs.glob("measured/[!.]*.json")):
             _copy(runs, building, path.relative_to(runs).as_posix())
     for notebook in keys:
@@ -65,20 +65,20 @@ def publish(
 
 
 def made(study: str, folder: Path, unfinished: bool) -> dict[str, str]:
-    """The pages of a report, from what lies in its folder."""
+    """The pages of a report, made from the files in its folder."""
     markdown = pages.page(Evidence(study, folder), unfinished=unfinished)
     html = html_page(markdown, folder / "figures", title=f"depthprune, study {study}")
     return {"README.md": markdown, "report.html": html}
 
 
 def is_current(study: str, keys: dict[str, str]) -> dict[str, bool]:
-    """Notebook -> whether the published report was made by code and parameters as they are now."""
+    """Notebook -> whether the report was made by the current code and parameters."""
     made_from = read_made_from(paths.reports(study)).get("keys", {})
     return {notebook: made_from.get(notebook) == key for notebook, key in keys.items()}
 
 
 def read_made_from(folder: Path) -> dict[str, Any]:
-    """What a report was made from; empty where that is missing or damaged."""
+    """What a report was made from; empty if the file is missing or damaged."""
     try:
         return json.loads((folder / MADE_FROM).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -86,7 +86,7 @@ def read_made_from(folder: Path) -> dict[str, Any]:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """File of a report -> SHA-256 of its content, MADE_FROM apart."""
+    """File of a report (except MADE_FROM) -> SHA-256 of its content."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MADE_FROM]
     return {
         p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
@@ -99,7 +99,7 @@ def index(reports: Path) -> str:
     lines = ["# Reports\n"]
     for study in [*(name for name in ABOUT if name in found), *sorted(set(found) - set(ABOUT))]:
         links = f"[report]({study}/README.md) · [one offline file]({study}/report.html)"
-        about = ABOUT.get(study, "a study of your own")
+        about = ABOUT.get(study, "your own study")
         if study in A_LINE:
             lines.append(f"- **{study}**: {about}. {links}\n")
             continue
@@ -116,7 +116,7 @@ def _copy(source: Path, target: Path, name: str) -> None:
 
 
 def _swap(building: Path, target: Path, old: Path) -> None:
-    """The new folder in the old one's place; on an error the old one stays."""
+    """Replaces the old folder by the new one; after an error the old one stays."""
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.replace(target, old)

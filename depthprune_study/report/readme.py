@@ -12,17 +12,17 @@ from depthprune_study.report.evidence import Evidence
 from depthprune_study.report.found import found
 from depthprune_study.report.rules import claims
 
-STUDY, SHORT = "overnight", "quick"  # the second leads while the first is not executed
+STUDY, SHORT = "overnight", "quick"  # SHORT is shown until STUDY has run
 NOT_EXECUTED = f"The study `{STUDY}` is not executed yet: no numbers here.\n"
 FROM_SHORT = (
-    f"*From `{SHORT}`, a few minutes of healing on two cores. `{STUDY}`, which leads here, is"
-    " not executed yet with this edition.*\n\n"
+    f"*These numbers are from `{SHORT}`: a few minutes of healing on two cores. `{STUDY}` has not"
+    " run yet in this edition.*\n\n"
 )
 BLOCKS = ("answer", "claims", "notebooks", "minutes")
 
 
 def filled(text: str, root: Path) -> str:
-    """The README with its blocks made anew; `root` holds README.md and reports/."""
+    """The README with new blocks; `root` contains README.md and reports/."""
     published = (name for name in (STUDY, SHORT) if (root / "reports" / name / "records").is_dir())
     study = next(published, STUDY)
     evidence = Evidence(study, root / "reports" / study)
@@ -47,13 +47,13 @@ def _claims(evidence: Evidence, root: Path) -> str:
         return NOT_EXECUTED
     rows = []
     for v in judge(evidence):
-        told = (claims()[v.id].claim, claims()[v.id].source, v.figure or "–")
-        rows.append([v.id, *map(pages.safe, told), v.word])
+        cells = (claims()[v.id].claim, claims()[v.id].source, v.figure or "–")
+        rows.append([v.id, *map(pages.safe, cells), v.word])
     return pages.table(["", "the source says", "its figure", "ours", "verdict"], rows)
 
 
 def _notebooks(evidence: Evidence, root: Path) -> str:
-    """A row a notebook: its question, its finding in one line, and where to read it."""
+    """One row per notebook: its question, its finding in one line, and links."""
     first = {"10_report": "every claim, judged"} if evidence.lead else {}
     for notebook, _, finding in found(evidence):
         first.setdefault(notebook, finding.title)
@@ -70,7 +70,7 @@ def _notebooks(evidence: Evidence, root: Path) -> str:
 
 
 def _minutes(evidence: Evidence, root: Path) -> str:
-    """Measured minutes and memory of the studies that are published."""
+    """Measured minutes and memory of the published studies."""
     rows = []
     for study in (SHORT, STUDY):
         costs = Evidence(study, root / "reports" / study).costs.values()
@@ -83,7 +83,7 @@ def _minutes(evidence: Evidence, root: Path) -> str:
 
 
 def main() -> None:
-    """Write README.md anew."""
+    """Update README.md."""
     path = paths.home() / "README.md"
     path.write_text(filled(path.read_text(encoding="utf-8"), paths.home()), encoding="utf-8")
 

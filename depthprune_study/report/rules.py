@@ -1,4 +1,4 @@
-"""params/claims.yaml: the claims, and the numbers of the rule that gives each its verdict."""
+"""Reads params/claims.yaml: the claims, and the numbers of the rule for each verdict."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from depthprune_study.errors import StudyError
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the source, its figures, and when it counts as holding."""
+    """A sentence of the source, its figures, and the rule for its verdict."""
 
     claim: str
     source: str
     rule: str  # in words, with {names} of `numbers`
     numbers: dict[str, Any]
-    changed: str = ""  # what of the rule was changed after figures had been seen
+    changed: str = ""  # changes of the rule after results were seen
 
     @property
     def in_words(self) -> str:
@@ -35,7 +35,7 @@ def _read() -> dict[str, Any]:
 
 @cache
 def claims() -> dict[str, Claim]:
-    """Every claim by its id, in order. Raises StudyError for an entry that lacks or adds a key."""
+    """Every claim by its id, in order. Raises StudyError for a missing or unknown key."""
     found = {}
     for name, entry in _read().items():
         if name == "targets":
@@ -44,7 +44,7 @@ def claims() -> dict[str, Claim]:
             found[name] = Claim(**entry)
             found[name].in_words  # noqa: B018
         except (TypeError, KeyError) as error:
-            raise StudyError(f"params/claims.yaml: {name} does not fit: {error}") from None
+            raise StudyError(f"params/claims.yaml: entry {name} is invalid: {error}") from None
     return found
 
 
@@ -54,7 +54,7 @@ def rule(name: str) -> dict[str, Any]:
 
 
 def targets() -> list[dict[str, Any]]:
-    """What the study set itself: model, layers fewer, tokens, perplexity ratio at most."""
+    """The study's targets: model, layers fewer, tokens, largest perplexity ratio."""
     return _read().get("targets", [])
 
 

@@ -1,4 +1,4 @@
-"""Five words for a claim, the rules behind them, and which model may decide."""
+"""The five verdicts of a claim and the rules behind them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ NOT_TESTED, BY_ARITHMETIC = "not tested here", "by arithmetic"
 
 @dataclass(frozen=True)
 class Reading:
-    """What one model shows of a claim."""
+    """The result of one model for a claim."""
 
     model: str
     word: str
-    figure: str  # the number that decides, short
-    notebook: str  # that made it
+    figure: str  # the deciding number, short
+    notebook: str  # its source
     detail: str = ""
 
 
@@ -32,10 +32,10 @@ class Verdict:
     id: str
     word: str
     figure: str
-    model: str  # on which it was decided
+    model: str  # the deciding model
     notebook: str
-    notes: tuple[str, ...]  # whose weights, the other cost, how it reads beside the source
-    others: tuple[Reading, ...]  # what other models show; they decide nothing
+    notes: tuple[str, ...]  # whose weights, the other cost, comparison with the source
+    others: tuple[Reading, ...]  # results of other models, which do not decide
 
 
 Measure = Callable[[Evidence, dict], "Iterable[Reading]"]
@@ -43,7 +43,7 @@ MEASURES: dict[str, tuple[str, Measure]] = {}
 
 
 def claim(name: str, notebook: str) -> Callable[[Measure], Measure]:
-    """Registers how a claim of params/claims.yaml is read, and the notebook that would test it."""
+    """Registers the measure of a claim of params/claims.yaml and the notebook that tests it."""
 
     def register(measure: Measure) -> Measure:
         MEASURES[name] = (notebook, measure)
@@ -53,24 +53,24 @@ def claim(name: str, notebook: str) -> Callable[[Measure], Measure]:
 
 
 def tally(verdicts: Sequence[Verdict]) -> str:
-    """How many claims hold, of those that an experiment decided; the rest apart."""
+    """How many of the decided claims hold, then the counts of the other verdicts."""
     n = Counter(v.word for v in verdicts)
     decided = n[HOLDS] + n[FAILS]
-    told = f"Of {len(verdicts)} claims, experiments decided {decided}"
-    told += f": {n[HOLDS]} hold and {n[FAILS]} fail" if decided else ""
+    counted = f"Of {len(verdicts)} claims, experiments decided {decided}"
+    counted += f": {n[HOLDS]} hold and {n[FAILS]} fail" if decided else ""
     return (
-        f"{told}. {n[OPEN]} open, {n[NOT_TESTED]} not tested here,"
+        f"{counted}. {n[OPEN]} open, {n[NOT_TESTED]} not tested here,"
         f" {n[BY_ARITHMETIC]} by arithmetic."
     )
 
 
 def together(words: Sequence[str]) -> str:
-    """One word where all say it, else open."""
+    """The word if all are equal, else open."""
     return words[0] if len(set(words)) == 1 else OPEN
 
 
 def both(words: Sequence[str]) -> str:
-    """Of a claim in parts: one that fails is enough to fail, and all must hold."""
+    """The verdict of a claim with parts: one failure fails it, and it holds if all parts hold."""
     return FAILS if FAILS in words else HOLDS if set(words) == {HOLDS} else OPEN
 
 
@@ -82,7 +82,7 @@ def at_most(value: Interval, threshold: float) -> str:
 
 
 def at_least(value: Interval, threshold: float) -> str:
-    """The mirror image of `at_most`."""
+    """Holds if the whole interval is at or above the threshold, fails if all of it is below."""
     if not w.sound(value):
         return OPEN
     return HOLDS if value.low >= threshold else FAILS if value.high < threshold else OPEN

@@ -1,4 +1,4 @@
-"""Does a published report say what its records say?"""
+"""Checks that a published report agrees with its records."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from depthprune_study.results.style import sources_in
 
 
 def differences(folder: Path) -> list[str]:
-    """What in a report does not fit together, a sentence each; none where all is well.
+    """One sentence for each inconsistency of a report; empty if it is consistent.
 
-    Records against their checksums, figures against the records they were drawn from, all files
-    against the list made when it was published, and the pages against pages made anew.
+    Compares records with their checksums, figures with their source records, all files with the
+    list from publication, and the pages with newly made pages.
     """
     if not (folder / "records").is_dir():
-        return [f"{folder} is no report: it has no records/"]
+        return [f"{folder} is not a report: it has no records/"]
     found = [*_records(folder), *_figures(folder), *_files(folder)]
     return found or list(_pages(folder))
 
@@ -29,14 +29,14 @@ def _records(folder: Path) -> Iterator[str]:
             storage.read(path)
             stamp = storage.read_stamp(path)
         except ValueError:
-            yield f"{_name(path, folder)} is damaged: its content is not what its checksum says"
+            yield f"{_name(path, folder)} is damaged: its content does not match its checksum"
             continue
         if stamp.step.partition("/")[0] != path.relative_to(folder / "records").parts[0]:
-            yield f"{_name(path, folder)} lies in another notebook's place: it is of {stamp.step}"
+            yield f"{_name(path, folder)} is in the wrong folder: it belongs to {stamp.step}"
 
 
 def _figures(folder: Path) -> Iterator[str]:
-    """Each figure names the records that it was drawn from, and their content is still the same."""
+    """Checks that each figure names its source records and that they have not changed."""
     for path in sorted((folder / "figures").glob("*.png")):
         try:
             sources = sources_in(path.read_bytes())
@@ -44,14 +44,14 @@ def _figures(folder: Path) -> Iterator[str]:
             yield f"{_name(path, folder)} is damaged"
             continue
         if not sources:
-            yield f"{_name(path, folder)} does not say which records it was drawn from"
+            yield f"{_name(path, folder)} does not name its source records"
         for source, was in sources.items():
             try:
                 now = storage.data_hash(folder / source)
             except (OSError, ValueError):
                 now = ""
             if now != was:
-                yield f"{_name(path, folder)} was drawn from another {source} than lies here"
+                yield f"{_name(path, folder)} was drawn from a different version of {source}"
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -63,9 +63,9 @@ def _files(folder: Path) -> Iterator[str]:
         if name not in there:
             yield f"{name} is missing"
         elif name not in listed:
-            yield f"{name} is no part of the report as it was published"
+            yield f"{name} is not part of the published report"
         elif listed[name] != there[name]:
-            yield f"{name} is changed since the report was published"
+            yield f"{name} was changed after the report was published"
 
 
 def _pages(folder: Path) -> Iterator[str]:
@@ -76,7 +76,7 @@ def _pages(folder: Path) -> Iterator[str]:
         return
     for name, text in made.items():
         if (folder / name).read_text(encoding="utf-8") != text:
-            yield f"{name} is not what the records and params/claims.yaml say"
+            yield f"{name} does not match the records and params/claims.yaml"
 
 
 def _name(path: Path, folder: Path) -> str:

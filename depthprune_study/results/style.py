@@ -1,4 +1,4 @@
-"""One look for every figure: fonts, sizes, one colour and one marker an idea; PNG and SVG."""
+"""One style for all figures: fonts, sizes, one colour and marker per idea; PNG and SVG."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ LOOK = {
     "svg.hashsalt": "depthprune",
 }
 
-# idea -> colour, dark enough for words on white, and marker, which tells them apart in grey
+# idea -> colour, dark enough for text on white, and marker, which distinguishes ideas in grey
 IDEAS = {
     "whole": ("#111111", "s"),
     "healed": ("#0A4C94", "o"),
@@ -88,11 +88,11 @@ def remark(ax: Axes, text: str) -> None:
 
 @styled
 def png(figure: Figure, *, sources: Mapping[str, Any]) -> bytes:
-    """The figure at twice a screen's resolution; `sources` lie in it as JSON (a tEXt chunk)."""
+    """The figure at twice a screen's resolution, with `sources` as JSON in a tEXt chunk."""
     _settle(figure)
     drawn, small, note = io.BytesIO(), io.BytesIO(), PngInfo()
     figure.savefig(drawn, format="png", dpi=DPI)
-    # 256 colours are a third of the bytes; this method keeps rare colours, such as one marker's
+    # 256 colours take a third of the bytes; this method keeps rare colours, such as a marker's
     image = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=0)
     note.add_text("sources", json.dumps(dict(sources), sort_keys=True))
     image.save(small, format="png", optimize=True, pnginfo=note, dpi=(DPI, DPI))
@@ -100,7 +100,7 @@ def png(figure: Figure, *, sources: Mapping[str, Any]) -> bytes:
 
 
 def sources_in(data: bytes) -> dict[str, Any]:
-    """What `png` noted in a file; empty where there is no note."""
+    """The sources that `png` stored in a file; empty without them."""
     return json.loads(Image.open(io.BytesIO(data)).info.get("sources", "{}"))
 
 
@@ -117,7 +117,7 @@ def svg(figure: Figure) -> str:
 
 
 def _settle(figure: Figure) -> None:
-    """Fixes the layout, so that PNG and SVG have one and a second call changes nothing."""
+    """Fixes the layout, so that PNG and SVG share it and a second call changes nothing."""
     if figure.get_layout_engine() is not None:
         figure.draw_without_rendering()
         figure.draw_without_rendering()  # axes of a fixed aspect settle in the second pass

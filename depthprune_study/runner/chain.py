@@ -1,4 +1,4 @@
-"""A study's notebooks in order: what is finished and unchanged is not run again."""
+"""Runs a study's notebooks in order; finished and unchanged notebooks are skipped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from depthprune_study.runner import execute, marks, prepare
 from depthprune_study.runner.marks import Step, hash_of
 
 DRAWING = ("matplotlib", "seaborn")
-KEPT = (  # of a report, for a run that goes on from it
+KEPT = (  # files of a report that a resumed run needs
     *("records/**/*.json", "measured/*.json", "notebooks/*.ipynb", "figures/*", "done/*.json"),
     "costs.json",
 )
@@ -28,15 +28,15 @@ Say = Callable[[str], None]
 
 
 def plan(study: str, given: Mapping[str, dict[str, Any]] | None = None) -> list[Step]:
-    """The steps of a study, in order; `given`: parameters of notebooks, in place of its files.
+    """The steps of a study, in order. `given`: parameters that replace the study's files.
 
-    Raises StudyError for bad parameters or notebooks, with every problem found.
+    Raises StudyError with every problem of parameters or notebooks.
     """
     return list(_steps(study, given))
 
 
 def _steps(study: str, given: Mapping[str, dict[str, Any]] | None) -> Iterator[Step]:
-    """Each step as it is when it is asked for: one before it may have left other records."""
+    """Each step in its state at the time it is requested: earlier steps may change records."""
     steps: dict[str, Step] = {}
     for notebook, values in (given or parameters.of_study(study)).items():
         absolute = prepare.absolute(values)
@@ -53,9 +53,9 @@ def run(
     given: Mapping[str, dict[str, Any]] | None = None,
     terminal: TextIO = sys.stderr,
 ) -> list[Step]:
-    """Run what is not done; returns the steps as they were found.
+    """Run unfinished steps; returns the steps as they were before.
 
-    Raises StudyError when a notebook fails; what was finished before stays finished.
+    Raises StudyError if a notebook fails; finished notebooks stay finished.
     """
     steps = plan(study, given)
     with alone(paths.runs(study), say):
@@ -75,26 +75,26 @@ def run(
 
 
 def kept(study: str) -> str:
-    """What is true of a run that was stopped just now."""
+    """What remains of a run that was just stopped."""
     try:
         done = [step.notebook for step in plan(study) if step.done]
     except ValueError:
         return "no notebook was run"
     which = f"{', '.join(done)} done" if done else "no notebook is finished"
-    return f"{which}; finished pieces of the others are kept; `depthprune run {study}` goes on"
+    return f"{which}; partial results of the others are kept; `depthprune run {study}` resumes"
 
 
 def restore(study: str, source: Path) -> int:
-    """Copy a report to where the study runs, over nothing that is there; returns how many files.
+    """Copy a report into the study's working folder without overwriting; returns the file count.
 
-    Nothing is taken on trust. A notebook is done where its key and files still agree, and a piece
-    of one that was stopped is read back where its own stamp holds.
+    Everything is checked again. A notebook counts as done if its key and files still agree, and a
+    partial result is reused if its stamp is still valid.
     """
     parameters.notebooks_of(study)
     files = [path for pattern in KEPT for path in sorted(source.glob(pattern))]
     if not any(path.suffix == ".json" for path in files):
         raise StudyError(
-            f"{source} holds no records of a study: name a folder like reports/{study}"
+            f"{source} contains no records of a study: name a folder such as reports/{study}"
         )
     target = paths.runs(study)
     with alone(target):
@@ -106,9 +106,9 @@ def restore(study: str, source: Path) -> int:
 
 @contextmanager
 def alone(folder: Path, say: Say = lambda line: None) -> Iterator[None]:
-    """One process at a time works in a folder; the lock goes with the process, however it ends.
+    """Lock a folder for one process; the lock ends with the process.
 
-    Raises StudyError where another one has it. Where a file system has no locks, that is said.
+    Raises StudyError if another process holds it. Prints a warning if locks are not supported.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / ".lock", timeout=0)
@@ -116,10 +116,10 @@ def alone(folder: Path, say: Say = lambda line: None) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise StudyError(
-            f"study {folder.name} is being run or published by another process: wait, or stop it"
+            f"another process is running or publishing study {folder.name}: wait, or stop it"
         ) from None
     except (OSError, NotImplementedError) as error:  # NFS without its lock daemon, some drives
-        say(f"{folder} cannot be locked ({error}): start no second process that works in it")
+        say(f"{folder} cannot be locked ({error}): do not start a second process in it")
     try:
         yield
     finally:
@@ -146,7 +146,7 @@ def _key(notebook: str, values: dict[str, Any], earlier: list[str]) -> str:
 
 
 def _execute(step: Step, terminal: TextIO) -> float:
-    """Run the notebook, note what it left and cost; returns the seconds that it took."""
+    """Run the notebook, record its files and cost; returns the seconds it took."""
     folder, began = paths.runs(step.study), time.monotonic()
     target = marks.executed(step.study, step.notebook)
     records = folder / "records" / step.notebook
@@ -171,8 +171,8 @@ def _execute(step: Step, terminal: TextIO) -> float:
 
 
 def _drop_stale(step: Step) -> None:
-    """Remove records that an earlier version of the notebook, or other parameters, have left."""
-    # Of the executed copy: the notebook itself may have been edited meanwhile.
+    """Remove records left by an earlier version of the notebook or by other parameters."""
+    # From the executed copy: the notebook itself may have been edited meanwhile.
     of_now = provenance.notebook_hash(marks.executed(step.study, step.notebook))
     given = json.loads(json.dumps(step.parameters))  # as a stamp holds them
     for path in (paths.runs(step.study) / "records" / step.notebook).rglob("*.json"):

@@ -1,4 +1,4 @@
-"""What a study will take, as it was measured: minutes, memory, disk."""
+"""What a study needs, from earlier measurements: minutes, memory, disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from depthprune_study.runner.marks import Step
 
 
 def lines(study: str, steps: Sequence[Step]) -> Iterator[str]:
-    """One line a notebook, then the sum; what was never measured is said to be so."""
+    """One line per notebook, then the total; missing measurements are marked."""
     measured = marks.expected(study)
     waiting = [step for step in steps if not step.done]
     yield f"study {study}: {len(steps)} notebooks, {len(waiting)} to run"

@@ -1,4 +1,4 @@
-"""One notebook executed by papermill in a kernel of its own: watched, told in a sentence, tidy."""
+"""Executes one notebook with papermill in its own kernel; reports failures in one sentence."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from depthprune_core.storage import write_atomically
 from depthprune_study import paths, provenance
 from depthprune_study.errors import StudyError
 
-FULL_DISK_BYTES = 1_000_000  # with less left, whatever failed did so for want of room
-EVERY_SECONDS = 30  # between two lines of progress where there is no terminal
+FULL_DISK_BYTES = 1_000_000  # with less free space, a failure counts as a full disk
+EVERY_SECONDS = 30  # between two lines of progress without a terminal
 
 
 def execute(
     notebook: Path, target: Path, parameters: Mapping[str, Any], *, log: Path, terminal: TextIO
 ) -> int:
-    """Execute it in its folder; leave the executed copy at `target` and what it printed at `log`.
+    """Execute it in its folder; write the executed copy to `target` and its output to `log`.
 
-    Returns the most memory that its kernel was seen to hold, in bytes. Raises StudyError when it
-    fails; the partial notebook is kept beside `target`.
+    Returns the peak memory of its kernel, in bytes. Raises StudyError if it fails; the partial
+    notebook is kept beside `target`.
     """
     import papermill
     from traitlets.config import Config
@@ -58,13 +58,13 @@ def execute(
                 cwd=notebook.parent,
                 start_timeout=180,
                 coalesce_streams=True,
-                # Socket files: no port that others could reach.
+                # Socket files instead of ports, which other users could reach.
                 config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
             )
-        except Exception as error:  # whatever stops a notebook is told in one sentence
+        except Exception as error:  # any failure is reported in one sentence
             failure = _reason(error)
     if terminal.isatty():
-        terminal.write("\r\033[K")  # whatever progress was left there
+        terminal.write("\r\033[K")  # clear the progress line
     if failure := failure or not_executed(unfinished):
         kept = f"partial notebook: {os.path.relpath(unfinished)}\noutput: {os.path.relpath(log)}"
         raise StudyError(f"{_with_a_hint(failure, unfinished.parent)}\n{kept}")
@@ -74,14 +74,14 @@ def execute(
 
 
 def partial(target: Path) -> Path:
-    """Where a notebook lies while it is executed, and where one that was stopped is left."""
+    """The path of a notebook during execution, and after it was stopped."""
     return target.with_name(f".{target.name}.partial.ipynb")
 
 
 def not_executed(path: Path) -> str:
-    """Why an executed notebook is not whole; empty where it is.
+    """Why an executed notebook is incomplete; empty if it is complete.
 
-    A dead kernel leaves a notebook that says `completed`: only its cells show the truth.
+    A dead kernel leaves a notebook marked `completed`, so the cells are checked.
     """
     if not path.is_file():
         return "it did not start"
@@ -95,7 +95,7 @@ def not_executed(path: Path) -> str:
 
 
 def tidy(path: Path) -> None:
-    """Drop what differs from run to run and says nothing: papermill's clock, widgets, stderr."""
+    """Remove content that differs between runs: papermill's times, widgets, stderr."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     for key in ("papermill", "widgets"):
         notebook["metadata"].pop(key, None)
@@ -111,14 +111,14 @@ def tidy(path: Path) -> None:
 
 @contextmanager
 def peak_memory(every_seconds: float = 0.25) -> Iterator[list[int]]:
-    """A list of one number: the most bytes that a process below this one has held meanwhile."""
+    """A list of one number: the peak memory of any child process, in bytes."""
     import psutil
 
     peak, stop, this = [0], threading.Event(), psutil.Process()
 
     def watch() -> None:
         while not stop.wait(every_seconds):
-            with suppress(psutil.Error):  # it ended while we looked
+            with suppress(psutil.Error):  # the process has just ended
                 held = [child.memory_info().rss for child in this.children(recursive=True)]
                 peak[0] = max(peak[0], *held, 0)
 
@@ -132,8 +132,9 @@ def peak_memory(every_seconds: float = 0.25) -> Iterator[list[int]]:
 
 
 class Screen:
-    """What a kernel writes to stderr, progress above all: to the log, and to a terminal as it
-    comes; where there is no terminal, the last line every half a minute.
+    """Passes a kernel's stderr (mostly progress) to the log and to a terminal as it comes.
+
+    Without a terminal, it prints the last line every half a minute.
     """
 
     def __init__(self, log: TextIO, terminal: TextIO) -> None:
@@ -155,7 +156,7 @@ class Screen:
 
 
 def _literal(path: Path) -> str:
-    """The path as papermill takes it, which reads braces in it as places for parameters."""
+    """The path with braces escaped, because papermill reads braces as parameters."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
@@ -166,17 +167,17 @@ def _reason(error: Exception) -> str:
 
 
 def _with_a_hint(failure: str, folder: Path) -> str:
-    """What stopped a notebook, with what to do where the machine had run out of something."""
+    """The failure, with advice if disk or memory ran out."""
     if "No space left" in failure or shutil.disk_usage(folder).free < FULL_DISK_BYTES:
-        return f"the disk is full ({failure}): free some space, then the same command goes on"
+        return f"the disk is full ({failure}): free some space, then run the same command again"
     if any(sign in failure for sign in ("MemoryError", "OutOfMemoryError", "allocate memory")):
-        return f"memory ran out ({failure}): take a smaller model, or shorter or fewer windows"
+        return f"memory ran out ({failure}): use a smaller model, or shorter or fewer windows"
     died = any(s in failure.lower() for s in ("kernel died", "could not create a primitive"))
     return f"{failure} (often because memory ran out)" if died else failure
 
 
 def _says_something(output: dict[str, Any]) -> bool:
-    """Not stderr, and not what an emptied display leaves."""
+    """Whether an output is neither stderr nor an emptied display."""
     if output.get("name") == "stderr":
         return False
     data = output.get("data")

@@ -1,8 +1,8 @@
-"""Kernels forked from one process that has the libraries loaded: each starts in a second.
+"""Kernels forked from a process that has loaded the libraries: each starts in a second.
 
 A kernel that imports torch, transformers and seaborn itself takes 5 to 15 seconds, longer than most
-notebooks of `ci` work. The process that is forked, Python's fork server, imports libraries and none
-of our own code; it begins no work on a GPU.
+notebooks of `ci` run. The forked process, Python's fork server, imports libraries but no code of
+this project, and does not use a GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 
-LOADED = [  # IPython last: behind it, tqdm would look for widgets
+LOADED = [  # IPython last: libraries loaded after it would make tqdm look for widgets
     "torch",
     "transformers.modeling_utils",
     "transformers.models.gpt2.modeling_gpt2",
@@ -35,12 +35,12 @@ FORKS = multiprocessing.get_context("forkserver") if sys.platform == "linux" els
 
 
 def manager() -> type[AsyncKernelManager]:
-    """What starts kernels here: by a fork on Linux, where no GPU is in the machine."""
+    """The kernel manager: it forks on Linux if the machine has no GPU."""
     return ForkingManager if _can_fork() else AsyncKernelManager
 
 
 def apart(work: Callable[..., Any], *given: Any) -> Any:
-    """The result of a function that needs the libraries, without loading them in this process."""
+    """Runs a function in another process, so that this process does not load the libraries."""
     if not _can_fork():
         return work(*given)
     with ProcessPoolExecutor(1, mp_context=FORKS) as pool:
@@ -63,7 +63,7 @@ class ForkingManager(AsyncKernelManager):
 
 
 class Forking(LocalProvisioner):
-    """Where a kernel is a process of `multiprocessing`, not of `subprocess`."""
+    """Launches a kernel as a process of `multiprocessing`, not of `subprocess`."""
 
     async def launch_kernel(self, cmd: list[str], **options: Any) -> dict[str, Any]:
         given = self.parent.connection_file, os.getcwd(), options["env"]
@@ -74,7 +74,7 @@ class Forking(LocalProvisioner):
 
 
 class Kernel(FORKS.Process if FORKS else object):
-    """What LocalProvisioner asks of a process."""
+    """A process with the methods that LocalProvisioner needs."""
 
     stdin = stdout = stderr = None
 
@@ -93,7 +93,7 @@ def _work(connection_file: str, folder: str, variables: dict[str, str]) -> None:
     """A kernel, from its start to its end."""
     from ipykernel.kernelapp import IPKernelApp
 
-    os.setsid()  # an interrupt at the terminal is the runner's
+    os.setsid()  # an interrupt at the terminal reaches only the runner
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)

@@ -1,4 +1,4 @@
-"""What a finished notebook leaves: a mark with the hashes of its files, and what it cost."""
+"""Marks of finished notebooks: the hashes of their files, and their cost."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from depthprune_study import parameters, paths
 
 @dataclass(frozen=True)
 class Step:
-    """One notebook of a study: what it would run with, and whether that is done already."""
+    """One notebook of a study: its parameters, and whether it is done."""
 
     study: str
     notebook: str
     parameters: dict[str, Any]
-    key: str  # of everything that can change its output
+    key: str  # hash of everything that can change its output
     done: bool
 
 
 def executed(study: str, notebook: str) -> Path:
-    """Where a run leaves the executed notebook."""
+    """The path of the executed notebook."""
     return paths.runs(study) / "notebooks" / f"{notebook}.ipynb"
 
 
 def is_done(study: str, notebook: str, key: str) -> bool:
-    """Whether the notebook was run under this key and its files are as it left them."""
+    """Whether the notebook was run with this key and its files are unchanged."""
     return read_json(_mark(study, notebook)) == {"key": key, "files": _files(study, notebook)}
 
 
 def leave(step: Step) -> None:
-    """The mark of a step that is done now."""
+    """Write the mark of a finished step."""
     mark = {"key": step.key, "files": _files(step.study, step.notebook)}
     storage.write_atomically(_mark(step.study, step.notebook), json.dumps(mark, indent=1))
 
 
 def spoilt(step: Step) -> list[str]:
-    """A sentence for each file that is not as it was when the step was done."""
+    """A sentence for each file that changed after the step was done."""
     root, mark = paths.runs(step.study), read_json(_mark(step.study, step.notebook))
     if mark.get("key") != step.key:
         return []
     now = _files(step.study, step.notebook)
     return [
-        f"{os.path.relpath(root / name)} is {'changed' if name in now else 'gone'}: made again"
+        f"{os.path.relpath(root / name)} is {'changed' if name in now else 'missing'}: made again"
         for name, content in mark.get("files", {}).items()
         if now.get(name) != content
     ]
@@ -59,7 +59,7 @@ def _mark(study: str, notebook: str) -> Path:
 
 
 def _files(study: str, notebook: str) -> dict[str, str]:
-    """Hashes of what a notebook leaves, and of the records that it has read."""
+    """Hashes of the files that a notebook wrote, and of the records that it read."""
     root = paths.runs(study)
     files = [executed(study, notebook), *(root / "figures").glob(f"{notebook}-*")]
     for name in (notebook, *parameters.reads(notebook)):
@@ -76,12 +76,12 @@ def costs(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def expected(study: str) -> dict[str, dict[str, Any]]:
-    """What its notebooks took where the study's report was made, or the one that is shipped."""
+    """The costs in the study's own report, else in the shipped one."""
     return costs(paths.reports(study)) or costs(paths.shipped("reports") / study)
 
 
 def minutes(cost: Mapping[str, Any]) -> str:
-    """A measured time in words; `more than` where it was measured only in part."""
+    """A measured time as text; `more than` if only part of the run was timed."""
     seconds = cost["seconds"]
     time_ = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
     time_ = time_ if seconds < 5_400 else f"{seconds / 3_600:.1f} h"
@@ -89,9 +89,9 @@ def minutes(cost: Mapping[str, Any]) -> str:
 
 
 def remember_cost(step: Step, seconds: float, peak_bytes: int, *, goes_on: bool) -> None:
-    """The most that the notebook, as it is now, has taken here.
+    """Store the highest cost of the notebook with its current key.
 
-    One that goes on from records takes less: `resumed` says that no run was timed as a whole.
+    A resumed run takes less time: `resumed` means that no complete run was timed.
     """
     folder = paths.runs(step.study)
     known = costs(folder)
@@ -110,7 +110,7 @@ def remember_cost(step: Step, seconds: float, peak_bytes: int, *, goes_on: bool)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON file; empty where it is missing or damaged."""
+    """A small JSON file; empty if it is missing or damaged."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -119,5 +119,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def hash_of(path: Path) -> str:
-    """Of a file's content; empty where there is none."""
+    """Hash of a file's content; empty if the file is missing."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

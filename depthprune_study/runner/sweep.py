@@ -1,4 +1,4 @@
-"""A sweep: one run of a notebook for each cell of a grid, many at once, here or by Parsl."""
+"""A sweep: one notebook run per cell of a grid, in parallel, on this machine or with Parsl."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from depthprune_study.runner import chain, prepare
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of the grid: a study of one notebook, in a folder of its own."""
+    """One point of the grid: a study of one notebook, in its own folder."""
 
     study: str
     notebook: str
@@ -34,27 +34,28 @@ class Cell:
 
     @property
     def done(self) -> bool:
-        """Whether it ran here, or on a worker with the same code, versions and runs/."""
+        """Whether it has run, here or on a worker with the same code, versions and runs/."""
         return chain.plan(self.study, {self.notebook: self.values})[0].done
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep's file says."""
+    """The content of a sweep file."""
 
     name: str
     cells: tuple[Cell, ...]
 
 
 def read(path: Path) -> Sweep:
-    """A sweep's cells. Raises StudyError with every problem, before anything runs."""
+    """Read a sweep file. Raises StudyError with every problem, before anything runs."""
     wrong, given = parameters.read_yaml(path)
     kinds = {"name": str, "notebook": str, "vary": dict, "same": dict}
-    wrong += [f"{k} must be there" for k in kinds if not isinstance(given.get(k), kinds[k])]
+    wrong += [f"{k} is missing" for k in kinds if not isinstance(given.get(k), kinds[k])]
     if not wrong:
         lists = {name: value for name, value in given["vary"].items() if isinstance(value, list)}
         wrong += [f"vary.{name} must be a list" for name in given["vary"].keys() - lists.keys()]
-        wrong += [f"{name} is in vary and in same" for name in lists.keys() & given["same"].keys()]
+        both = lists.keys() & given["same"].keys()
+        wrong += [f"{name} must be in vary or in same, not in both" for name in both]
     if wrong:
         raise StudyError("\n".join(f"{problem} ({path})" for problem in wrong))
     cells, name, notebook = [], given["name"], given["notebook"]
@@ -70,7 +71,7 @@ def read(path: Path) -> Sweep:
 
 
 def run(sweep: Sweep, pool: Executor, *, say: Callable[[str], None]) -> list[str]:
-    """Run what is not done; a sentence for each cell that failed. The others go on."""
+    """Run unfinished cells; returns a sentence for each failed cell. The others continue."""
     todo = [cell for cell in sweep.cells if not cell.done]
     say(f"sweep {sweep.name}: {len(sweep.cells)} cells, {len(todo)} to run")
     moved = {name: value for name, value in os.environ.items() if name.startswith("DEPTHPRUNE_")}
@@ -82,8 +83,8 @@ def run(sweep: Sweep, pool: Executor, *, say: Callable[[str], None]) -> list[str
             try:
                 future.result()
                 if not cell.done:
-                    raise StudyError("its results are not here: share runs/, code and versions")
-            except Exception as error:  # a cell's own failure, or the loss of its worker
+                    raise StudyError("no results found: workers must share runs/, code, versions")
+            except Exception as error:  # the cell failed, or its worker was lost
                 outcome = f"failed ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
                 failed.append(f"{cell.words}: {outcome}")
             say(f"{n} of {len(todo)}: {cell.words}: {outcome}")
@@ -93,14 +94,14 @@ def run(sweep: Sweep, pool: Executor, *, say: Callable[[str], None]) -> list[str
 
 
 def run_cell(study: str, notebook: str, values: dict[str, Any], moved: dict[str, str]) -> None:
-    """Run one cell, in a worker's process. Raises StudyError with the reason."""
+    """Run one cell in a worker process. Raises StudyError with the reason."""
     os.environ.update(moved)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         chain.run(study, given={notebook: values}, say=lambda line: None, terminal=nowhere)
 
 
 def pool(workers: int = 0, site: Path | None = None) -> Executor:
-    """This machine, a cell a GPU (or one at a time), or the workers of a Parsl site file."""
+    """Workers on this machine, one per GPU (or one), or the workers of a Parsl site file."""
     if site is not None:
         return _parsl_pool(site)
     import torch
@@ -116,7 +117,7 @@ def pool(workers: int = 0, site: Path | None = None) -> Executor:
 
 
 def _take_gpu(gpus: multiprocessing.Queue) -> None:
-    """A worker's kernels see one GPU."""
+    """Let a worker's kernels see one GPU."""
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get()
 
 
@@ -125,16 +126,16 @@ def _parsl_pool(site: Path) -> Executor:
         from parsl.concurrent import ParslPoolExecutor
 
         config = runpy.run_path(str(site))["config"]()
-    except Exception as error:  # a package or cluster that is not there, whatever it raises
+    except Exception as error:  # a missing package or cluster raises many kinds of errors
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise StudyError(f"{site} gives no parsl.Config by config() ({reason})") from None
-    # Parsl starts its own scripts by name, also where the environment is not activated.
+        raise StudyError(f"config() in {site} must return a parsl.Config ({reason})") from None
+    # Parsl starts its scripts by name, even if the environment is not activated.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return ParslPoolExecutor(config=config)
 
 
 def gather(sweep: Sweep) -> Path:
-    """The parameters and results of all cells that are done, as one CSV table."""
+    """Parameters and results of all finished cells, as one CSV table."""
     rows = [cell.values | _results(cell) for cell in sweep.cells if cell.done]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     written = io.StringIO()
@@ -146,7 +147,7 @@ def gather(sweep: Sweep) -> Path:
 
 
 def _results(cell: Cell) -> dict[str, Any]:
-    """What the notebook kept as `cell`, else the perplexities of its `validation` scores."""
+    """The notebook's record `cell`, else the perplexities of its `validation` scores."""
     folder = paths.runs(cell.study) / "records" / cell.notebook
     if (folder / "cell.json").is_file():
         return dict(storage.read(folder / "cell.json").values)

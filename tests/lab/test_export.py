@@ -62,7 +62,7 @@ def test_a_local_base_has_no_hub_fields_and_no_path(tmp_path: Path):
     head = yaml.safe_load(page.split("---")[1])
     assert not {"base_model", "base_model_relation", "datasets", "license"} & head.keys()
     assert "It was not trained after the cut." in page
-    assert "that of the base model" in page and str(tmp_path) not in page
+    assert "the terms of the base model also apply" in page and str(tmp_path) not in page
 
 
 @pytest.mark.parametrize("dropped", [(0,), (5,), (2, 4), (0, 1, 5), (1, 3, 5)])
@@ -112,7 +112,7 @@ def test_a_folder_that_opens_as_another_model_is_not_left_there(tmp_path, monkey
         weight.data.sub_(1)
 
     monkeypatch.setattr(type(tiny("llama")), "save_pretrained", spoilt)
-    with pytest.raises(StudyError, match="the written model does not open as what it is"):
+    with pytest.raises(StudyError, match="the written model differs after opening"):
         written(tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -126,7 +126,7 @@ def test_nothing_is_overwritten_and_no_impossible_place_is_taken(tmp_path: Path)
     for name, sentence in (
         ("full", "exists already"),
         ("link", "is a link"),
-        ("..", "is a link or a disk"),
+        ("..", "is a link or a mounted disk"),
     ):
         with pytest.raises(StudyError, match=sentence):
             export.check_free(tmp_path / name)
@@ -144,7 +144,7 @@ def test_a_push_that_could_not_work_is_refused_before_any_work(monkeypatch):
         raise OSError("no login")
 
     monkeypatch.setattr(HfApi, "whoami", refuse)
-    with pytest.raises(StudyError, match=r"needs a login \(OSError\): `hf auth login`"):
+    with pytest.raises(StudyError, match=r"needs a login \(OSError\): run `hf auth login`"):
         export.check_push("me/smaller")
 
 

@@ -81,8 +81,8 @@ def test_a_folder_comes_out_smaller_healed_and_plain(name: str, words: Path, tmp
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("w5").input_ids == [5]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
     gone = made.plan.dropped[0]
-    assert str(made).startswith(f"out: layers {gone} are gone, perplexity ratio")
-    assert any(line.startswith("perplexity ratio as cut") for line in lines)
+    assert str(made).startswith(f"out: dropped layers {gone}, perplexity ratio")
+    assert any(line.startswith("perplexity ratio after the cut") for line in lines)
 
 
 def test_named_layers_without_healing_give_the_cut_itself(words: Path, tmp_path: Path):
@@ -159,7 +159,7 @@ def test_a_second_run_for_the_same_folder_is_refused(words: Path, tmp_path: Path
     (tmp_path / ".out.work").mkdir()
     with (
         FileLock(tmp_path / ".out.work" / ".lock"),
-        pytest.raises(StudyError, match="being written by"),
+        pytest.raises(StudyError, match="another process is writing"),
     ):
         prune(folder(tmp_path / "base", tiny("llama")), words, tmp_path / "out")
 
@@ -252,11 +252,11 @@ def test_a_folder_that_holds_no_whole_model_is_refused(words: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"drop": ""}, "drop='' is not possible: a number of layers"),
-        ({"drop": "many"}, "drop='many' is not possible: a number of layers"),
-        ({"drop": -1}, "drop=-1 is not possible"),
+        ({"drop": ""}, "drop='' is not valid: give a number of layers"),
+        ({"drop": "many"}, "drop='many' is not valid: give a number of layers"),
+        ({"drop": -1}, "drop=-1 is not valid"),
         ({"drop": "120%"}, "drop=120% is out of reach"),
-        ({"drop": 5}, "drop=5 is out of reach: .* in 5 layers, of which 4 can go at most"),
+        ({"drop": 5}, "drop=5 is out of reach: .* in 5 layers; at most 4 can be dropped"),
         ({"drop": "1K"}, "drop=1K is out of reach"),
         ({"drop": "5M"}, "drop=5M is out of reach"),
         ({"layers": (7,)}, r"the plan drops layer 7, but the model has layers 0\.\.4"),
@@ -283,13 +283,13 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_a_model_of_one_layer_can_lose_none(words: Path, tmp_path: Path):
     given = folder(tmp_path / "base", tiny("llama", num_hidden_layers=1))
-    refused(words, tmp_path, "in 1 layers, of which 0 can go at most", given)
+    refused(words, tmp_path, "in 1 layers; at most 0 can be dropped", given)
 
 
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        ("nobody/nothing", "is no local folder, and could not fetch model nobody/nothing"),
+        ("nobody/nothing", "is not a local folder, and could not fetch model nobody/nothing"),
         ("gpt5", "model='gpt5' is not known: name gpt2"),
     ],
 )

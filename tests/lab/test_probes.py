@@ -73,7 +73,7 @@ def test_where_a_text_has_too_few_words_the_other_families_make_up_for_it():
 
 
 def test_too_few_items_are_refused():
-    with pytest.raises(StudyError, match="n_items=3 is too few: 6 families want one item each"):
+    with pytest.raises(StudyError, match="n_items must be at least 6, one per family, not 3"):
         make_items(3, TEXTS)
 
 

@@ -57,7 +57,7 @@ def test_equal_students_are_scored_once_under_any_name(open_lab: Open, counted: 
 
 def test_the_test_split_is_refused_elsewhere(lab: Workspace) -> None:
     for ask in (lab.documents, lab.windows):
-        with pytest.raises(StudyError, match=r"the test split is read by scoring.test"):
+        with pytest.raises(StudyError, match=r"only scoring.test and scoring.elsewhere may read"):
             ask("test")
 
 
@@ -65,7 +65,7 @@ def test_test_articles_are_read_once_under_a_name(lab: Workspace) -> None:
     whole, cut = {"whole": lab.teacher}, {"cut": students.cut(lab, plan_of(lab, 1))}
     found = scoring.test(lab, whole)
     assert scoring.test(lab, whole) == found  # a cell that is run again
-    with pytest.raises(StudyError, match="score every student in one call"):
+    with pytest.raises(StudyError, match="score all students in one call"):
         scoring.test(lab, cut)
     scoring.test(lab, whole | cut, name="rivals")
     assert set(lab.read(lab.notebook, "rivals")) == {"whole", "cut"}
@@ -74,7 +74,7 @@ def test_test_articles_are_read_once_under_a_name(lab: Workspace) -> None:
 def test_no_choice_is_made_after_test_articles_were_read(lab: Workspace) -> None:
     scoring.test(lab, {"whole": lab.teacher})
     recipe = lab.recipe(seq_len=48, batch_tokens=96, refit_tokens=0)
-    with pytest.raises(StudyError, match="choices come before"):
+    with pytest.raises(StudyError, match="make choices before"):
         search.best_rate(lab, "text", plan_of(lab, 1), recipe, [1e-4], tokens=192)
 
 

@@ -75,7 +75,7 @@ def test_a_wrong_parameter_is_told_before_any_work(open_lab: Open) -> None:
 
 def test_a_gpu_that_is_not_there_is_told(open_lab: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(StudyError, match="no GPU is there"):
+    with pytest.raises(StudyError, match="not possible without a GPU"):
         open_lab(device="cuda")
 
 
@@ -113,7 +113,7 @@ def test_the_recipe_is_the_files_and_tokens_and_seed_the_notebooks(
 
 
 def test_an_impossible_recipe_is_one_sentence(lab: Workspace) -> None:
-    with pytest.raises(StudyError, match="the recipe is not possible: lr=-1"):
+    with pytest.raises(StudyError, match="the recipe is not valid: lr=-1"):
         lab.recipe(lr=-1.0)
 
 
@@ -136,7 +136,7 @@ def test_records_are_saved_and_read_back(open_lab: Open) -> None:
     stamp = storage.read_stamp(lab.record_path("plans"))
     assert stamp.parameters == lab.parameters
     assert stamp.notebook_hash == lab.notebook_hash
-    with pytest.raises(StudyError, match="is not there: run 02_prune of study quick first"):
+    with pytest.raises(StudyError, match="is missing: run 02_prune of study quick first"):
         lab.read("02_prune", "plans")
 
 
@@ -175,7 +175,7 @@ def test_one_record_of_many_leads_to_their_file(lab: Workspace) -> None:
 
 
 def test_a_figure_of_what_is_not_saved_is_refused(lab: Workspace) -> None:
-    with pytest.raises(StudyError, match=r"figure path is of a Facts that is not saved"):
+    with pytest.raises(StudyError, match=r"figure path uses an unsaved Facts"):
         lab.show("path", figure_of(), FOUND, of=[Facts({"x": 1})])
 
 

@@ -200,12 +200,12 @@ def test_c10_is_open_where_the_recipe_is_another(tmp_path: Path) -> None:
     changed = study(_04__recipe=h.RECIPE.but(lr=1e-4, tokens=40_960))
     row = verdict("C10", changed, tmp_path / "b", models=models)
     assert row.word == "open"
-    assert "not the same recipe: lr" in row.notes[0]
+    assert "the recipe differs in lr" in row.notes[0]
 
 
 def test_c14_gives_its_first_reading_beside(tmp_path: Path) -> None:
     row = verdict("C14", text(ce=0.9, control=0.7), tmp_path)
-    assert "By the first reading" in row.notes[1]
+    assert "By the first version of the rule" in row.notes[1]
     assert row.notes[1].endswith("it fails")
 
 

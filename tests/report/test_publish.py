@@ -146,10 +146,8 @@ def test_verify_finds_a_record_that_is_intact_but_another(home: Path) -> None:
     other = h.study()["03_recovery"] | {"continuations": Facts({"samples": {}})}
     h.write(folder, {"03_recovery": other})
     found = " ".join(verify.differences(folder))
-    assert (
-        "03_recovery-path.png was drawn from another records/03_recovery/continuations.json"
-        in found
-    )
+    record = "records/03_recovery/continuations.json"
+    assert f"03_recovery-path.png was drawn from a different version of {record}" in found
 
 
 def test_verify_finds_pages_of_other_rules(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +155,7 @@ def test_verify_finds_pages_of_other_rules(home: Path, monkeypatch: pytest.Monke
 
     folder = published()
     monkeypatch.setattr(pages, "failures", lambda evidence, root="": "nothing failed")
-    assert "README.md is not what the records and params/claims.yaml say" in verify.differences(
+    assert "README.md does not match the records and params/claims.yaml" in verify.differences(
         folder
     )
 
@@ -165,15 +163,15 @@ def test_verify_finds_pages_of_other_rules(home: Path, monkeypatch: pytest.Monke
 def test_verify_finds_what_is_missing_or_does_not_belong(home: Path) -> None:
     folder = published()
     (folder / "extra.html").write_text("x", encoding="utf-8")
-    assert verify.differences(folder) == ["extra.html is no part of the report as it was published"]
+    assert verify.differences(folder) == ["extra.html is not part of the published report"]
     (folder / "extra.html").rename(folder / "report.html")
     (folder / "README.md").unlink()
-    wrong = ["README.md is missing", "report.html is changed since the report was published"]
+    wrong = ["README.md is missing", "report.html was changed after the report was published"]
     assert verify.differences(folder) == wrong
     misplaced = folder / "records" / "05_seed_stability" / "path.json"
     shutil.copy(folder / "records" / "03_recovery" / "test.json", misplaced)
-    assert any("lies in another notebook's place" in line for line in verify.differences(folder))
+    assert any("is in the wrong folder" in line for line in verify.differences(folder))
 
 
 def test_what_is_no_report_is_told(tmp_path: Path) -> None:
-    assert verify.differences(tmp_path) == [f"{tmp_path} is no report: it has no records/"]
+    assert verify.differences(tmp_path) == [f"{tmp_path} is not a report: it has no records/"]

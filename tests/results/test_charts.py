@@ -295,7 +295,7 @@ def test_rivals_share_a_colour_but_no_marker_and_one_depth_becomes_rows():
 def test_the_budget_has_a_logarithmic_axis_on_which_no_training_has_its_place(drawn):
     (ax,) = drawn["budget"].axes
     labels = [label.get_text() for label in ax.get_xticklabels()]
-    assert labels == ["refit alone", "4 k", "250 k"] and ax.get_xscale() == "symlog"
+    assert labels == ["refit only", "4 k", "250 k"] and ax.get_xscale() == "symlog"
     assert "articles at 4,096 1.100" in drawn["budget"].get_label()
 
 
@@ -334,7 +334,7 @@ def test_the_choice_plots_ranks_beside_the_diagonal_with_both_correlations(drawn
     assert [int(line.get_xdata()[0]) for line in dots] == list(range(1, 11))
     assert [int(line.get_ydata()[0]) for line in dots][:3] == [1, 8, 5]
     assert sum(line.get_fillstyle() == "none" for line in dots) == 5
-    assert "of the filled ones" in " ".join(texts(drawn["choice"]))
+    assert "of the filled pairs" in " ".join(texts(drawn["choice"])).replace("\n", " ")
     assert "layers 1 and 4 from rank 2 to 8" in drawn["choice"].get_label()
 
 

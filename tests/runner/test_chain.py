@@ -92,7 +92,7 @@ def test_files_that_are_not_as_they_were_are_named_and_made_again(done: Path) ->
     notebook.write_bytes(notebook.read_bytes()[:-9])
     (paths.runs("toy") / "costs.json").write_text("")
     said = run()
-    for path, damage in ((record, "gone"), (notebook, "changed")):
+    for path, damage in ((record, "missing"), (notebook, "changed")):
         assert any(f"{os.path.relpath(path)} is {damage}" in line for line in said)
     assert waiting() == [] and facts("10_report")["n"] == 33
 
@@ -119,7 +119,7 @@ def test_a_failing_cell_stops_the_study_in_its_own_words_and_keeps_what_there_is
         run()
     assert waiting() == ["02_prune", "10_report"]
     assert execute.partial(marks.executed("toy", "02_prune")).exists()
-    assert chain.kept("toy").startswith("01_sensitivity done; finished pieces")
+    assert chain.kept("toy").startswith("01_sensitivity done; partial results")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,10 @@ def test_a_kernel_has_its_variables_and_its_progress_leaves_no_trace_in_the_note
 
 
 def test_a_second_run_at_once_is_refused_in_a_sentence(fresh: Path) -> None:
-    with chain.alone(paths.runs("toy")), pytest.raises(StudyError, match="by another process"):
+    with (
+        chain.alone(paths.runs("toy")),
+        pytest.raises(StudyError, match="another process is running"),
+    ):
         run()
 
 

@@ -98,7 +98,7 @@ def test_shell_lines_are_passed_over_and_bad_code_is_told_with_its_line(tmp_path
     path = toy.write(tmp_path, "x", "if True:\n    !pip install x\n%matplotlib inline\nb = 1")
     assert "b = 1" in provenance.notebook_code(path)
     toy.write(tmp_path, "x", "a = = 1")
-    with pytest.raises(StudyError, match=r"is no Python: .*a = = 1"):
+    with pytest.raises(StudyError, match=r"is not valid Python: .*a = = 1"):
         provenance.notebook_code(path)
 
 

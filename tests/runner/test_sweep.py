@@ -62,11 +62,11 @@ def test_every_point_once_in_a_folder_that_it_keeps_when_the_grid_grows(grid: Pa
     ("before", "after", "sentence"),
     [
         ("tokens: [8, 16]", "tokens: 8", "vary.tokens must be a list"),
-        ("seed: 3", "tokens: 3", "tokens is in vary and in same"),
-        ("name: grid\n", "", "name must be there"),
+        ("seed: 3", "tokens: 3", "tokens must be in vary or in same, not in both"),
+        ("name: grid\n", "", "name is missing"),
         ("[8, 16]", "[8, x]", "tokens must be a whole number, not 'x'"),
         ("seed: 3", "sed: 3", "sed is not a parameter"),
-        ("notebook: cell", "notebook: no", "notebook must be there"),
+        ("notebook: cell", "notebook: no", "notebook is missing"),
         ("notebook: cell", "notebook: none", "none.ipynb cannot be read"),
     ],
 )
@@ -100,7 +100,7 @@ def test_a_cell_whose_results_are_elsewhere_has_failed(
 ) -> None:
     monkeypatch.setattr(sweep, "run_cell", lambda *given: None)
     failed = sweep.run(sweep.read(grid), ThreadPoolExecutor(2), say=lambda line: None)
-    assert len(failed) == 4 and "share runs/, code and versions" in failed[0]
+    assert len(failed) == 4 and "workers must share runs/, code, versions" in failed[0]
 
 
 def test_cells_that_run_at_once_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_a_committed_site_gives_a_config_or_says_what_it_lacks(site: Path) -> No
 def test_a_site_that_gives_no_config_is_told_in_a_sentence(tmp_path: Path) -> None:
     site = tmp_path / "site.py"
     site.write_text("import a_cluster_that_is_not_there")
-    with pytest.raises(StudyError, match=r"gives no parsl.Config .* \(ModuleNotFoundError"):
+    with pytest.raises(StudyError, match=r"must return a parsl.Config \(ModuleNotFoundError"):
         sweep.pool(site=site)
 
 

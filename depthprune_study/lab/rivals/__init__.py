@@ -1,4 +1,4 @@
-"""What depth pruning is set against: narrower MLPs, fewer bits, other ways to mend a cut."""
+"""Rivals of depth pruning: narrower MLPs, fewer bits, other training-free repairs of a cut."""
 
 from depthprune_study.lab.rivals.maps import METHODS, training_free
 from depthprune_study.lab.rivals.rounding import rounded

@@ -1,11 +1,11 @@
-"""Four training-free ways to mend a cut, written from their papers: what our refit is set against.
+"""Four training-free repairs of a cut, implemented from their papers: rivals of our refit.
 
-All four take their statistics from the whole model on the same windows. A *cut* here is a run of
-dropped layers a..b-1; X is the hidden state that the whole model has before layer a, Y the one
-before layer b, both (tokens, d), over the tokens that the windows score. The cut student hands X to
-layer b, which was trained on Y. A plan with several runs gets one operator a run.
+All four use statistics of the whole model on the same windows. A *cut* here is a run of dropped
+layers a..b-1; X is the whole model's hidden state before layer a, Y its hidden state before layer
+b, both (tokens, d), over the tokens that the windows score. The cut student passes X to layer b,
+which was trained on Y. A plan with several runs gets one operator per run.
 
-Students are measured in memory and never saved: three of the four put a module at the cut.
+Students are measured in memory and never saved: three of the four add a module at the cut.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from depthprune_study.lab.students import Student, made
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
 
-BATCH = 4  # windows a pass
-_TINY = 1e-6  # added to the normal equations' diagonal, as Ghosted Layers' own code does
+BATCH = 4  # windows per pass
+_TINY = 1e-6  # added to the normal equations' diagonal, as in the code of Ghosted Layers
 
 
 def cuts(plan: Plan) -> list[tuple[int, int]]:
-    """The plan's runs of neighbouring layers, from the front: first, and the next one that stays.
+    """The plan's runs of neighbouring layers in order: first layer, and next kept layer.
 
-    That is n_layers where the last layer goes.
+    The next kept layer is n_layers if the last layer is dropped.
     """
     firsts = [layer for layer in plan.dropped if layer - 1 not in plan.dropped]
     afters = [layer + 1 for layer in plan.dropped if layer + 1 not in plan.dropped]
@@ -47,7 +47,7 @@ def cuts(plan: Plan) -> list[tuple[int, int]]:
 
 
 def training_free(lab: Workspace, method: str, plan: Plan, windows: Windows) -> Student:
-    """The plan's student, mended by one of METHODS on these windows."""
+    """The plan's student, repaired by one of METHODS on these windows."""
     if method not in METHODS:
         raise StudyError(f"method={method!r} is not known: name one of {', '.join(METHODS)}")
     name, teacher = f"{method}, {len(plan.dropped)} fewer", lab.teacher
@@ -68,8 +68,8 @@ def prune_and_comp(teacher: PreTrainedModel, plan: Plan, windows: Windows) -> Pr
     X -> alpha X at the cut (up to the norms' epsilon), which is done here: a head that is tied to
     the embedding would be scaled along. A test compares both on an untied model.
 
-    Deviation: the paper's search (prune one layer, compensate, choose the next) is left out, since
-    all rivals mend the same cut.
+    Deviation: the paper's search (prune one layer, compensate, choose the next) is left out,
+    because all rivals repair the same cut.
     """
     patched = drop_layers(teacher, plan)
     for first, after in cuts(plan):

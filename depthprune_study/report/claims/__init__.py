@@ -1,4 +1,4 @@
-"""The source's claims: how each is read off the records, and its verdict."""
+"""The source's claims: how each is measured from the records, and its verdict."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def judge(evidence: Evidence) -> list[Verdict]:
 
 
 def judge_one(name: str, evidence: Evidence) -> Verdict:
-    """The readings on the source's own models decide; without any, those on other real weights."""
+    """Readings of the source's models decide; without them, readings of other real weights."""
     notebook, measure = MEASURES[name]
     readings = list(measure(evidence, claims()[name].numbers))
     kinds = {id(r): kind(r.model, speed=name in OF_SPEED) for r in readings}

@@ -1,4 +1,4 @@
-"""What a cut costs and what healing does: C1, C2, C4, C5, C10, C14."""
+"""Claims about the cost of a cut and the effect of healing: C1, C2, C4, C5, C10, C14."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from depthprune_study.results import statistics
 from depthprune_study.results.statistics import Interval
 
 Rule = dict[str, Any]
-THE_RECIPE = ("lr", "kl", "ce", "temperature", "warmup", "trained")  # the rest is a study's budget
+THE_RECIPE = ("lr", "kl", "ce", "temperature", "warmup", "trained")  # other fields: the budget
 
 
 @claim("C1", "02_prune")
@@ -55,7 +55,7 @@ class Cut:
     repair: Interval
     matched: Interval | None
     how: str = "at once"
-    beside: str = ""  # the matched cost at another depth, where this one has none
+    beside: str = ""  # the matched cost at another depth, if this depth has none
 
     @property
     def figure(self) -> str:
@@ -63,13 +63,13 @@ class Cut:
 
     @property
     def detail(self) -> str:
-        told = f"repair cost {w.paired(self.repair)}, {self.how}"
+        note = f"repair cost {w.paired(self.repair)}, {self.how}"
         matched = w.interval(self.matched) if self.matched else self.beside
-        return f"{told}; matched cost {matched or 'not measured'}"
+        return f"{note}; matched cost {matched or 'not measured'}"
 
 
 def cuts(evidence: Evidence) -> Iterator[Cut]:
-    """Every healed cut of the study that has a size: notebooks 08, 03 and 04."""
+    """Every healed cut with a known size: notebooks 08, 03 and 04."""
     scores, sizes = evidence.get("08_limits", "depth"), evidence.get("08_limits", "sizes")
     for k in w.counts(scores):
         healed, trained = (w.average(scores, f"{k} fewer, {how}") for how in ("healed", "ce"))
@@ -107,7 +107,7 @@ def _cut(
 
 
 def _nearest(evidence: Evidence, rule: Rule, *, staged: bool = False) -> list[Cut]:
-    """For each model its healed cut nearest to the source's share; in stages where asked."""
+    """For each model the healed cut nearest to the source's share; `staged` prefers stages."""
     by_model: dict[str, list[Cut]] = {}
     for cut in cuts(evidence):
         by_model.setdefault(cut.model, []).append(cut)
@@ -129,12 +129,12 @@ def _far(cut: Cut, rule: Rule) -> bool:
 
 @claim("C2", "08_limits")
 def worsens_by(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
-    """Inside the source's range; a smaller loss is better, and no reproduction."""
+    """Inside the source's range; a smaller loss is better, but not a reproduction."""
     for cut in _nearest(evidence, rule):
         word = NOT_TESTED if _far(cut, rule) else within(cut.repair, rule["low"], rule["high"])
         better = word == FAILS and w.side(cut.repair, rule["low"]) == w.BELOW
-        told = ": better than claimed, so no reproduction" if better else ""
-        yield Reading(cut.model, word, cut.figure + told, cut.notebook, cut.detail)
+        note = ": better than claimed, so not a reproduction" if better else ""
+        yield Reading(cut.model, word, cut.figure + note, cut.notebook, cut.detail)
 
 
 @claim("C4", "08_limits")
@@ -146,7 +146,7 @@ def two_of_22(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
 
 @claim("C5", "08_limits")
 def three_of_22(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
-    """The same of the staged cut; where none is as deep, at once, with what staging changes."""
+    """As C4, for the staged cut; without one, the cut at once and the effect of stages."""
     scores, more = evidence.get("04_transfer", "test"), ""
     for name in w.staged(scores):
         gap = w.over(scores, name, "at once, healed")
@@ -164,7 +164,7 @@ def _at_most_ratio(cut: Cut, rule: Rule, more: str = "") -> Reading:
 
 @claim("C10", "04_transfer")
 def carries_over(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
-    """The first family's recipe heals the second; what a model's context caps may differ."""
+    """The first family's recipe heals the second; fields limited by the context may differ."""
     scores = evidence.get("04_transfer", "test")
     if "healed" not in scores:
         return
@@ -175,15 +175,15 @@ def carries_over(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
     changed = [name for name in names if name in THE_RECIPE]
     capped = [name for name in names if name not in THE_RECIPE]
     detail = f"healed over cut, from {evidence.model('03_recovery')} (n = {gain.n} test articles)"
-    detail += f"; not the same recipe: {', '.join(changed)}" if changed else ""
-    detail += f"; of this study's budget: {', '.join(capped)}" if capped else ""
+    detail += f"; the recipe differs in {', '.join(changed)}" if changed else ""
+    detail += f"; the budget differs in {', '.join(capped)}" if capped else ""
     word = OPEN if changed else at_most(gain, rule["threshold"])
     yield Reading(evidence.model("04_transfer"), word, w.interval(gain), "04_transfer", detail)
 
 
 @claim("C14", "03_recovery")
 def real_work(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
-    """Healing against the frozen whole model; trained on the text, against the whole model too."""
+    """Healing lowers perplexity, and text training helps the cut more than the whole model."""
     for notebook in ("03_recovery", "04_transfer"):
         scores = evidence.get(notebook, "test")
         if not {"whole", "cut", "healed", "ce", CONTROL} <= set(scores):
@@ -196,8 +196,8 @@ def real_work(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
         it = {w.ABOVE: "it holds", w.BELOW: "it fails", w.OPEN: "it is open"}[w.side(first, 0)]
         detail = (
             f"healed over cut (n = {gain.n} test articles); trained on the text, the cut gains"
-            f" {w.interval(more)} nats per token more than the whole model. By the first reading"
-            f" (healing against what the text gives the whole model: {w.interval(first)}) {it}"
+            f" {w.interval(more)} nats per token more than the whole model. By the first version"
+            f" of the rule (healing minus the whole model's gain: {w.interval(first)}) {it}"
         )
         word = both([at_most(gain, rule["threshold"]), at_least(more, 0.0)])
         yield Reading(evidence.model(notebook), word, w.interval(gain), notebook, detail)

@@ -1,4 +1,4 @@
-"""Luck, layers, choice, depth against width: C7, C8, C9, C11, C12, C13."""
+"""Claims about seeds, layers, their choice, depth and width: C7, C8, C9, C11, C12, C13."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def seeds_agree(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
 
 @claim("C8", "01_sensitivity")
 def ends_are_critical(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
-    """In resampled articles: both ends among the dearest, the cheapest in the first two thirds."""
+    """In resampled articles: both ends among the costliest, the cheapest in the first 2/3."""
     for notebook in ("01_sensitivity", "04_transfer"):
         profile = evidence.get(notebook, "profile")
         if not profile:
@@ -58,7 +58,7 @@ def ends_are_critical(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
         share = float((ends & (cheapest > 0) & (cheapest < 2 * n / 3)).mean())
         word = HOLDS if share >= rule["holds"] else FAILS if share <= rule["fails"] else OPEN
         first, last = (n - int(np.median(ranks[:, layer])) for layer in (0, -1))
-        detail = f"layer 0 ranks {first} and the last {last} of {n}, 1 = dearest"
+        detail = f"layer 0 ranks {first} and the last {last} of {n}, 1 = costliest"
         detail += f" (n = {len(profile.teacher.documents)} calibration articles)"
         figure = f"true in {w.percent(share, 0)} of the resampled sets"
         yield Reading(evidence.model(notebook), word, figure, notebook, detail)
@@ -66,7 +66,7 @@ def ends_are_critical(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
 
 @claim("C9", "07_choice")
 def winner_changes(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
-    """The set best after healing against the one best before it, both healed in full."""
+    """The best set after healing against the best set before it, both healed in full."""
     before, after, full = (evidence.get("07_choice", n) for n in ("before", "after", "healed"))
     if not full:
         return
@@ -85,7 +85,7 @@ def winner_changes(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
     word = FAILS if w.side(gap, 0) == w.ABOVE else OPEN
     word = HOLDS if w.side(gap, 0) == w.BELOW and lost.low > gap.high else word
     word = word if n >= rule["pairs"] and n_seeds >= rule["seeds"] else OPEN
-    detail = f"{new} less {old} in nats per token: {w.interval(lost)} before healing (validation), "
+    detail = f"{new} minus {old}, nats per token: {w.interval(lost)} before healing (validation), "
     detail += (
         f"{w.interval(gap)} healed in full (n = {gap.n} test articles); {n} sets, {n_seeds} seeds"
     )
@@ -94,7 +94,7 @@ def winner_changes(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
 
 @claim("C11", "06_controls")
 def beats_width(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
-    """Fewer layers over narrower MLPs, as many parameters, both healed."""
+    """Perplexity of fewer layers over narrower MLPs, at equal size, both healed."""
     scores = evidence.get("06_controls", "test")
     if "narrower, healed" in scores:
         gap = w.ratio(scores, "healed", "narrower, healed")
@@ -105,20 +105,20 @@ def beats_width(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
 
 @claim("C12", "02_prune")
 def which_end(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
-    """The most sensitive layers dropped, over the least sensitive ones; at each depth."""
+    """Most sensitive layers dropped, over least sensitive layers dropped; at each depth."""
     scores = evidence.get("02_prune", "test")
     for name in sorted(name for name in scores if name.startswith("least_sensitive-")):
         k = name.rpartition("-")[2]
         if f"most_sensitive-{k}" in scores:
             gap = w.ratio(scores, f"most_sensitive-{k}", name)
-            detail = f"most over least sensitive, nothing healed (n = {gap.n} test articles)"
+            detail = f"most over least sensitive, without healing (n = {gap.n} test articles)"
             figure, word = f"{w.interval(gap)} at {k} fewer", at_least(gap, rule["threshold"])
             yield Reading(evidence.model("02_prune"), word, figure, "02_prune", detail)
 
 
 @claim("C13", "06_controls")
 def depth_is_redundant(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
-    """Both halves, on one model: depth against width, and the middle against the rest."""
+    """Both parts on one model: depth against width, and the middle against the outer layers."""
     scores, profile = evidence.get("06_controls", "test"), evidence.get("01_sensitivity", "profile")
     model = evidence.model("06_controls")
     if "narrower, cut" not in scores or not profile or evidence.model("01_sensitivity") != model:
@@ -132,10 +132,10 @@ def depth_is_redundant(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
         more = rises[inner].mean(axis=0) - rises[outer].mean(axis=0)
         value = statistics.mean_per_token(more, profile.teacher.n_tokens)
         words.append(at_most(value, 0.0))
-        middle = f"middle less outer {w.interval(value)} nats"
+        middle = f"middle minus outer {w.interval(value)} nats"
     detail = (
         f"before healing, fewer layers over narrower MLPs (n = {gap.n} test articles); the middle"
-        f" half less the outer layers, nats per token (n = {len(profile.teacher.documents)}"
+        f" half minus the outer layers, nats per token (n = {len(profile.teacher.documents)}"
         " articles)"
     )
     figure = f"{w.interval(gap)}; {middle}"

@@ -1,4 +1,4 @@
-"""Speed: C3, C6."""
+"""Claims about speed: C3, C6."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Rule = dict[str, Any]
 
 
 def _timings(evidence: Evidence, shape: str) -> Iterator[tuple[str, str, dict[int, Timing]]]:
-    """Model, notebook, {layers fewer: Timing}: of the source's shape, then of what was cut here."""
+    """Model, notebook, {layers fewer: Timing}: the source's shape, then the models cut here."""
     whole = {"gpt2-shape": 12, "tinyllama-1.1b-shape": 22}[shape]
     of_shape = {
         whole - int(name.split(", ")[1].split()[0]): timing
@@ -41,7 +41,7 @@ def _timings(evidence: Evidence, shape: str) -> Iterator[tuple[str, str, dict[in
 
 @claim("C3", "02_prune")
 def faster(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
-    """Two layers fewer, decoding; models whose layer count allows less cannot test it."""
+    """Decoding with two layers fewer; a model whose layer count allows less cannot test it."""
     for model, notebook, timed in _timings(evidence, "gpt2-shape"):
         if 2 not in timed:
             continue
@@ -55,7 +55,7 @@ def faster(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
 
 @claim("C6", "02_prune")
 def clean_then_mixed(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
-    """Two fewer clearly faster; three not clear of two, by intervals that would have shown it."""
+    """Two fewer: clearly faster. Three: not clearly faster than two, with narrow intervals."""
     for model, notebook, timed in _timings(evidence, "tinyllama-1.1b-shape"):
         if not {2, 3} <= set(timed):
             continue
@@ -74,4 +74,4 @@ def clean_then_mixed(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
 
 def _shape_note(model: str) -> str:
     shape = SHAPES.get(model)
-    return f"; random weights of {shape}'s shape, which decide speed" if shape else ""
+    return f"; random weights in {shape}'s shape, which determines speed" if shape else ""

@@ -12,17 +12,17 @@ from depthprune_study.results import statistics
 
 def sizes(sizes: Mapping[str, Size]) -> Finding:
     """The share of parameters and file bytes that dropping layers saves. By arithmetic."""
-    whole, told, title = sizes["0 fewer"], [], ""
+    whole, parts, title = sizes["0 fewer"], [], ""
     for k in w.counts(sizes)[1:]:
         size = sizes[f"{k} fewer"]
         saved = w.percent(1 - size.n_parameters / whole.n_parameters)
         title = title or f"Dropping {w.plural(k, 'layer')} saves {saved} of the parameters"
-        told.append(
+        parts.append(
             f"dropping {k} of {whole.n_layers} layers saves {saved} of the parameters"
             f" ({whole.n_parameters:,} to {size.n_parameters:,}) and"
             f" {w.percent(1 - size.n_bytes_on_disk / whole.n_bytes_on_disk)} of the file"
         )
-    return Finding(title, w.up("; ".join(told)) + ". This is arithmetic.")
+    return Finding(title, w.up("; ".join(parts)) + ". This is arithmetic.")
 
 
 def speed(timings: Mapping[str, Timing]) -> Finding:
@@ -30,11 +30,11 @@ def speed(timings: Mapping[str, Timing]) -> Finding:
     timings = {name: t for name, t in timings.items() if t.by_layer_count > 1} or timings
     gains = {name: statistics.decode_gain(timing) for name, timing in timings.items()}
     shown = {w.ABOVE: "", w.OPEN: ", so no gain is shown", w.BELOW: ", which is slower"}
-    told = []
+    parts = []
     for name in w.natural(timings):
         timing, gain = timings[name], gains[name]
         doubt = " (suspect: above the layer limit)" if gain.low > timing.by_layer_count else ""
-        told.append(
+        parts.append(
             f"{name}: decoding is {w.interval(gain)} times as fast{shown[w.side(gain, 1)]}{doubt};"
             f" layer count allows {timing.by_layer_count:.3f}, weight bytes allow"
             f" {timing.by_weight_bytes:.3f} (n = {gain.n} rounds)"
@@ -43,7 +43,7 @@ def speed(timings: Mapping[str, Timing]) -> Finding:
         [gain.point for gain in gains.values() if w.side(gain, 1) == side]
         for side in (w.ABOVE, w.BELOW)
     )
-    text = ". ".join(told) + "."
+    text = ". ".join(parts) + "."
     if faster:
         where = "" if len(faster) == len(gains) else f" in {len(faster)} of {len(gains)} cases"
         return Finding(f"Decoding is faster{where}: up to {max(faster):.2f} times", text)
@@ -99,7 +99,7 @@ def winner(
         return Finding(title, f"Of {n} sets, {old} is best before and after healing.")
     first, second = w.average(healed, old), w.average(healed, new)
     if first is None or second is None:  # it diverged, or the notebook asked for fewer
-        text = f"Best before healing: layers {old}; after it: {new}. They were not both healed in full."
+        text = f"Best before healing: layers {old}; after it: {new}. Not both were healed in full."
         return Finding("The best set changes; not both were healed in full", text)
     gap = statistics.ppl_ratio(second, first)
     return w.outcome(
@@ -119,15 +119,17 @@ def regret(after: Mapping[str, Score], rules: Mapping[str, str]) -> Finding:
     if not gaps:
         return Finding("No rule's choice was healed", "No rule's choice was among the healed sets.")
     order = sorted(gaps, key=lambda rule: gaps[rule].point)
-    told = "; ".join(f"{w.words(rule)} ({rules[rule]}) {w.interval(gaps[rule])}" for rule in order)
+    parts = "; ".join(f"{w.words(rule)} ({rules[rule]}) {w.interval(gaps[rule])}" for rule in order)
     text = (
         f"After healing, perplexity over that of the best of {len(after) - 1} sets, layers"
-        f" {best}: {told} (n = {gaps[order[0]].n} articles)."
+        f" {best}: {parts} (n = {gaps[order[0]].n} articles)."
     )
     level = sum(w.side(gap, 1) != w.ABOVE for gap in gaps.values())
     if level == len(gaps):
         return Finding("After healing, no rule's choice is clearly worse than the best", text)
     if level:
-        title = f"After healing, {level} of {len(gaps)} rules' choices are about as good as the best"
+        title = (
+            f"After healing, {level} of {len(gaps)} rules' choices are about as good as the best"
+        )
         return Finding(title, text)
     return Finding("After healing, every rule's choice is worse than the best", text)

@@ -21,8 +21,8 @@ def path(scores: Mapping[str, Score]) -> Finding:
     ratios = {name: w.ratio(scores, name) for name in stages}
     last = stages[-1]
     gain = w.side(w.ratio(scores, last, "cut"), 1)
-    told = ", ".join(f"{name} {w.interval(ratios[name])}" for name in stages)
-    text = f"Perplexity ÷ the frozen whole model's: {told} (n = {ratios[last].n} test articles)."
+    parts = ", ".join(f"{name} {w.interval(ratios[name])}" for name in stages)
+    text = f"Perplexity ÷ the frozen whole model's: {parts} (n = {ratios[last].n} test articles)."
     lost, left = (statistics.nll_rise(scores[n], scores["whole"]) for n in ("cut", last))
     if w.side(lost, 0) == w.ABOVE and gain == w.BELOW:
         text += f" {w.percent(1 - left.point / lost.point)} of the loss is recovered."
@@ -68,16 +68,16 @@ def elsewhere(scores: Mapping[str, Score], text: str) -> Finding:
         "ce": "the student trained on the text",
         CONTROL: "the whole model trained on the same text",
     }
-    told = ", ".join(f"{who} at {w.over(scores, n)}" for n, who in students.items() if n in scores)
-    told = (
-        f"On {text}, which no model was trained on here, {told} (times the frozen whole model's"
+    parts = ", ".join(f"{who} at {w.over(scores, n)}" for n, who in students.items() if n in scores)
+    parts = (
+        f"On {text}, which no model was trained on here, {parts} (times the frozen whole model's"
         f" perplexity; n = {repair.n} documents)."
     )
     if "ce" in scores and CONTROL in scores:
-        told += f" The matched cost on this text is {w.over(scores, 'ce', CONTROL)}."
+        parts += f" The matched cost on this text is {w.over(scores, 'ce', CONTROL)}."
     return w.outcome(
         w.side(w.ratio(scores, "healed", "cut"), 1),
-        told,
+        parts,
         below=f"Healing helps on other text too: ratio {w.short(repair)}",
         above=f"Healing does harm on other text: ratio {w.short(repair)}",
         open=f"Healing is not shown to help on other text: ratio {w.short(repair)}",
@@ -86,16 +86,16 @@ def elsewhere(scores: Mapping[str, Score], text: str) -> Finding:
 
 def divergences(divergences: Mapping[str, Divergence]) -> Finding:
     """How far each student's predictions are from the whole model's; which student is closer."""
-    told = []
+    parts = []
     for name in w.natural(divergences):
         found = divergences[name]
         mean = w.interval(statistics.mean_per_token(found.kl_nats, found.n_tokens))
-        told.append(f"{w.words(name)} {mean} (same first choice {w.percent(found.agreement)})")
+        parts.append(f"{w.words(name)} {mean} (same first choice {w.percent(found.agreement)})")
     ours, theirs = divergences["healed"], divergences["ce"]
     gap = statistics.mean_per_token(np.subtract(ours.kl_nats, theirs.kl_nats), ours.n_tokens)
     return w.outcome(
         w.side(gap, 0),
-        f"KL to the whole model, nats per token: {', '.join(told)}; n = {gap.n} articles."
+        f"KL to the whole model, nats per token: {', '.join(parts)}; n = {gap.n} articles."
         f" Difference, healed minus trained on the text: {w.interval(gap)}.",
         below="Healing stays closer to the whole model than training on the text",
         above="Training on the text stays closer to the whole model than healing",
@@ -120,11 +120,13 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
     order = sorted(whole, key=lambda f: (lost[f].point, f))
     gone = [f for f in order if w.side(lost[f], 0) == w.BELOW]
     back = [f for f in gone if w.side(left[f], 0) != w.BELOW]
-    told = ", ".join(f"{f} {', then '.join(w.interval(loss[f]) for loss in losses)}" for f in order)
+    parts = ", ".join(
+        f"{f} {', then '.join(w.interval(loss[f]) for loss in losses)}" for f in order
+    )
     n = sum(len(items.right) for items in whole.values())
     text = (
         f"Accuracy minus the whole model's, {', then '.join(stages)} (n = {n:,} items in total):"
-        f" {told}."
+        f" {parts}."
     )
     if not gone:
         return Finding("No ability is shown to suffer from the cut", text)
@@ -139,7 +141,7 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
 
 def curves(curves: Mapping[str, Curve]) -> Finding:
     """How far the losses fell, and whether they are still falling at the end."""
-    told, falling = [], []
+    parts, falling = [], []
     for name in w.natural(curves):
         curve = curves[name]
         loss, values = max(curve.losses.items(), key=lambda item: len(item[1]))
@@ -149,11 +151,11 @@ def curves(curves: Mapping[str, Curve]) -> Finding:
         falling += [name] if end < (before if len(values) >= 2 * fifth else start) else []
         of = "the whole model's predictions" if loss == "kl" else "the text"
         stopped = " (stopped: it diverged)" if curve.diverged else ""
-        told.append(
+        parts.append(
             f"{w.words(name)}: loss against {of} from {w.number(start)} to {w.number(end)} nats per"
             f" token in {curve.tokens[-1]:,} tokens{stopped}"
         )
-    text = f"These are means of the first and last fifth of the steps. {w.up('; '.join(told))}."
+    text = f"These are means of the first and last fifth of the steps. {w.up('; '.join(parts))}."
     diverged = [name for name, curve in curves.items() if curve.diverged]
     if diverged:
         return Finding(f"Training diverged: {w.listed(map(w.words, diverged))}", text)

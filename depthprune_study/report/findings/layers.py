@@ -73,10 +73,10 @@ def criteria(profile: Profile) -> Finding:
     if not missed:
         title = "Every criterion finds the costly middle layers"
         return Finding(title, f"{text} All find layer {w.listed(dear)}.")
-    told = "; ".join(f"layer {layer} is missed by {w.listed(of)}" for layer, of in missed.items())
+    parts = "; ".join(f"layer {layer} is missed by {w.listed(of)}" for layer, of in missed.items())
     return Finding(
         f"Costly middle layers that some criteria miss: {w.listed(list(missed)[:MOST_NAMED])}",
-        f"{text} Of the costly middle layers, {told} (ranked in the cheaper half).",
+        f"{text} Of the costly middle layers, {parts} (ranked in the cheaper half).",
     )
 
 

@@ -15,7 +15,7 @@ CHEAP = 1.1  # largest perplexity ratio at which a cut is called cheap
 
 def rivals(scores: Mapping[str, Score]) -> Finding:
     """Our refit against the training-free rivals of the literature, at each number of layers."""
-    told, won, lost = [], [], []
+    parts, won, lost = [], [], []
     table = statistics.by_depth(scores)
     methods = [name for name in table if name not in ("refitted", "cut")]
     if not methods:
@@ -26,12 +26,12 @@ def rivals(scores: Mapping[str, Score]) -> Finding:
         won += [k] if w.side(gap, 1) == w.BELOW else []
         lost += [k] if w.side(gap, 1) == w.ABOVE else []
         ours, theirs = (w.over(scores, f"{name}, {k} fewer") for name in ("refitted", rival))
-        told.append(
+        parts.append(
             f"{k} fewer: our refit {ours}, the best rival {w.words(rival)} {theirs}, ratio of ours"
             f" to theirs {w.paired(gap)}"
         )
-    text = f"Nothing is trained here. {'; '.join(told)}."
-    if len(won) == len(told):
+    text = f"Nothing is trained here. {'; '.join(parts)}."
+    if len(won) == len(parts):
         return Finding(f"Our refit beats every training-free rival at {w.listed(won)} fewer", text)
     if lost:
         title = f"A training-free rival beats our refit at {w.listed(lost)} fewer"
@@ -46,16 +46,16 @@ def rounding(scores: Mapping[str, Score], n_bytes: Facts | Mapping[str, int]) ->
     """Compares dropping layers with rounding the weights, as methods to save bytes."""
     n = n_bytes.values if isinstance(n_bytes, Facts) else n_bytes
     formats = [name for name in w.natural(n) if name in scores and re.match(r"[A-Z]+\d", name)]
-    told, better, worse = [], [], []
+    parts, better, worse = [], [], []
     for name in formats:
         side = w.side(w.ratio(scores, name, "healed"), 1)
         better += [name] if side == w.BELOW and n[name] < n["healed"] else []
         worse += [name] if side == w.ABOVE else []
         share = n[name] / n["whole"]
-        told.append(f"{name} takes {share:.2f} of the bytes at {w.over(scores, name)}")
+        parts.append(f"{name} takes {share:.2f} of the bytes at {w.over(scores, name)}")
     healed = w.paired(w.ratio(scores, "healed"))
     text = (
-        f"{'; '.join(told)}; the healed student takes {n['healed'] / n['whole']:.2f} at {healed}."
+        f"{'; '.join(parts)}; the healed student takes {n['healed'] / n['whole']:.2f} at {healed}."
         " Rounding and dropping layers can be combined."
     )
     if better:
@@ -73,14 +73,14 @@ def share_removed(sizes: Mapping[str, Size], k: int) -> float:
 
 def depth(scores: Mapping[str, Score], sizes: Mapping[str, Size]) -> Finding:
     """What each depth costs after healing; the mean over seeds if there are several."""
-    ratios, told = {}, []
+    ratios, parts = {}, []
     for k in w.counts(scores):
         healed = w.average(scores, f"{k} fewer, healed")
         ratios[k] = statistics.ppl_ratio(healed, scores["whole"])
         share = w.percent(share_removed(sizes, k))
-        told.append(f"{k} fewer ({share} of the parameters) {w.interval(ratios[k])}")
+        parts.append(f"{k} fewer ({share} of the parameters) {w.interval(ratios[k])}")
     text = (
-        f"After healing, perplexity ÷ the frozen whole model's: {', '.join(told)} (n ="
+        f"After healing, perplexity ÷ the frozen whole model's: {', '.join(parts)} (n ="
         f" {len(scores['whole'].documents)} test articles).{w.adaptation(*ratios.values())}"
     )
     cheap = [k for k, value in ratios.items() if w.side(value, CHEAP) == w.BELOW]
@@ -98,12 +98,12 @@ def budget(scores: Mapping[str, Score]) -> Finding:
     """The gain from more tokens, and whether sampled text heals as well as articles."""
     lines = statistics.by_budget(statistics.ratios(scores))
     trained = {source: {n: r for n, r in line.items() if n} for source, line in lines.items()}
-    told = [f"refit only {w.over(scores, 'refitted')}"] if "refitted" in scores else []
+    parts = [f"refit only {w.over(scores, 'refitted')}"] if "refitted" in scores else []
     for source, line in sorted(trained.items()):
         runs = ", ".join(f"{w.interval(ratio)} with {n:,} tokens" for n, ratio in line.items())
-        told.append(f"{source}: {runs}")
+        parts.append(f"{source}: {runs}")
     text = (
-        f"Perplexity ÷ the frozen whole model's: {'; '.join(told)} (n ="
+        f"Perplexity ÷ the frozen whole model's: {'; '.join(parts)} (n ="
         f" {len(scores['whole'].documents)} test articles)."
     )
     text += w.adaptation(*(ratio for line in trained.values() for ratio in line.values()))
@@ -133,19 +133,19 @@ def budget(scores: Mapping[str, Score]) -> Finding:
 
 def recipe(trials: Mapping[str, Score], kept: Recipe) -> Finding:
     """Which factors of the recipe matter: each level compared with the kept level."""
-    chosen, told, clear, alike = statistics.kept_levels(trials, kept), [], {}, []
+    chosen, parts, clear, alike = statistics.kept_levels(trials, kept), [], {}, []
     for factor, levels in sorted(statistics.by_factor(trials, kept).items()):
         worse = {level: gap for level, gap in levels.items() if w.side(gap, 1) == w.ABOVE}
         if worse:
             level = max(worse, key=lambda name: worse[name].point)
             clear[factor] = worse[level].point
             versus = f"{level} instead of {chosen[factor]} (kept)"
-            told.append(f"{w.factor(factor)} {versus}: {w.interval(worse[level])}")
+            parts.append(f"{w.factor(factor)} {versus}: {w.interval(worse[level])}")
         elif len(levels) > 1:
             alike.append(w.factor(factor))
     text = "No level is clearly worse than the kept one"
-    if told:
-        text = f"Perplexity ÷ that of the kept level: {'; '.join(told)}"
+    if parts:
+        text = f"Perplexity ÷ that of the kept level: {'; '.join(parts)}"
     text += f" (n = {len(next(iter(trials.values())).documents)} validation articles)."
     text += f" No clear difference between the levels of {w.listed(alike)}." if alike else ""
     if not clear:

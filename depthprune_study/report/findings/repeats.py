@@ -30,16 +30,16 @@ def transfer(scores: Mapping[str, Score], first: Mapping[str, Score]) -> Finding
 
 def staged(scores: Mapping[str, Score]) -> Finding:
     """Compares stages with dropping all at once: same layers, same tokens, both orders."""
-    told, sides = [], set()
+    parts, sides = [], set()
     for name in w.staged(scores):
         gap = w.ratio(scores, name, "at once, healed")
         sides.add(w.side(gap, 1))
         how = name.removesuffix(", healed")
-        told.append(f"{how}: {w.over(scores, name)}, {w.interval(gap)} times at once")
+        parts.append(f"{how}: {w.over(scores, name)}, {w.interval(gap)} times at once")
     at_once = w.ratio(scores, "at once, healed")
     text = (
-        f"At once, healed: {w.interval(at_once)} times the perplexity. {w.up('; '.join(told))} (n ="
-        f" {at_once.n} test articles)."
+        f"At once, healed: {w.interval(at_once)} times the perplexity. {w.up('; '.join(parts))}"
+        f" (n = {at_once.n} test articles)."
     )
     if len(sides) > 1:
         return Finding("Whether stages help depends on which layers go first", text)
@@ -59,19 +59,19 @@ def spread(ratios: Sequence[float]) -> float:
 
 def seeds(scores: Mapping[str, Mapping[str, Score]]) -> Finding:
     """How much seeds differ; each heals on other articles. scores: model -> label -> score."""
-    limits, told, spreads, sound = rule("C7"), [], [], True
+    limits, parts, spreads, sound = rule("C7"), [], [], True
     for model, of in sorted(scores.items()):
         runs = [w.ratio(of, label) for label in sorted(of) if "seed" in label]
         points = [value.point for value in runs]
         diverged = any(statistics.DIVERGED in value.note for value in runs)
         sound = sound and len(runs) > 1 and not diverged
         spreads.append(spread(points))
-        told.append(
+        parts.append(
             f"{model}: perplexity ratios {w.listed(map(w.number, points))}, a spread of"
             f" {w.percent(spreads[-1], 2)} of their mean (n = {w.plural(len(points), 'seed')},"
             f" {runs[0].n} test articles)"
         )
-    text, widest = ". ".join(told) + ".", max(spreads)
+    text, widest = ". ".join(parts) + ".", max(spreads)
     if not sound or not np.isfinite(widest):
         return Finding("It is open how much seeds differ", text)
     if widest <= limits["holds"]:

@@ -1,6 +1,6 @@
-"""Records and intervals -> matplotlib figures; the title is the finding that the caller gives.
+"""Records and intervals -> matplotlib figures; the caller passes the finding as the title.
 
-Every figure's label (`figure.get_label()`) is its alt text: what is drawn, and every value.
+Every figure's label (`figure.get_label()`) is its alt text: a description and every value.
 """
 
 from depthprune_study.results.charts.answer import choice, path

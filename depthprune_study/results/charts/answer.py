@@ -27,10 +27,10 @@ from depthprune_study.results.style import (
 
 Ratios = Mapping[str, Interval]
 
-_BELOW = {  # below the names at the axis: what was done
-    "whole": "whole model\nas it came",
+_BELOW = {  # labels of the stages at the axis
+    "whole": "whole model\nunchanged",
     "cut": "cut\nlayers\nremoved",
-    "refitted": "refitted\nmaps\nre-solved",
+    "refitted": "refitted\nmaps\nfitted again",
     "healed": "healed\ndistilled",
     "ce": "student",
     "whole, same text": "whole model",
@@ -39,10 +39,10 @@ _BELOW = {  # below the names at the axis: what was done
 
 @styled
 def path(stages: Ratios, control: Ratios, *, title: str) -> Figure:
-    """Whole, cut, refitted, healed as one path; beside it what the same text does by itself.
+    """Whole, cut, refitted, healed as one path; beside it the control trained on the same text.
 
-    `control` holds the student trained on the text ("ce") and the whole model trained on it
-    ("whole, same text"); their quotient is written above them.
+    `control`: the student trained on the text ("ce") and the whole model trained on it
+    ("whole, same text"). Their quotient is written above them.
     """
     points = {"whole": exactly(1.0), **stages, **control}
     figure, ax = new_figure(title, 3.3)
@@ -64,13 +64,13 @@ def path(stages: Ratios, control: Ratios, *, title: str) -> Figure:
     ax.set_xticks(range(len(points)), [_BELOW[name] for name in points], color=INK)
     ax.set_title(wording.RATIO)
     remark(ax, wording.units(points.values()))
-    told = {wording.words(name): ratio for name, ratio in points.items()}
-    figure.set_label(wording.alt(title, wording.RATIO, told))
+    described = {wording.words(name): ratio for name, ratio in points.items()}
+    figure.set_label(wording.alt(title, wording.RATIO, described))
     return figure
 
 
 def _point(ax: Axes, at: int, ratio: Interval, look: parts.Look) -> None:
-    """A point of the path with its number, and its interval in small type, at its right."""
+    """A point of the path; at its right its number, and its interval in small type."""
     limits = ax.get_ylim()
     inside = parts.dot(ax, at, ratio, look, upright=True)
     if ratio == exactly(1.0):
@@ -89,10 +89,10 @@ def _point(ax: Axes, at: int, ratio: Interval, look: parts.Look) -> None:
 def choice(
     before: Mapping[str, float], after: Mapping[str, float], *, tail: int, title: str
 ) -> Figure:
-    """Each pair's rank before healing and after it, with the diagonal and the rank correlation.
+    """Each pair's rank before and after healing, with the diagonal and the rank correlation.
 
-    `tail`: how many of the cheapest pairs were all tried; the others, taken from the whole ranking,
-    are hollow.
+    `tail`: the number of cheapest pairs, which are filled. The others, sampled from the rest of
+    the ranking, are hollow.
     """
     names = sorted((n for n in before if n in after), key=lambda n: (before[n], n))
     ranked = sorted(names, key=lambda name: (after[name], name))
@@ -100,23 +100,23 @@ def choice(
     figure, ax = new_figure(title, 4.0)
     ax.plot([1, n], [1, n], color="#9A9A9A", linewidth=1, zorder=1)
     colour, marker = IDEAS["healed"]
-    told = {}
+    described = {}
     for x, name in enumerate(names, start=1):
         y = ranked.index(name) + 1
         ax.plot(x, y, marker, color=colour, fillstyle="full" if name in contenders else "none")
         style = {"textcoords": "offset points", "va": "center", "fontsize": SMALL, "color": SOFT}
         ax.annotate(name.replace(",", "+"), (x, y), (7, 0), **style)
-        told[f"layers {name.replace(',', ' and ')} from rank {x} to"] = y
+        described[f"layers {name.replace(',', ' and ')} from rank {x} to"] = y
     ax.set(xlabel="rank before healing (1: the cheapest pair)", title="rank after healing")
     ax.grid(color=FAINT, linewidth=0.6)
     ax.locator_params(integer=True)
     correlations = []
-    for label, of in (("of all", names), ("of the filled ones", contenders)):
-        told[f"rank correlation {label}"] = rho = statistics.rank_correlation(
+    for label, of in (("of all pairs", names), ("of the filled pairs", contenders)):
+        described[f"rank correlation {label}"] = rho = statistics.rank_correlation(
             [before[n] for n in of], [after[n] for n in of]
         ).point
         correlations.append(f"{label} {rho:.2f}")
-    words = f"On the line: the rank stays. Rank correlation: {', '.join(correlations)}."
+    words = f"On the line, the rank does not change. Rank correlation: {', '.join(correlations)}."
     remark(ax, words + (" Hollow: a sample of the rest of the ranking." if tail < n else ""))
-    figure.set_label(wording.alt(title, "ranks before and after healing", told))
+    figure.set_label(wording.alt(title, "ranks before and after healing", described))
     return figure

@@ -1,4 +1,4 @@
-"""Charts over the layers: what each is worth, how criteria rank them, what pairs cost."""
+"""Charts of the layers: the cost of each, their ranks by each criterion, the cost of pairs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RISE = "rise in loss, nats per token"
 
 @styled
 def profile(profile: Profile, dropped: Sequence[int] = (), *, title: str) -> Figure:
-    """The rise in loss when each layer alone is left out; dropped and dear layers are numbered."""
+    """The rise in loss when one layer is skipped; dropped and costly layers are numbered."""
     rises = statistics.layer_intervals(profile)
     figure, ax = new_figure(title, 3.1)
     ax.set_ylim(parts.zoom(rises, 0.0))
@@ -40,20 +40,20 @@ def profile(profile: Profile, dropped: Sequence[int] = (), *, title: str) -> Fig
     parts.baseline(ax, 0.0, upright=True)
     ax.locator_params(axis="x", nbins=16, integer=True)
     ax.set_xlabel("layer, counted from 0")
-    ax.set_title(f"{RISE}, when the layer is left out")
-    crosses = "Crosses: the layers that go. " if dropped else ""
+    ax.set_title(f"{RISE}, when the layer is skipped")
+    crosses = "Crosses: dropped layers. " if dropped else ""
     remark(ax, crosses + wording.units(rises))
-    told = {
+    described = {
         f"layer {layer}{' (dropped)' if layer in dropped else ''}": rise.point
         for layer, rise in enumerate(rises)
     }
-    figure.set_label(wording.alt(title, RISE, told))
+    figure.set_label(wording.alt(title, RISE, described))
     return figure
 
 
 @styled
 def criteria(profile: Profile, *, title: str) -> Figure:
-    """How each criterion ranks the layers, the one most like the loss on top."""
+    """How each criterion ranks the layers; the one closest to the loss is on top."""
     values = profile.criteria
     rho = {
         name: statistics.rank_correlation(of, profile.drop_one).point for name, of in values.items()
@@ -64,19 +64,19 @@ def criteria(profile: Profile, *, title: str) -> Figure:
     labels = [f"{wording.words(name)}: {rho[name]:.2f}" for name in names]
     bar = {"location": "bottom", "aspect": 45, "ticks": [1, profile.n_layers]}
     seaborn.heatmap(ranks, ax=ax, cmap="viridis_r", linewidths=0.6, cbar_kws=bar)
-    ax.collections[0].colorbar.set_ticklabels(["cheapest layer", "dearest layer"])
+    ax.collections[0].colorbar.set_ticklabels(["cheapest layer", "costliest layer"])
     ax.set_yticks(np.arange(len(names)) + 0.5, labels, rotation=0, color=INK)
     _layer_ticks(ax, profile.n_layers, "x")
     ax.tick_params(length=0)
-    remark(ax, "Colour: the rank of each layer. Beside the names: rank correlation with the loss.")
-    told = {f"{wording.words(name)} and the loss": rho[name] for name in names}
-    figure.set_label(wording.alt(title, "ranks of the layers; rank correlation of", told))
+    remark(ax, "Colour: the rank of each layer. Numbers: rank correlation with the loss.")
+    described = {f"{wording.words(name)} and the loss": rho[name] for name in names}
+    figure.set_label(wording.alt(title, "ranks of the layers; rank correlation of", described))
     return figure
 
 
 @styled
 def pairs(costs: SetCosts, *, title: str) -> Figure:
-    """Left, what each pair costs; right, by how much that exceeds the two layers' single costs."""
+    """Left: the cost of each pair. Right: this cost minus the two layers' single costs."""
     both = costs.of_size(2)
     beyond = {pair: costs.interaction(*pair) for pair in both}
     figure, (left, right) = new_figure(title, 3.7, ncols=2)
@@ -85,7 +85,7 @@ def pairs(costs: SetCosts, *, title: str) -> Figure:
     _triangle(left, both, costs.n_layers, "viridis_r", (min(finite), np.quantile(finite, 0.6)))
     _triangle(right, beyond, costs.n_layers, "PuOr_r", (-most, most))
     left.set_title("cost of the pair,\nnats per token")
-    right.set_title("cost beyond the two single ones\n(dot: below 0)")
+    right.set_title("minus the two single costs\n(dot: below 0)")
     below = [pair for pair, value in beyond.items() if value < 0]
     right.scatter([i + 0.5 for i, _ in below], [j + 0.5 for _, j in below], s=2, color="black")
     ranked = sorted(both, key=lambda pair: (both[pair], pair))
@@ -94,10 +94,10 @@ def pairs(costs: SetCosts, *, title: str) -> Figure:
     style = {"fontsize": SMALL, "ha": "right", "va": "top", "arrowprops": line}
     place = {"xytext": (0.98, 0.98), "textcoords": "axes fraction"}
     left.annotate(f"cheapest:\n{i} and {j}", (i + 0.5, j + 0.5), **place, **style)
-    told = {f"layers {i} and {j}": both[i, j] for i, j in ranked[:5]}
+    described = {f"layers {i} and {j}": both[i, j] for i, j in ranked[:5]}
     i, j = ranked[-1]
-    told[f"the dearest of {len(ranked)} pairs, layers {i} and {j}"] = both[i, j]
-    figure.set_label(wording.alt(title, f"pairs left out together, {RISE}", told))
+    described[f"the costliest of {len(ranked)} pairs, layers {i} and {j}"] = both[i, j]
+    figure.set_label(wording.alt(title, f"pairs skipped together, {RISE}", described))
     return figure
 
 
@@ -108,7 +108,7 @@ def _triangle(
     cmap: str,
     ends: tuple[float, float],
 ) -> None:
-    """Coloured cells, first layer across, second down; a pair that was not measured stays empty."""
+    """Coloured cells, first layer across, second down; unmeasured pairs stay empty."""
     grid = np.full((n_layers, n_layers), np.nan)
     for (i, j), value in cells.items():
         grid[j, i] = value

@@ -1,4 +1,4 @@
-"""Lines: perplexity over depth, text or layers dropped; training curves; how soon ranks settle."""
+"""Line charts: perplexity over depth, text or dropped layers; training curves; rank stability."""
 
 from __future__ import annotations
 
@@ -25,57 +25,59 @@ Lines = Mapping[str, Mapping[float, Interval]]
 
 @styled
 def depth(curves: Lines, source: Mapping[float, float], *, title: str) -> Figure:
-    """Perplexity over the share of parameters removed, one line a stage; the source's are stars.
+    """Perplexity over the share of removed parameters, one line per stage; stars: the source.
 
-    The scale is that of the students that were trained.
+    The scale fits the trained students.
     """
     figure, ax = new_figure(title, HEIGHT)
     trained = [r for n in curves if wording.idea(n) in TRAINED for r in curves[n].values()]
-    told = _lines(ax, curves, scale=[*trained, *map(exactly, source.values())])
+    described = _lines(ax, curves, scale=[*trained, *map(exactly, source.values())])
     ax.plot([*source], [*source.values()], "*", color=INK, markersize=12, zorder=5)
     for share, value in list(source.items())[-1:]:
         place = {"xytext": (8, -8), "textcoords": "offset points", "va": "top"}
         ax.annotate("★ the source", (share, value), fontsize=SMALL, **place)
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     ax.set_xlabel("parameters removed")
-    told |= {f"the source at {share:.3g}": exactly(value) for share, value in source.items()}
-    figure.set_label(wording.alt(title, f"{wording.RATIO} by share of parameters removed", told))
+    described |= {f"the source at {share:.3g}": exactly(value) for share, value in source.items()}
+    figure.set_label(
+        wording.alt(title, f"{wording.RATIO} by share of parameters removed", described)
+    )
     return figure
 
 
 @styled
 def budget(curves: Mapping[str, Mapping[int, Interval]], *, title: str) -> Figure:
-    """Perplexity over the tokens of training (log scale), one line a source of text."""
+    """Perplexity over training tokens (log scale), one line per source of text."""
     figure, ax = new_figure(title, HEIGHT)
-    told = _lines(ax, curves)
+    described = _lines(ax, curves)
     ticks = sorted({x for line in curves.values() for x in line})
     smallest = min(tick for tick in ticks if tick)
     ax.set_xscale("symlog", linthresh=smallest)  # logarithmic, but 0 has its place
     ax.set_xlim(min(ticks) - 0.2 * smallest, 1.3 * max(ticks))
-    ax.set_xticks(ticks, ["refit alone" if x == 0 else TOKENS(x) for x in ticks])
+    ax.set_xticks(ticks, ["refit only" if x == 0 else TOKENS(x) for x in ticks])
     ax.minorticks_off()
-    ax.set_xlabel("tokens of training, log scale")
-    figure.set_label(wording.alt(title, f"{wording.RATIO} by tokens of training", told))
+    ax.set_xlabel("training tokens, log scale")
+    figure.set_label(wording.alt(title, f"{wording.RATIO} by training tokens", described))
     return figure
 
 
 @styled
 def rivals(ratios: Mapping[str, Mapping[int, Interval]], *, title: str) -> Figure:
-    """Perplexity over the number of layers dropped, a line a method; for one number, a row."""
+    """Perplexity over the number of dropped layers, one line per method; rows for one number."""
     counts = sorted({k for line in ratios.values() for k in line})
     if len(counts) == 1:
         return rows_of_ratios({n: line[counts[0]] for n, line in ratios.items()}, title=title)
     figure, ax = new_figure(title, HEIGHT)
-    told = _lines(ax, ratios)
+    described = _lines(ax, ratios)
     ax.set_xticks(counts)
     ax.set_xlabel("layers dropped, nothing trained")
-    figure.set_label(wording.alt(title, f"{wording.RATIO} by layers dropped", told))
+    figure.set_label(wording.alt(title, f"{wording.RATIO} by layers dropped", described))
     return figure
 
 
 @styled
 def curves(named: Mapping[str, Curve], whole_nll_nats: float, *, title: str) -> Figure:
-    """Validation perplexity over the tokens of training, one named line a student."""
+    """Validation perplexity over training tokens, one labelled line per student."""
     figure, ax = new_figure(title, HEIGHT)
     lines = {}
     for name, curve in named.items():
@@ -84,17 +86,17 @@ def curves(named: Mapping[str, Curve], whole_nll_nats: float, *, title: str) -> 
         if points:
             label = f"{name}, diverged" if curve.diverged else name
             lines[label] = dict(zip(curve.validation_tokens, points, strict=True))
-    told = _lines(ax, lines)
+    described = _lines(ax, lines)
     ax.xaxis.set_major_formatter(TOKENS)
-    ax.set_xlabel("tokens of training")
+    ax.set_xlabel("training tokens")
     ax.set_title(f"validation {wording.RATIO}")
-    figure.set_label(wording.alt(title, f"validation {wording.RATIO} during training", told))
+    figure.set_label(wording.alt(title, f"validation {wording.RATIO} during training", described))
     return figure
 
 
 @styled
 def stability(stability: Mapping[int, float], *, title: str) -> Figure:
-    """How soon the ranking of the layers settles as articles are added."""
+    """How the ranking of the layers stabilises with the number of articles."""
     figure, ax = new_figure(title, 2.5)
     colour, marker = IDEAS["healed"]
     ax.plot([*stability], [*stability.values()], color=colour, marker=marker)
@@ -106,19 +108,19 @@ def stability(stability: Mapping[int, float], *, title: str) -> Figure:
     ax.margins(y=0.25)
     ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("calibration articles")
-    measure = "rank correlation with the order by all articles"
+    measure = "rank correlation with the ranking on all articles"
     ax.set_title(measure)
-    told = {f"{count} articles": value for count, value in stability.items()}
-    figure.set_label(wording.alt(title, measure, told))
+    described = {f"{count} articles": value for count, value in stability.items()}
+    figure.set_label(wording.alt(title, measure, described))
     return figure
 
 
 def _lines(
     ax: Axes, lines: Lines, *, scale: Iterable[Interval] | None = None
 ) -> dict[str, Interval]:
-    """One line a name with its intervals as a band, named at its right end.
+    """One line per name, with its intervals as a band and its label at the right end.
 
-    Returns every point under its name and place. `scale`: what the axis must hold (default: all).
+    Returns every point by name and x. `scale`: values that fit on the axis (default: all).
     """
     lines = {name: dict(sorted(line.items())) for name, line in lines.items() if line}
     shown, rest = parts.first(lines)

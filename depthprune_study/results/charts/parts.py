@@ -1,4 +1,4 @@
-"""What charts are put together from: looks, limits, points with intervals, labels at line ends."""
+"""Parts of charts: looks, limits, points with intervals, labels at line ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from depthprune_study.results.statistics import Interval
 from depthprune_study.results.style import FAINT, IDEAS, INK, SMALL
 
 MAX_ROWS = 7
-REACH = 6  # times the median distance from the baseline: what is further out is off the scale
+REACH = 6  # points beyond this multiple of the median distance from the baseline are off-scale
 MARKERS = "^osDvPXh"
 
 Look = tuple[str, str]  # colour, marker
@@ -23,17 +23,17 @@ Drawn = TypeVar("Drawn")
 
 
 def exactly(value: float) -> Interval:
-    """A number that has no interval."""
+    """A number without an interval."""
     return Interval(value, value, value, 0, 0.0)
 
 
 def look(name: str) -> Look:
-    """The colour and the marker of the idea that a name stands for."""
+    """The colour and marker of the idea behind a name."""
     return IDEAS[wording.idea(name)]
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """Name -> the colour of its idea, and a marker that no other name has."""
+    """Name -> the colour of its idea, and a unique marker."""
     chosen: dict[str, Look] = {}
     for name in names:
         colour, marker = look(name)
@@ -50,10 +50,10 @@ def first(items: Mapping[str, Drawn]) -> tuple[dict[str, Drawn], dict[str, Drawn
 
 
 def zoom(intervals: Iterable[Interval], base: float) -> tuple[float, float]:
-    """Limits of an axis that holds the baseline and the contenders with their intervals.
+    """Axis limits that show the baseline and the contenders with their intervals.
 
-    Off the scale is what lies further from the baseline than REACH times the median distance, and
-    further than a fifth of the baseline itself.
+    A point is off-scale if its distance from the baseline exceeds both REACH times the median
+    distance and a fifth of the baseline.
     """
     finite = [i for i in intervals if math.isfinite(i.point)]
     distances = [abs(i.point - base) for i in finite if i.point != base]
@@ -69,9 +69,9 @@ def zoom(intervals: Iterable[Interval], base: float) -> tuple[float, float]:
 
 
 def dot(ax: Axes, at: float, interval: Interval, look: Look, *, upright: bool = False) -> bool:
-    """A point with its interval at the place `at`; where it is off the scale, an arrow, and False.
+    """Draws a point with its interval at `at`; if it is off-scale, an arrow and returns False.
 
-    The limits of the axis must be set before.
+    Set the axis limits first.
     """
     colour, marker = look
     low, high = sorted(ax.get_ylim() if upright else ax.get_xlim())
@@ -96,10 +96,10 @@ def baseline(ax: Axes, value: float, *, upright: bool = False) -> None:
 
 
 def end_labels(ax: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
-    """Words at the right edge, each where its line ends (value, colour), moved apart."""
+    """Labels at the right edge, each at its line's end (value, colour), moved apart."""
     limits = ax.get_ylim()
     heights = [float(np.interp(value, limits, (0, 1))) for value, _ in ends.values()]
-    inches = 0.7 * ax.figure.get_figheight()  # about what title and ticks leave of it
+    inches = 0.7 * ax.figure.get_figheight()  # roughly the height without title and ticks
     places = apart(heights, 1.3 * SMALL / 72 / inches)
     for (text, (_, colour)), place in zip(ends.items(), places, strict=True):
         style = {"color": colour, "fontsize": SMALL, "va": "center"}
@@ -107,7 +107,7 @@ def end_labels(ax: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
 
 
 def apart(places: Sequence[float], gap: float) -> np.ndarray:
-    """The places, moved as little as keeps them `gap` apart, in order, between 0 and 1."""
+    """The places, moved as little as possible to be `gap` apart, in order, between 0 and 1."""
     order = np.argsort(places, kind="stable")
     steps = gap * np.arange(len(places))
     fitted = isotonic_regression(np.asarray(places)[order] - steps).x
@@ -117,5 +117,5 @@ def apart(places: Sequence[float], gap: float) -> np.ndarray:
 
 
 def arrow(value: float, limits: tuple[float, float]) -> str:
-    """The direction of a value that lies off the scale."""
+    """The direction of an off-scale value; empty for other values."""
     return "↑ " if value > limits[1] else "↓ " if value < limits[0] else ""

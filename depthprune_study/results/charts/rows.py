@@ -1,4 +1,4 @@
-"""Charts of rows: names at the left, points with intervals, their numbers at the right."""
+"""Row charts: names at the left, points with intervals, numbers at the right."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Row = tuple[str, Interval, Look]
 
 @styled
 def ratios(named: Ratios, *, title: str) -> Figure:
-    """One row a name, the lowest perplexity on top; "whole" is the baseline, no row."""
+    """One row per name, the lowest perplexity on top; "whole" is the baseline, not a row."""
     names = [name for name in named if name != "whole"]
     names.sort(key=lambda name: (named[name].point != named[name].point, named[name].point))
     groups = {name: [(wording.words(name), named[name], parts.look(name))] for name in names}
@@ -30,7 +30,7 @@ def ratios(named: Ratios, *, title: str) -> Figure:
 
 @styled
 def bytes_against_ppl(points: Mapping[str, tuple[int, Interval]], *, title: str) -> Figure:
-    """One row a model, the fewest bytes on top: its megabytes, and its perplexity."""
+    """One row per model, the fewest bytes on top: megabytes and perplexity."""
     groups = {
         name: [(f"{wording.words(name)}: {n / 1e6:,.0f} MB", ratio, parts.look(name))]
         for name, (n, ratio) in sorted(points.items(), key=lambda item: item[1][0])
@@ -40,7 +40,7 @@ def bytes_against_ppl(points: Mapping[str, tuple[int, Interval]], *, title: str)
 
 @styled
 def seeds(ratios: Mapping[str, Ratios], *, title: str) -> Figure:
-    """One group of rows a model or setup, one row a seed."""
+    """One group per model or setup, one row per seed."""
     groups = {
         name: [(label, ratio, parts.look("healed")) for label, ratio in by_seed.items()]
         for name, by_seed in ratios.items()
@@ -50,7 +50,7 @@ def seeds(ratios: Mapping[str, Ratios], *, title: str) -> Figure:
 
 @styled
 def probes(accuracies: Mapping[str, Ratios], *, title: str) -> Figure:
-    """One group of rows a family of items, one row a student: the share it got right."""
+    """One group per probe family, one row per student: the share of right answers."""
     named = dict.fromkeys(name for by_student in accuracies.values() for name in by_student)
     stages = [name for name in wording.STAGES if name in named]
     looks = parts.looks([*stages, *(name for name in named if name not in stages)])
@@ -58,14 +58,14 @@ def probes(accuracies: Mapping[str, Ratios], *, title: str) -> Figure:
         family: [(wording.words(name), by[name], look) for name, look in looks.items()]
         for family, by in accuracies.items()
     }
-    return _rows(groups, "share of items answered rightly", base=0.0, unit="items", title=title)
+    return _rows(groups, "share of items answered correctly", base=0.0, unit="items", title=title)
 
 
 @styled
 def sweep(ratios: Mapping[str, Ratios], kept: Mapping[str, str], *, title: str) -> Figure:
-    """One group of rows a factor, one row a level: perplexity against the level kept.
+    """One group per factor, one row per level: perplexity against the kept level.
 
-    The factor that matters most is on top.
+    The most important factor is on top.
     """
 
     def effect(factor: str) -> float:
@@ -79,15 +79,15 @@ def sweep(ratios: Mapping[str, Ratios], kept: Mapping[str, str], *, title: str) 
             else (wording.words(level), ratio, IDEAS["other"])
             for level, ratio in ratios[factor].items()
         ]
-    return _rows(groups, "perplexity ÷ that of the level kept", name="level kept", title=title)
+    return _rows(groups, "perplexity ÷ that of the kept level", name="kept level", title=title)
 
 
 @styled
 def speed(timings: Mapping[str, Timing], *, title: str) -> Figure:
-    """How many times faster than the whole model, beside what layers and bytes allow in decode."""
+    """Speed relative to the whole model, beside the limits of decoding from layers and bytes."""
     groups: dict[str, list[Row]] = {}
     for name, timing in timings.items():
-        if timing.by_layer_count <= 1:  # the whole model beside itself
+        if timing.by_layer_count <= 1:  # the whole model compared with itself
             continue
         decode = decode_gain(timing)
         if decode.point > timing.by_layer_count:
@@ -117,9 +117,9 @@ def _rows(
     name: str = wording.BASELINE,
     unit: str = "articles",
 ) -> Figure:
-    """Groups of rows below each other; what more than seven groups hold stands in one line.
+    """Groups of rows below each other; groups after the seventh are listed in one line.
 
-    `base`: the value of the baseline, and `name` what it is; 0 has none.
+    `base`: the value of the baseline, `name` its label; 0: no label.
     """
     shown, rest = parts.first(groups)
     n_rows = sum(len(rows) for rows in shown.values())
@@ -144,15 +144,17 @@ def _rows(
     if base:
         style = {"fontsize": SMALL, "ha": "center", "va": "bottom"}
         ax.text(base, 1.0, name, transform=ax.get_xaxis_transform(), **style)
-    told = {
+    described = {
         label if len(rows) == 1 else f"{wording.words(group)}, {label}": interval
         for group, rows in groups.items()
         for label, interval, _ in rows
     }
     drawn = [interval for rows in shown.values() for _, interval, _ in rows]
-    left = "; ".join(f"{name} {wording.number(told[name].point)}" for name in list(told)[n_rows:])
+    left = "; ".join(
+        f"{name} {wording.number(described[name].point)}" for name in list(described)[n_rows:]
+    )
     remark(ax, wording.units(drawn, unit) + (f" Not drawn: {left}." if rest else ""))
-    figure.set_label(wording.alt(title, measure, told))
+    figure.set_label(wording.alt(title, measure, described))
     return figure
 
 

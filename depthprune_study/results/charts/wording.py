@@ -1,4 +1,4 @@
-"""Records in words: names, numbers, units, alt text."""
+"""Text in charts: names, numbers, units, alt text."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ _FACTORS = {
     "kl": "weight of the teacher",
     "ce": "weight of the text",
     "warmup": "warm-up",
-    "batch_tokens": "tokens a step",
-    "seq_len": "tokens a window",
+    "batch_tokens": "tokens per step",
+    "seq_len": "tokens per window",
     "refit_tokens": "tokens of the refit",
     "lora_rank": "rank of adapters",
     "trained": "parts trained",
 }
-_IDEAS = {  # the first sign that a name shows tells which idea of the study it stands for
+_IDEAS = {  # idea -> pattern; the first pattern found in a name gives its idea
     "control": "whole.*text|matched",
     "rival": "^(narrower|adapters|Q8_0|Q4_0|prune_and_comp|linear_patch|replaceme|ghosted_layers)",
     "text": r"\bce\b|the text",
@@ -59,7 +59,7 @@ _IDEAS = {  # the first sign that a name shows tells which idea of the study it 
 
 
 def words(name: str) -> str:
-    """A record's name as a reader reads it: `random_0, 2 fewer` is "random 0, 2 fewer"."""
+    """The label of a record's name: `random_0, 2 fewer` is "random 0, 2 fewer"."""
     if known := _NAMES.get(name):
         return known
     if count := re.fullmatch(r"(\d+) fewer", name):
@@ -71,17 +71,17 @@ def words(name: str) -> str:
 
 
 def factor(name: str) -> str:
-    """A field of the recipe in words."""
+    """The label of a recipe field."""
     return _FACTORS.get(name, name.replace("_", " "))
 
 
 def idea(name: str) -> str:
-    """Which idea of the study a name stands for (a key of style.IDEAS)."""
+    """The idea behind a name (a key of style.IDEAS)."""
     return next(idea for idea, sign in _IDEAS.items() if re.search(sign, name))
 
 
 def number(value: float) -> str:
-    """Three digits behind the point where they mean something; in words where it is not finite."""
+    """Three decimals for small numbers, fewer for large ones; words if not finite."""
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "infinite"
     size = abs(value)
@@ -91,7 +91,7 @@ def number(value: float) -> str:
 
 
 def bounds(value: Interval) -> str:
-    """[1.052, 1.073]; empty where there is no interval."""
+    """[1.052, 1.073]; empty without an interval."""
     known = value.n > 0 and math.isfinite(value.low) and math.isfinite(value.high)
     return f"[{number(value.low)}, {number(value.high)}]" if known else ""
 
@@ -103,16 +103,16 @@ def interval(value: Interval) -> str:
 
 
 def alt(title: str, what: str, values: Mapping[str, Interval | float]) -> str:
-    """Alt text: the finding, what is drawn, and every value."""
-    told = (
+    """Alt text: the finding, the measure, and every value."""
+    items = (
         f"{name} {interval(value) if isinstance(value, Interval) else f'{value:.4g}'}"
         for name, value in values.items()
     )
-    return f"{title.rstrip('.')}. Chart of {what}: {'; '.join(told)}."
+    return f"{title.rstrip('.')}. Chart of {what}: {'; '.join(items)}."
 
 
 def units(intervals: Iterable[Interval], unit: str = "articles") -> str:
-    """The line below a chart: what the intervals are."""
+    """The line below a chart that explains the intervals."""
     counts = sorted({i.n for i in intervals if bounds(i)})
     if not counts:
         return ""

@@ -1,4 +1,4 @@
-"""Over documents: ratios of perplexity and differences, always paired."""
+"""Intervals over documents: perplexity ratios and differences, always paired."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def mean_per_token(sums: Sequence[float], n_tokens: Sequence[int]) -> Interval:
         return Interval(point, point, point, n, effective)
     if n < 2:
         return Interval(point, -math.inf, math.inf, n, effective, "one document")
-    if not np.any(sums * weights[0] != weights * sums[0]):  # a model beside itself
+    if not np.any(sums * weights[0] != weights * sums[0]):  # a model compared with itself
         return Interval(point, point, point, n, effective)
     low, high, note = bootstrap(
         (sums, weights), lambda s, w, axis: s.sum(axis=axis) / w.sum(axis=axis)
@@ -79,7 +79,7 @@ def mean_per_token(sums: Sequence[float], n_tokens: Sequence[int]) -> Interval:
 
 
 def _noted(interval: Interval, *scores: Score) -> Interval:
-    """With a word on a run that was stopped, where the numbers rest on one."""
+    """The interval with a note if one of the scores is of a diverged run."""
     notes = [DIVERGED] if any(score.diverged for score in scores) else []
     return replace(interval, note="; ".join([*notes, *([interval.note] if interval.note else [])]))
 
@@ -91,5 +91,5 @@ def _exp(value: float) -> float:
 def _same_tokens(a: Score, b: Score) -> None:
     if a.documents != b.documents or a.n_tokens != b.n_tokens:
         raise ValueError(
-            "the two scores are not of the same documents and tokens, so they cannot be compared"
+            "the two scores are of different documents or tokens, so they cannot be compared"
         )

@@ -1,4 +1,4 @@
-"""A point with its 95 % interval, and the bootstrap that most of them come from."""
+"""A point with its 95 % interval, and the bootstrap behind most intervals."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES = 4_000
-BCA_BELOW = 50  # units; with more, the correction no longer matters
+BCA_BELOW = 50  # units; with more, the correction is negligible
 NO_BCA = "percentile interval, since BCa is not defined here"
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A point with its 95 % interval, the number of units it rests on, and how many they are worth.
+    """A point with its 95 % interval, the number of units, and their effective number.
 
-    `effective_n` is (sum w)^2 / sum w^2 over the documents' token counts: a few long documents are
-    worth less.
+    `effective_n` is (sum w)^2 / sum w^2 over the documents' token counts: it is smaller if a few
+    documents are long.
     """
 
     point: float
@@ -28,7 +28,7 @@ class Interval:
     high: float
     n: int
     effective_n: float
-    note: str = ""  # what a reader must know beside the numbers
+    note: str = ""  # a remark for the reader
 
     def __str__(self) -> str:
         note = f" ({self.note})" if self.note else ""
@@ -36,10 +36,10 @@ class Interval:
 
 
 def bootstrap(samples: tuple[np.ndarray, ...], statistic: Callable) -> tuple[float, float, str]:
-    """95 % bounds of a paired bootstrap with a fixed seed, and a note where BCa is not defined."""
+    """95 % bounds of a paired bootstrap with a fixed seed, and a note if BCa is not defined."""
     method = "BCa" if len(samples[0]) < BCA_BELOW else "percentile"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # DegenerateDataWarning: what it says is said in the note
+        warnings.simplefilter("ignore")  # DegenerateDataWarning: the note says the same
         with np.errstate(all="ignore"):
             result = stats.bootstrap(
                 samples,

@@ -1,4 +1,4 @@
-"""Over a task's items and over rounds of timing."""
+"""Intervals over a task's items and over timing rounds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def accuracy_difference(first: Answers, second: Answers) -> Interval:
     n = len(first.right)
     if first.task != second.task or n != len(second.right):
         raise ValueError(
-            "the two sets of answers are not of the same task and items, so they cannot be compared"
+            "the two sets of answers are of different tasks or items, so they cannot be compared"
         )
     pairs = list(zip(first.right, second.right, strict=True))
     alone, other = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)

@@ -1,4 +1,4 @@
-"""Over layers and other things that are ranked."""
+"""Statistics of rankings, of layers for example."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def rank_stability(profile: Profile) -> dict[int, float]:
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Interval:
     """Spearman's rho of paired values with a bootstrap interval over the pairs.
 
-    0 where one side does not vary; no interval (-1 to 1) for fewer than four pairs.
+    0 if one side does not vary; no interval (-1 to 1) for fewer than four pairs.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     n, rho = len(x), float(_rho(x, y))
@@ -55,7 +55,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Interval:
 
 
 def _rho(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Spearman's rho along an axis, ties at their mean rank; 0 where one side does not vary."""
+    """Spearman's rho along an axis, ties at their mean rank; 0 if one side does not vary."""
     x, y = stats.rankdata(x, axis=axis), stats.rankdata(y, axis=axis)
     x = x - x.mean(axis=axis, keepdims=True)
     y = y - y.mean(axis=axis, keepdims=True)

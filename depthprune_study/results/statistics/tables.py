@@ -1,4 +1,4 @@
-"""Records with names that tell what varies -> the tables that the charts draw."""
+"""Converts named records into the tables that charts draw; names encode what varies."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Value = TypeVar("Value")
 def ratios(
     scores: Mapping[str, Score], *, whole: str = "whole", suffix: str = ""
 ) -> dict[str, Interval]:
-    """Name -> PPL ratio to scores[whole], which is left out itself.
+    """Name -> PPL ratio to scores[whole]; `whole` itself is left out.
 
-    With `suffix`, only names that end with it, without it: `greedy-2` -> `greedy`.
+    With `suffix`, only names with this ending, which is removed: `greedy-2` -> `greedy`.
     """
     return {
         name.removesuffix(suffix): ppl_ratio(score, scores[whole])
@@ -33,7 +33,7 @@ def ratios(
 def matched(
     scores: Mapping[str, Score], *, control: str = "whole, same text"
 ) -> dict[str, Interval]:
-    """`k fewer, ce` -> {`k fewer, matched`: PPL ratio to the whole model trained alike}."""
+    """`k fewer, ce` -> {`k fewer, matched`: PPL ratio to the whole model on the same text}."""
     end = ", ce"
     return {
         f"{name.removesuffix(end)}, matched": ppl_ratio(score, scores[control])
@@ -58,13 +58,13 @@ def accuracies(answers: Mapping[str, Answers]) -> dict[str, dict[str, Interval]]
 
 
 def by_depth(named: Mapping[str, Value]) -> dict[str, dict[int, Value]]:
-    """`method, k fewer` -> {method: {k: value}}; other names are passed over."""
+    """`method, k fewer` -> {method: {k: value}}; other names are ignored."""
     lines = _grouped(named, r"(.+), (\d+) fewer")
     return {method: {int(k): v for k, v in line.items()} for method, line in lines.items()}
 
 
 def by_seed(named: Mapping[str, Interval]) -> dict[str, dict[str, Interval]]:
-    """`name, seed s` -> {name: {"seed s": ratio}}; other names are passed over."""
+    """`name, seed s` -> {name: {"seed s": ratio}}; other names are ignored."""
     return _grouped(named, r"(.+), (seed \d+)")
 
 
@@ -78,7 +78,7 @@ def by_budget(named: Mapping[str, Interval]) -> dict[str, dict[int, Interval]]:
 
 
 def _grouped(named: Mapping[str, Value], pattern: str) -> dict[str, dict[str, Value]]:
-    """First group of the pattern -> {second group: value}, of the names that match."""
+    """First group of the pattern -> {second group: value}, for names that match."""
     table: dict[str, dict[str, Value]] = {}
     for name, value in named.items():
         if match := re.fullmatch(pattern, name):
@@ -91,14 +91,14 @@ def by_share(
 ) -> dict[str, dict[float, Interval]]:
     """`k fewer, stage[, seed s]` -> {stage: {share of the parameters removed: ratio}}.
 
-    Several seeds of one stage are one point, their mean. Other names are passed over.
+    Several seeds of one stage give one point, their mean. Other names are ignored.
     """
     of_stage: dict[str, dict[float, list[Interval]]] = {}
     for name, ratio in named.items():
         if match := re.fullmatch(r"(\d+ fewer), (.+?)(, seed \d+)?", name):
             share = 1 - sizes[match[1]].n_parameters / sizes["0 fewer"].n_parameters
             runs = of_stage.setdefault(match[2], {}).setdefault(share, [])
-            if ratio not in runs:  # the run without a number is one of the seeds
+            if ratio not in runs:  # the run without a seed number is one of the seeds
                 runs.append(ratio)
     return {
         stage: {share: _mean(runs) for share, runs in sorted(line.items())}
@@ -116,9 +116,9 @@ def by_factor(trials: Mapping[str, Score], kept: Recipe) -> dict[str, dict[str, 
 
 
 def kept_levels(trials: Mapping[str, Score], kept: Recipe) -> dict[str, str]:
-    """Factor -> the level that was kept: the recipe's own, else the one with the lowest loss.
+    """Factor -> the kept level: the recipe's, else the one with the lowest loss.
 
-    A factor that changes several fields at once is no field of the recipe.
+    A factor that changes several fields at once is not a recipe field.
     """
     chosen = {}
     for factor, levels in _levels(trials).items():
@@ -138,7 +138,7 @@ def _levels(trials: Mapping[str, Score]) -> dict[str, dict[str, Score]]:
 
 
 def _mean(runs: list[Interval]) -> Interval:
-    """The mean of several seeds' ratios; its bounds are the means of theirs."""
+    """The mean of several seeds' ratios; its bounds are the means of their bounds."""
     if len(runs) == 1:
         return runs[0]
     bounds = zip(*((run.point, run.low, run.high) for run in runs), strict=True)

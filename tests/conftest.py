@@ -1,4 +1,4 @@
-"""What every test starts from: no network, few threads, warnings of our packages as errors."""
+"""Set-up of every test: no network, few threads, warnings of our packages as errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers.utils import logging
 from depthprune_core.text import Windows
 
 if "OMP_NUM_THREADS" not in os.environ:
-    torch.set_num_threads(min(2, os.cpu_count() or 1))  # on tiny models more threads only wait
+    torch.set_num_threads(min(2, os.cpu_count() or 1))  # more threads do not help tiny models
 logging.disable_progress_bar()
 
 

@@ -1,4 +1,4 @@
-"""The command line: what it says, and that nothing ends in a traceback."""
+"""The command line: its messages, and that no error shows a traceback."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMANDS = ("run", "status", "report", "restore", "verify", "prune", "cut-gguf",
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Runs, reports and logs of a test go to a folder of its own."""
+    """Runs, reports and logs of a test go to a temporary folder."""
     monkeypatch.setenv("DEPTHPRUNE_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -34,7 +34,7 @@ def call(*words: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_every_command_has_help_and_the_version_is_told() -> None:
+def test_every_command_has_help_and_the_version_is_printed() -> None:
     said = call("--help")[1]
     assert all(f" {name} " in said and call(name, "--help")[0] == 0 for name in COMMANDS)
     assert call("--version")[1].startswith("depthprune ")
@@ -72,7 +72,7 @@ def test_status_says_what_is_done(home: Path) -> None:
         ("sweep", "nowhere.yaml"),
     ],
 )
-def test_what_cannot_be_done_is_refused_in_a_sentence(words: tuple[str, ...]) -> None:
+def test_impossible_requests_are_refused_in_a_sentence(words: tuple[str, ...]) -> None:
     code, said = call(*words)
     assert code == 1 and 10 < len(said) < 400, said
     assert "unexpected error" not in said
@@ -89,12 +89,12 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(words: tuple[str, ...]) ->
         (ModuleNotFoundError("No module named 'x'", name="x"), "package x is missing"),
     ],
 )
-def test_what_the_user_can_mend_is_told(error: Exception, sentence: str) -> None:
+def test_errors_that_the_user_can_fix_are_explained(error: Exception, sentence: str) -> None:
     assert telling.sentence(error, "testing").startswith(sentence)
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), ValueError("of a library"), ZeroDivisionError()])
-def test_what_nobody_foresaw_is_told_with_a_log_to_report(home: Path, error: Exception) -> None:
+def test_unexpected_errors_come_with_a_log_to_report(home: Path, error: Exception) -> None:
     try:
         raise error
     except Exception as raised:
@@ -104,14 +104,14 @@ def test_what_nobody_foresaw_is_told_with_a_log_to_report(home: Path, error: Exc
     assert "Traceback" in log.read_text() and type(error).__name__ in log.read_text()
 
 
-def test_a_sentence_of_the_core_is_told_as_it_is() -> None:
+def test_a_sentence_of_the_core_is_shown_unchanged() -> None:
     with pytest.raises(ValueError) as raised:
         Plan(3, (7,), "x")
     sentence = "the plan drops layer 7, but the model has layers 0..2"
     assert telling.sentence(raised.value, "x") == sentence
 
 
-def test_a_stopped_run_tells_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_says_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 

@@ -1,6 +1,6 @@
-"""Colab as it ships, imitated: its own versions, `google.colab` in every kernel, an empty folder.
+"""An imitation of Colab: its package versions, `google.colab` in every kernel, an empty folder.
 
-Never tried here: Colab itself, its GPUs, its page and its drive.
+Not tested here: Colab itself, its GPUs, its page and its drive.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ ASKED = "DEPTHPRUNE_TEST_COLAB" in os.environ
 
 
 def slow(test: Any) -> Any:
-    """Twenty minutes on two cores: `make test-colab` asks for them."""
+    """Twenty minutes on two cores; run by `make test-colab`."""
     asked = pytest.mark.skipif(not ASKED, reason="make test-colab runs it")
     return pytest.mark.slow(asked(test))
 
 
 ROOT = Path(__file__).resolve().parents[1]
 PINS = Path(__file__).parent / "data" / "colab-2026-08-19.txt"
-LATER = ("depthprune", "gguf")  # what the set-up cell has to bring
+LATER = ("depthprune", "gguf")  # installed by the set-up cell
 ABSENT = {*LATER, "papermill", "jupyterlab", "jedi", "bitsandbytes", "lm-eval"}
 RED = re.compile(r"ERROR|Traceback|\x1b\[(1;)?[39]1m")
 MINUTES_20 = 1_200
@@ -51,7 +51,7 @@ def load_ipython_extension(shell):
 
 
 class Colab(NamedTuple):
-    """An environment as Colab has it, and what a browser would do with it."""
+    """Colab's environment, and the actions of its browser page."""
 
     python: Path
     environment: dict[str, str]
@@ -65,7 +65,7 @@ class Colab(NamedTuple):
         return content
 
     def machine(self) -> Path:
-        """A new machine: nothing of ours is installed."""
+        """A new machine without our package."""
         self.pip("uninstall", "-y", "-q", *LATER)
         return self.empty()
 
@@ -134,7 +134,7 @@ def colab(tmp_path_factory: pytest.TempPathFactory) -> Colab:
 
 
 def _environment(folder: Path, variables: dict[str, str]) -> Path:
-    """Colab's packages installed in an environment of their own, with our torch beside them."""
+    """Colab's packages in a separate environment, with our torch."""
     venv.create(folder / "env", with_pip=True)
     python = folder / "env" / "bin" / "python"
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
@@ -160,7 +160,7 @@ def _environment(folder: Path, variables: dict[str, str]) -> Path:
 
 
 def _repository(folder: Path) -> Path:
-    """What is cloned in place of the address: the working tree's files, on the branch named."""
+    """The repository that is cloned instead of the real one: the working tree, on this branch."""
     listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("no git repository here to clone from")
@@ -186,7 +186,7 @@ def _called(
 
 
 def flaws(notebook: dict) -> Iterator[str]:
-    """What a reader should not see in an executed notebook."""
+    """Outputs that a reader should not see in an executed notebook."""
     cells = [c for c in notebook["cells"] if c["cell_type"] == "code" and "".join(c["source"])]
     for number, cell in enumerate(cells):
         if cell["execution_count"] is None:
@@ -209,7 +209,7 @@ class Study(NamedTuple):
 
 @pytest.fixture(scope="module")
 def study(colab: Colab) -> Study:
-    """The smallest study, run from colab.ipynb on a new machine: a kernel a notebook."""
+    """The smallest study, run from colab.ipynb on a new machine, one kernel per notebook."""
     content, before = colab.machine(), colab.versions()
     executed = colab.opened("colab", content, study='"ci"')
     return Study(executed, content, before, colab.versions(), colab.n_kernels())
@@ -243,7 +243,7 @@ def test_kernels_write_nothing_to_stderr_but_progress(study: Study) -> None:
 
 
 @slow
-def test_nothing_of_colabs_is_replaced(study: Study) -> None:
+def test_no_package_of_colab_is_replaced(study: Study) -> None:
     assert study.before["ipython"] == "7.34.0"
     assert not ABSENT & set(study.before)
     assert study.before.items() <= study.after.items()
@@ -260,7 +260,7 @@ def test_a_badge_takes_the_parameters_of_the_study_named_in_its_cell(colab: Cola
 
 
 @slow
-def test_a_notebook_without_those_before_it_names_them_in_a_sentence(colab: Colab) -> None:
+def test_a_notebook_names_the_missing_earlier_notebooks(colab: Colab) -> None:
     executed = colab.opened("03_recovery", colab.empty(), fails=True, study='"ci"')
     outputs = [output for cell in executed["cells"] for output in cell.get("outputs", ())]
     (error,) = (output for output in outputs if output["output_type"] == "error")
@@ -289,12 +289,12 @@ def test_a_drive_keeps_records_and_checkpoints_but_no_weights(
     (run / "students/b.ckpt").unlink()  # that training is over
     in_colab._to_drive("ci")
     assert not (there / "students/b.ckpt").exists()
-    shutil.rmtree(tmp_path / "content")  # the session is lost, and a new machine goes on
+    shutil.rmtree(tmp_path / "content")  # the session is lost, and a new machine resumes
     assert "GiB free" in in_colab._mounted("ci")
     assert (run / "records/01/a.json").read_text() == "records/01/a.json"
 
 
-def test_without_a_drive_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_drive_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         in_colab, "DRIVE", tmp_path / "content" / "drive" / "MyDrive" / "depthprune"
     )

@@ -1,4 +1,4 @@
-"""The walls of the house, read off the code: a breach is named by file and line."""
+"""Checks the import rules in the code; a violation is named by file and line."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CORE, STUDY = "depthprune_core", "depthprune_study"
 GROUND = tuple(f"{STUDY}.{name}" for name in ("errors", "paths", "provenance", "parameters"))
 PLAIN = tuple(f"{CORE}.{name}" for name in ("records", "storage", "selection", "sources"))
-# Who may import what of ours: (whose, what), beginnings of module names. The first line that fits a
-# module counts; a room may always import itself.
+# Import rules (importer, imported) as prefixes of module names. The first line that matches a
+# module counts; a package may always import itself.
 WALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (CORE, ()),
     (f"{STUDY}.results", (f"{CORE}.records",)),
     (f"{STUDY}.lab", (CORE, f"{STUDY}.results", *GROUND)),
-    # What is fetched and checked before the first notebook is the core's to say.
+    # The core fetches and checks models and texts before the first notebook.
     (f"{STUDY}.runner.prepare", (CORE, f"{STUDY}.runner", *GROUND)),
     (f"{STUDY}.runner", (*PLAIN, *GROUND)),
     (f"{STUDY}.report", (f"{STUDY}.results", *PLAIN, *GROUND)),
@@ -40,7 +40,7 @@ WALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (f"{STUDY}.provenance", (*PLAIN, *GROUND)),
     (f"{STUDY}.telling", GROUND),
 )  # fmt: skip
-NO_TORCH = (  # what starts where there is no torch, or no time for it
+NO_TORCH = (  # modules that must start without torch
     *(f"{CORE}.{name}" for name in ("records", "storage", "selection", "sources", "progress")),
     *(f"{STUDY}.{name}" for name in ("report", "parameters", "cli", "runner.chain")),
 )
@@ -62,7 +62,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MOD
 
 
 def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """(line, module or name) of every import, late ones too."""
+    """(line, module or name) of every import, including late imports."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -72,9 +72,9 @@ def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def edges(module: str, *, late: bool = True) -> dict[str, int]:
-    """Modules of ours that a module imports -> line; those for annotations alone are no imports.
+    """Our modules that a module imports -> line, except imports for annotations.
 
-    Without `late`: what is imported when the module is.
+    Without `late`: only imports at the top of the module.
     """
     tree = ast.Module([n for n in TREES[module].body if not _only_for_types(n)], [])
     if not late:
@@ -257,7 +257,7 @@ def test_a_notebook_is_calls_figures_and_findings(path: Path) -> None:
     refuse([f"{path.name}: {w}" for w in wrong], "notebooks hold no machinery")
 
 
-def test_the_walls_see_a_breach() -> None:
+def test_the_import_rules_detect_a_violation() -> None:
     tree = ast.parse("def f():\n    from depthprune_study.lab import own\nimport torch.nn as nn")
     assert {name for _, name in imported(tree)} >= {"depthprune_study.lab.own", "torch.nn"}
     assert begins("depthprune_core.text", (CORE,)) and not begins("depthprune_corex", (CORE,))

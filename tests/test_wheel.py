@@ -1,4 +1,4 @@
-"""The wheel, installed outside the checkout: what a user gets from pip."""
+"""The wheel, installed outside the checkout, as a user gets it from pip."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment that holds the wheel, and sees this one's libraries but not this checkout."""
+    """An environment with the wheel and this environment's libraries, but without this checkout."""
     folder = tmp_path_factory.mktemp("env")
     venv.create(folder, with_pip=False)
     scheme = {"base": str(folder), "platbase": str(folder)}
@@ -41,7 +41,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(installed: Path, where: Path, *words: str) -> str:
-    """What `depthprune WORDS` prints, called in an empty folder."""
+    """The output of `depthprune WORDS` in an empty folder."""
     kept = {n: v for n, v in os.environ.items() if not n.startswith(("DEPTHPRUNE", "PYTHON"))}
     environment = kept | {"XDG_CACHE_HOME": str(where / "cache"), "HF_HUB_OFFLINE": "1"}
     python = next(installed.glob("[bS]*/python*"))
@@ -61,7 +61,7 @@ def test_the_wheel_holds_notebooks_parameters_and_the_bundled_model(wheel: Path)
     assert tops == {"depthprune_core", "depthprune_study"}
 
 
-def test_outside_a_checkout_it_tells_version_plan_and_state(
+def test_outside_a_checkout_it_prints_version_plan_and_state(
     installed: Path, tmp_path: Path
 ) -> None:
     assert run(installed, tmp_path, "--version").startswith("depthprune ")

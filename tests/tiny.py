@@ -1,4 +1,4 @@
-"""Tiny random decoders, tokenizers and windows: what the tests run on."""
+"""Tiny random decoders, tokenizers and windows for the tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from depthprune_core.text import Windows
 
 VOCABULARY = 128
 BYTES = 257  # of byte_tokenizer
-# Weights are drawn ten times wider than usual: at 0.02 no test would notice a layer gone.
+# Weights are drawn ten times wider than usual: at 0.02 no test would notice a missing layer.
 _COMMON = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -77,7 +77,7 @@ def tiny(name: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         for p in model.parameters():
-            if p.ndim == 1:  # biases of 0 and norms of 1 would hide one that was not carried over
+            if p.ndim == 1:  # biases of 0 and norms of 1 would hide a parameter that was not copied
                 p.data.add_(0.1 * torch.randn_like(p))
     return model.eval()
 
@@ -100,7 +100,7 @@ def tiny_windows(
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Token i is the word `w<i>`; token 0 is BOS, EOS and all that is unknown."""
+    """Token i is the word `w<i>`; token 0 is BOS, EOS and the unknown token."""
     words = Tokenizer(
         WordLevel({"<s>": 0, **{f"w{i}": i for i in range(1, VOCABULARY)}}, unk_token="<s>")
     )
@@ -120,7 +120,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_teacher(name: str, *, seed: int = 0, **changes: Any) -> Teacher:
-    """A tiny model that reads bytes, as `models.load` hands it out."""
+    """A tiny model that reads bytes, as `models.load` returns it."""
     model = tiny(name, seed=seed, vocab_size=BYTES, **changes)
     return Teacher(name, model, byte_tokenizer(), start=0, note="random weights")
 
@@ -135,7 +135,7 @@ def saved(model: PreTrainedModel, folder: Path, **config: Any) -> Path:
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The layers by the architecture's own path: a reference beside the core's search."""
+    """The layers by the architecture's path: a reference for the core's search."""
     paths = {
         "gpt2": "transformer.h",
         "bloom": "transformer.h",
@@ -153,7 +153,7 @@ def final_norm_of(model: PreTrainedModel) -> nn.Module:
 
 @contextmanager
 def skipping(model: PreTrainedModel, dropped: tuple[int, ...]) -> Iterator[PreTrainedModel]:
-    """The original, whose dropped layers hand on their input: by torch's own hooks."""
+    """The original, whose dropped layers return their input, with plain torch hooks."""
 
     def skip(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         unchanged = args[0] if args else kwargs["hidden_states"]
@@ -170,7 +170,7 @@ def skipping(model: PreTrainedModel, dropped: tuple[int, ...]) -> Iterator[PreTr
 
 
 def count_layer_passes(model: PreTrainedModel) -> list[int]:
-    """Grows by the number of every layer that really computes."""
+    """Collects the number of every layer that computes."""
     passes: list[int] = []
     for number, layer in enumerate(layers_of(model)):
         layer.mlp.register_forward_pre_hook(
@@ -196,7 +196,7 @@ def owners(windows: Windows) -> torch.Tensor:
 
 
 def by_document(values: torch.Tensor, windows: Windows) -> list[float]:
-    """Sums of one value a token.  (n,) -> one entry a document"""
+    """Sums of one value per token.  (n,) -> one entry per document"""
     return [
         float(values[owners(windows) == document].sum()) for document in range(len(windows.names))
     ]
@@ -207,7 +207,7 @@ def plan_of(model: PreTrainedModel, *dropped: int) -> Plan:
 
 
 def state_of(model: PreTrainedModel) -> Callable[[], bool]:
-    """Remembers weights, config, numbers, flags. The result says whether all is as it was."""
+    """Stores weights, config, layer numbers and flags; the result checks that none changed."""
 
     def look() -> tuple[dict[str, torch.Tensor], tuple[Any, ...]]:
         weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""A toy study of three small notebooks in a folder of its own: what the runner's tests run."""
+"""A toy study of three small notebooks in its own folder, for the runner's tests."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def write(folder: Path, name: str, *sources: str, parameters: str = PARAMETERS) 
 
 
 def checkout(folder: Path) -> Path:
-    """The toy study as a checkout of its own, with the code: for commands in other processes."""
+    """The toy study as a separate checkout with the code, for commands in other processes."""
     build(folder)
     shutil.copy(ROOT / "pyproject.toml", folder)
     for package in ("depthprune_core", "depthprune_study"):

@@ -1,4 +1,4 @@
-"""Low-rank adapters: what they touch, and what is left of them."""
+"""Low-rank adapters: what they change, and that nothing of them remains."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def weights_of(model) -> dict[str, torch.Tensor]:
 
 
 def trained_maps(model) -> int:
-    """Adapters that the model has at this moment."""
+    """The adapters that the model currently has."""
     return sum(hasattr(module, "lora_A") for module in model.modules())
 
 
@@ -101,7 +101,7 @@ def healing(name: str):
     return drop_layers(teacher, plan_of(teacher, 2)), teacher
 
 
-def test_an_error_inside_leaves_the_model_as_it_was(model):
+def test_an_error_inside_leaves_the_model_unchanged(model):
     before = weights_of(model)
     with pytest.raises(RuntimeError, match="cut short"), low_rank(model, rank=2, seed=0):
         for n, p in model.named_parameters():

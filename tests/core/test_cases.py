@@ -1,4 +1,4 @@
-"""Models from the wild whose cuts went wrong once, and the guard that holds every cut."""
+"""Real models whose cuts once went wrong, and the check of every cut."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ IDS = tiny_windows().inputs
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("by", ["number", "count"])
-def test_layers_that_compute_by_their_number_or_their_count_are_refused(family, by, monkeypatch):
-    """Nothing in names, shapes or settings shows it: only the logits do."""
+def test_layers_that_depend_on_their_number_or_count_are_refused(family, by, monkeypatch):
+    """Only the logits show it, not names, shapes or settings."""
     kind = type(layers_of(tiny(family))[0])
     begin, forward = kind.__init__, kind.forward
 
@@ -54,7 +54,7 @@ def test_layers_that_compute_by_their_number_or_their_count_are_refused(family, 
         pruning.drop_layers(model, plan_of(model, 1))
 
 
-def test_a_window_longer_than_any_probe_is_held_to_by_its_setting(monkeypatch):
+def test_a_window_longer_than_the_probe_is_checked_by_its_setting(monkeypatch):
     model = tiny("mistral", sliding_window=4_096)
     kind = type(layers_of(model)[0].self_attn)
     begin = kind.__init__
@@ -128,7 +128,7 @@ def test_two_different_tensors_under_a_tied_flag_stay_two(share, tmp_path):
     assert again.get_output_embeddings().weight is not again.get_input_embeddings().weight
 
 
-def test_code_beside_a_known_model_is_told_and_not_named_by_the_student(tmp_path):
+def test_remote_code_of_a_known_model_is_reported_and_not_referenced(tmp_path):
     code = {"AutoConfig": "configuration_phi3.C", "AutoModelForCausalLM": "modeling_phi3.M"}
     folder = saved(tiny("phi3", vocab_size=BYTES), tmp_path / "phi3", auto_map=code)
     teacher = models.load(str(folder), cache=tmp_path)
@@ -160,7 +160,7 @@ MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
         ("ernie4_5_moe", {"moe_layer_interval": 2}, (0, 1), {"moe_layer_interval": 2}),
     ],
 )
-def test_what_a_config_says_of_single_layers_follows_them(kind, facts, dropped, wanted):
+def test_per_layer_settings_of_a_config_follow_the_layers(kind, facts, dropped, wanted):
     config = tiny(kind, num_key_value_heads=4, **facts).config
     new = slice_config(config, tuple(layer for layer in range(5) if layer not in dropped))
     assert {name: getattr(new, name) for name in wanted} == wanted

@@ -1,4 +1,4 @@
-"""A checkpoint is read back as it was, or refused by name."""
+"""A checkpoint is restored unchanged, or an error names it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def path(tmp_path) -> Path:
     return tmp_path / "run" / "checkpoint"
 
 
-def test_weights_optimiser_and_log_are_read_back_as_they_were(path):
+def test_weights_optimiser_and_log_are_restored_unchanged(path):
     run, expected = run_of(seed=1), run_of(steps=2)
     run.log = {}
     checkpoints.resume(path, "key", run)
@@ -67,7 +67,7 @@ def test_a_bit_flipped_anywhere_in_its_directory_is_refused_or_changes_nothing(p
     content, rng, refused = path.read_bytes(), random.Random(0), 0
     expected = checkpoints.content(run_of(steps=2).student)
     directory = content.index(b"PK\x01\x02")
-    ends = range(len(content) - 98, len(content))  # the records that tell where the directory lies
+    ends = range(len(content) - 98, len(content))  # the records with the position of the directory
     for at in [*rng.sample(ends, 15), *rng.sample(range(directory, len(content)), 15)]:
         flipped = bytes([content[at] ^ 1 << rng.randrange(8)])
         path.write_bytes(content[:at] + flipped + content[at + 1 :])

@@ -1,4 +1,4 @@
-"""Named texts, files, folders and data sets: what is read, and what is refused with what to do."""
+"""Named texts, files, folders and data sets: reading them, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def test_the_shipped_articles_are_long_and_named_with_their_source_and_licence()
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:9_000], lambda b: gzip.compress(b"[]")])
-def test_a_damaged_shipped_text_is_told_in_a_sentence(tmp_path, damage):
+def test_a_damaged_shipped_text_is_refused_in_a_sentence(tmp_path, damage):
     path = tmp_path / "text.json.gz"
     path.write_bytes(damage(corpora.WIKIPEDIA.read_bytes()))
     with pytest.raises(ValueError, match=r"text\.json\.gz is damaged .*: install depthprune again"):
         corpora.wikipedia(path)
 
 
-def test_news_is_one_document_a_line(tmp_path, monkeypatch):
+def test_news_has_one_document_per_line(tmp_path, monkeypatch):
     (tmp_path / "news").write_text("One story.\n\nAnother story.\n", encoding="utf-8")
     monkeypatch.setattr(corpora, "fetch", lambda asset, *, cache: tmp_path / "news")
     expected = [Document("news-000", "One story."), Document("news-002", "Another story.")]
@@ -188,7 +188,9 @@ def test_the_only_column_of_strings_needs_no_name_and_empty_rows_are_passed_over
         ("a.parquet", b"PAR1", r"cannot be read as parquet"),
     ],
 )
-def test_what_is_no_text_is_refused_in_one_sentence(tmp_path, capfd, name, content, message):
+def test_a_file_that_is_not_text_is_refused_in_one_sentence(
+    tmp_path, capfd, name, content, message
+):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
@@ -208,7 +210,7 @@ def test_a_folder_without_text_is_refused_with_what_is_wanted(tmp_path):
 
 @pytest.fixture
 def asked(tmp_path, monkeypatch) -> list[dict]:
-    """What is asked of the hub, which a folder with the layout of a data set stands for."""
+    """Requests to the hub, which is replaced by a folder with the layout of a data set."""
     folder = tmp_path / "elsewhere" / "name"
     parquet(folder / "data" / "train-00000-of-00002.parquet", ROWS[:2])
     parquet(folder / "data" / "train-00001-of-00002.parquet", ROWS[2:])
@@ -233,7 +235,7 @@ def test_a_data_set_of_the_hub_is_streamed_by_column(asked, monkeypatch):
         load("org/name:body")
 
 
-def test_a_data_set_that_the_hub_does_not_give_is_told_in_a_sentence():
+def test_a_data_set_that_cannot_be_fetched_is_refused_in_a_sentence():
     """Offline, as in every test."""
     sentence = r"org/no-such-name is no file or folder here, and could not be streamed .* \("
     with pytest.raises(ValueError, match=sentence):

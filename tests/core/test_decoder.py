@@ -1,4 +1,4 @@
-"""Any decoder's parts, and what is refused."""
+"""Finding the parts of any decoder, and refusing other models."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ BERT |= {"num_attention_heads": 2}
     ],
     ids=["encoder-decoder", "encoder", "bidirectional", "no head", "another head", "broken"],
 )
-def test_what_is_no_decoder_is_refused_in_one_sentence(make, words):
+def test_a_model_that_is_not_a_decoder_is_refused_in_one_sentence(make, words):
     model = make().eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(ValueError, match=words) as refusal:

@@ -1,4 +1,4 @@
-"""Recovery: gradients against plain autograd, what stays, what is refused, and resuming."""
+"""Recovery: gradients against plain autograd, side effects, invalid settings, and resuming."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_values_and_gradients_are_those_of_plain_autograd(name, tie, weights, wi
     teacher, student = pruned(name, 1, 3, tie_word_embeddings=tie)
     recipe = RECIPE.but(temperature=2.0, **weights)
     terms, expected = plain_gradients(student, teacher, windows, recipe)
-    for tensor in (windows.inputs, windows.targets):  # what is padded takes no part
+    for tensor in (windows.inputs, windows.targets):  # padding does not count
         tensor[~windows.mask] = 77
     for micro in (2, 99):  # unequal numbers of tokens: a mean of means would be another loss
         values, gradients = recovery_gradients(student, teacher, windows, recipe, micro=micro)
@@ -160,7 +160,7 @@ def test_validation_is_the_students_score_at_the_start_in_between_and_at_the_end
     assert len(set(curve.validation_nll_nats)) == 4
 
 
-def test_teacher_flags_random_states_and_old_gradients_play_no_part():
+def test_teacher_flags_random_states_and_old_gradients_do_not_matter():
     teacher, student = pruned("gpt2", 2)
     expected, expected_curve = recover(copy.deepcopy(student), teacher, TRAINING, RECIPE)
     for p in student.parameters():
@@ -273,7 +273,7 @@ def test_a_gradient_that_is_not_a_number_stops_the_run_before_the_weights_move()
         recover(student, teacher, TRAINING, RECIPE.but(precision="float16"))
 
 
-def test_in_half_precision_a_step_whose_gradient_breaks_is_passed_over():
+def test_half_precision_skips_a_step_with_a_broken_gradient():
     teacher, student = pruned("llama", 2)
     after = []
 

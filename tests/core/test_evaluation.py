@@ -1,4 +1,4 @@
-"""Scores against plain transformers, and what must hold whatever the model."""
+"""Scores against plain transformers, and properties that hold for every model."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def windows_of(*lengths: int, seq_len: int = 16) -> Windows:
 def published_recipe(
     model: PreTrainedModel, ids: torch.Tensor, max_length: int, stride: int
 ) -> tuple[float, int]:
-    """Sum of NLL and number of tokens, as huggingface.co/docs/transformers/perplexity has it."""
+    """Sum of NLL and number of tokens, as in huggingface.co/docs/transformers/perplexity."""
     nll_sum, n_tokens, prev_end_loc = 0.0, 0, 0
     seq_len = ids.size(1)
     for begin_loc in range(0, seq_len, stride):
@@ -62,7 +62,7 @@ def published_recipe(
     return nll_sum, n_tokens
 
 
-def test_padding_is_not_computed_where_a_batch_needs_none():
+def test_a_batch_without_padding_computes_none():
     model, windows = tiny("llama"), windows_of(15, 3, 3, 3, 3)
     assert windows.inputs.shape == (5, 16)
     widths: list[int] = []
@@ -131,7 +131,7 @@ def test_divergence_equals_kl_of_full_logits_at_the_scored_positions(model):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_scoring_draws_no_dropout_and_leaves_the_models_as_they_were(model, training):
+def test_scoring_uses_no_dropout_and_leaves_the_models_unchanged(model, training):
     windows, other = windows_of(29, 12), tiny(model.config.model_type, seed=1)
     expected, far = score(model, windows), divergence(model, other, windows)
     model.train(training), other.train(training)

@@ -143,7 +143,7 @@ REFUSED: list[tuple[str, dict[str, Any], tuple[int, ...], str]] = [
 
 
 def random_model(name: str, shape: dict[str, Any]) -> PreTrainedModel:
-    """Weights so wide that a layer that is gone, or another one, is seen in the logits."""
+    """Weights large enough that a missing or different layer changes the logits."""
     config = AutoConfig.for_model(name, **shape)
     with torch.random.fork_rng(devices=[]):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -162,7 +162,7 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 
 
 def skip(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-    """A hook that hands on the layer's input."""
+    """A hook that returns the layer's input."""
     before = args[0] if args else kwargs["hidden_states"]
     return (before, *output[1:]) if isinstance(output, tuple | list) else before
 

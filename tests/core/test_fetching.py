@@ -1,4 +1,4 @@
-"""A file of a wheel is fetched once and held to its hash."""
+"""A file of a wheel is fetched once and checked by its hash."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ASSET = WheelFile("fake==1.0", "fake/data/member.bin", hashlib.sha256(CONTENT).h
 
 
 class Pip:
-    """Stands for pip and the package index: writes a wheel, keeps what it was asked."""
+    """Replaces pip and the package index: writes a wheel and stores the requests."""
 
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
@@ -57,7 +57,7 @@ def test_a_member_is_fetched_once_and_then_read_from_the_cache(folder, tmp_path,
 
 
 @pytest.mark.parametrize("content", [b"", CONTENT[:-1], CONTENT[:-1] + b"?"], ids=len)
-def test_another_checksum_in_the_cache_is_fetched_again(content, tmp_path, pip):
+def test_a_cached_file_with_a_wrong_checksum_is_fetched_again(content, tmp_path, pip):
     (tmp_path / "member.bin").write_bytes(content)
     assert fetch(ASSET, cache=tmp_path).read_bytes() == CONTENT
     assert len(pip.asked) == 1
@@ -77,9 +77,7 @@ def test_another_checksum_in_the_cache_is_fetched_again(content, tmp_path, pip):
     ],
     ids=["another member", "no member", "half written", "no network"],
 )
-def test_what_is_not_the_wheel_is_refused_and_leaves_what_was_there(
-    changes, kind, sentence, tmp_path, pip
-):
+def test_a_wrong_wheel_is_refused_and_leaves_the_old_file(changes, kind, sentence, tmp_path, pip):
     vars(pip).update(changes)
     (tmp_path / "member.bin").write_bytes(b"old")
     with pytest.raises(kind, match=sentence):

@@ -1,4 +1,4 @@
-"""Model folders that are not whole: each is refused in one sentence that names it, none is used."""
+"""Incomplete model folders: each is refused in one sentence that names it."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def read(folder: Path, cache: Path) -> None:
 
 @pytest.mark.parametrize("get", [read, lambda f, c: models.fetch_only(str(f), cache=c)])
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_spoilt_folder_is_refused_in_a_sentence(name, get, folder, tmp_path):
+def test_a_damaged_folder_is_refused_in_a_sentence(name, get, folder, tmp_path):
     spoil, sentence = FAULTS[name]
     spoil(folder)
     with pytest.raises(ValueError) as error:
@@ -157,7 +157,7 @@ def test_a_spoilt_folder_is_refused_in_a_sentence(name, get, folder, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_whole_folder_is_let_through_and_looked_at_without_its_weights(family, tmp_path):
+def test_a_complete_folder_is_accepted_without_loading_its_weights(family, tmp_path):
     tiny(family).save_pretrained(tmp_path, max_shard_size="20KB")
     tiny_tokenizer().save_pretrained(tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1

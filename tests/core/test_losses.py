@@ -17,7 +17,7 @@ from depthprune_core.running import hidden_states
 
 
 def head_of(weight: torch.Tensor) -> Decoder:
-    """Parts of a model that is nothing but a head."""
+    """Parts of a model that has only a head."""
     head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     head.weight.data = weight.clone()
     return Decoder(nn.ModuleList(), "", head, head, softcap=0.0, scale=1.0, returns_tuple=False)
@@ -39,7 +39,7 @@ KL_EVEN_KNOWN = [
 
 @pytest.fixture(params=[7, 256])
 def chunk(request, monkeypatch) -> int:
-    """Tiles that cut both ways, with a rest on either side."""
+    """Small tiles of tokens and vocabulary, with a remainder in both directions."""
     monkeypatch.setattr(losses, "TILE_TOKENS", request.param)
     monkeypatch.setattr(losses, "BACKWARD_TOKENS", request.param)
     monkeypatch.setattr(losses, "TILE_WORDS", {"cpu": request.param + 3})

@@ -72,7 +72,7 @@ def test_the_depth_of_a_model_is_known_before_its_weights_are_there(tmp_path):
 
 @pytest.fixture
 def bundled(tmp_path, monkeypatch) -> Path:
-    """A copy of the bundled model that a test may spoil."""
+    """A copy of the bundled model that a test may damage."""
     shutil.copytree(obtaining.BUNDLED / "gpt2-mini", tmp_path / "gpt2-mini")
     monkeypatch.setattr(obtaining, "BUNDLED", tmp_path)
     return tmp_path / "gpt2-mini"
@@ -123,7 +123,7 @@ def test_each_tensors_dtype_in_the_file_is_known_whatever_the_config_says(tmp_pa
 
 
 class Words:
-    """Stands for a tokenizer with these special tokens."""
+    """Replaces a tokenizer; has these special tokens."""
 
     def __init__(self, bos: int | None, eos: int | None) -> None:
         self.bos_token_id, self.eos_token_id = bos, eos

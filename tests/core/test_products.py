@@ -1,4 +1,4 @@
-"""Products by oneDNN: torch's own values and gradients, only where they are meant to be used."""
+"""Products with oneDNN: the values and gradients of torch, and only where intended."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_values_and_gradients_are_those_of_torch(library, shape, bias, strided):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_frozen_gets_no_gradient(library):
+def test_frozen_weights_get_no_gradient(library):
     x, weight = drawn(4, 6).requires_grad_(), drawn(3, 6)
     linear(x, weight).sum().backward()
     assert weight.grad is None and x.grad is not None
@@ -64,7 +64,7 @@ def test_other_dtypes_and_autocast_go_the_default_way(monkeypatch, dtype):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_model_computes_the_same_and_is_left_as_it_was(library, name, windows):
+def test_a_model_gives_the_same_output_and_is_unchanged(library, name, windows):
     model = tiny(name)
     modules = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D)]
     with fast_products(model):
@@ -81,7 +81,7 @@ def test_a_model_computes_the_same_and_is_left_as_it_was(library, name, windows)
     torch.testing.assert_close(logits, within, rtol=1e-4, atol=1e-4)
 
 
-def test_a_linear_map_that_someone_else_has_changed_is_left_alone(monkeypatch):
+def test_a_linear_map_with_a_replaced_forward_is_not_changed(monkeypatch):
     monkeypatch.setattr(products, "onednn_is_better", lambda: True)
     module = nn.Linear(3, 3)
     module.forward = lambda x: x

@@ -1,4 +1,4 @@
-"""Dropping layers gives a model that always was that shallow, as plain transformers has it."""
+"""Dropping layers gives a plain transformers model with fewer layers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cut(model: PreTrainedModel, dropped: tuple[int, ...]) -> Plan:
 
 
 def reloaded(student: PreTrainedModel, folder) -> PreTrainedModel:
-    """Saved and opened by plain transformers, which only reports what it had to draw at random."""
+    """Saved and opened with plain transformers, which only reports randomly initialised weights."""
     student.save_pretrained(folder)
     again, info = AutoModelForCausalLM.from_pretrained(
         folder, output_loading_info=True, attn_implementation=student.config._attn_implementation
@@ -115,7 +115,7 @@ def test_sliding_layers_still_slide_and_full_ones_do_not(name):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_training_the_student_leaves_the_original_as_it_was(name):
+def test_training_the_student_does_not_change_the_original(name):
     model = tiny(name).requires_grad_(False)
     unchanged = state_of(model)
     student = drop_layers(model, plan_of(model, 1))
@@ -152,7 +152,7 @@ def test_the_student_keeps_dtype_and_attention_and_is_in_eval_mode(model, dtype,
 
 
 def tensors_in(held: Any) -> Iterator[torch.Tensor]:
-    """Every tensor that a module holds, in whatever containers."""
+    """Every tensor of a module, in any container."""
     if isinstance(held, torch.Tensor):
         yield held
     elif isinstance(held, nn.Module):
@@ -198,7 +198,7 @@ def test_a_tensor_that_is_a_plain_attribute_is_shared_too(monkeypatch):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_only_what_is_equal_is_shared_afterwards(name):
+def test_only_equal_tensors_are_shared_afterwards(name):
     model = tiny(name)
     plan = plan_of(model, 1)
     student = drop_layers(model, plan)

@@ -1,4 +1,4 @@
-"""Records say what they mean, and refuse what cannot be."""
+"""Records compute the right values and refuse impossible ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from depthprune_core.records import Plan, Profile, Recipe, Score, SetCosts
 SCORE = Score(("a", "b"), (1.5, 0.3), (3, 1), (12, 5))
 
 
-def test_a_plan_sorts_what_it_drops_and_knows_what_it_keeps():
+def test_a_plan_sorts_dropped_layers_and_lists_kept_ones():
     plan = Plan(5, (3, 1), "by hand")
     assert (plan.dropped, plan.kept) == ((1, 3), (0, 2, 4))
 
@@ -29,7 +29,7 @@ def test_an_impossible_plan_is_refused_in_a_sentence(dropped, sentence):
         Plan(12, dropped, "by hand")
 
 
-def test_a_second_cut_counts_in_the_model_that_the_first_left():
+def test_a_second_cut_counts_the_layers_that_the_first_keeps():
     both = Plan(6, (1, 2), "pair").then(Plan(4, (1, 3), "greedy"))  # of what is left: 0, 3, 4, 5
     assert (both.dropped, both.rule) == ((1, 2, 3, 5), "staged_greedy")
     assert both.evidence == {"first": [1, 2], "second": [3, 5]}
@@ -37,7 +37,7 @@ def test_a_second_cut_counts_in_the_model_that_the_first_left():
         Plan(6, (1, 2), "pair").then(Plan(6, (1,), "greedy"))
 
 
-def test_a_recipe_takes_whole_windows_a_step():
+def test_a_step_has_whole_windows():
     recipe = Recipe(tokens=4096, lr=1e-4, batch_tokens=2048, seq_len=256)
     assert recipe.batch_size == 8 and recipe.but(seq_len=512).batch_size == 4
     assert recipe.but(lr=1.0).lr == 1.0 and recipe.lr == 1e-4
@@ -57,7 +57,7 @@ def test_a_recipe_takes_whole_windows_a_step():
     ],
     ids=str,
 )
-def test_a_recipe_that_cannot_be_is_refused(changes, sentence):
+def test_an_impossible_recipe_is_refused(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         Recipe(**{"tokens": 4096, "lr": 1e-4, **changes})
 
@@ -69,7 +69,7 @@ def test_ppl_and_bits_per_byte_match_a_hand_computed_example():
     assert (score.ppl, score.bits_per_byte) == (pytest.approx(4), pytest.approx(0.5))
 
 
-def test_a_perplexity_that_overflows_is_infinite_and_one_of_no_number_is_none():
+def test_an_overflowing_perplexity_is_infinite_and_nan_stays_nan():
     assert Score(("a",), (1e6,), (1,), (1,)).ppl == math.inf
     assert math.isnan(Score(("a", "b"), (1.0, math.nan), (1, 1), (1, 1)).ppl)
 

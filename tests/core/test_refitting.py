@@ -1,4 +1,4 @@
-"""The closed-form start equals a plain least-squares solution, helps, and touches nothing else."""
+"""The closed-form start equals a plain least-squares solution, helps, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMPOSSIBLE = {"gemma2", "gemma3_text", "bloom"}  # a norm follows the MLP; no wi
 
 
 def down(model: PreTrainedModel, layer: int) -> nn.Module:
-    """The MLP's last map, by the family's own name."""
+    """The MLP's last map, by its name in this family."""
     mlp = layers_of(model)[layer].mlp
     return mlp.c_proj if model.config.model_type == "gpt2" else mlp.down_proj
 
@@ -72,7 +72,10 @@ def error(student, layer: int, teacher, stands_for: int) -> float:
 
 
 @pytest.mark.parametrize(
-    ("dropped", "steps"),  # layer of the student -> layer of the teacher that it should end like
+    (
+        "dropped",
+        "steps",
+    ),  # layer of the student -> layer of the teacher whose output it should match
     [
         ((1,), {0: 1, 1: 2}),
         ((2, 3), {1: 3, 2: 4}),
@@ -82,7 +85,7 @@ def error(student, layer: int, teacher, stands_for: int) -> float:
     ],
     ids=str,
 )
-def test_every_fit_is_the_plain_solution_on_what_the_one_before_left(
+def test_every_fit_is_the_plain_solution_given_the_fit_before_it(
     model, dropped, steps, monkeypatch
 ):
     monkeypatch.setattr(refitting, "RIDGES", (0.05,))
@@ -100,7 +103,7 @@ def test_every_fit_is_the_plain_solution_on_what_the_one_before_left(
     assert (matrix(student, min(steps)) - before).abs().max() > 0.01  # the fit matters
 
 
-def test_only_the_maps_around_the_cut_change_and_nothing_is_left_behind(model):
+def test_only_the_maps_around_the_cut_change_and_no_hook_remains(model):
     plan, seen_of = plan_of(model, 2), []
     student, plain = (drop_layers(model, plan) for _ in range(2))
     unchanged, progress = state_of(model), lambda *now: seen_of.append(now)
@@ -127,7 +130,7 @@ def test_a_narrower_student_has_every_layer_fitted(name):
         assert error(student, layer, model, layer) < error(plain, layer, model, layer)
 
 
-def test_padding_takes_no_part(model, windows):
+def test_padding_does_not_count(model, windows):
     noise = torch.where(windows.mask, windows.inputs, torch.full_like(windows.inputs, 7))
     assert not torch.equal(noise, windows.inputs)
     students = []
@@ -138,7 +141,7 @@ def test_padding_takes_no_part(model, windows):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_architecture_is_fitted_and_comes_nearer_or_is_refused(name):
+def test_every_architecture_is_fitted_and_improves_or_is_refused(name):
     model = tiny(name)
     unchanged = state_of(model)
     possible = is_possible(model)

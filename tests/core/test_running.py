@@ -1,4 +1,4 @@
-"""Running some of a model's layers, or others in their place."""
+"""Running some of a model's layers, or replacements for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules that choose layers, on examples by hand."""
+"""Rules that choose layers, on handmade examples."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def additive(dropped: tuple[int, ...]) -> float:
 
 
 def stand_ins(dropped: tuple[int, ...]) -> float:
-    """Layers 2 and 4 can each stand in for the other, but not both go."""
+    """Layers 2 and 4 can replace each other, so only one of them can be dropped."""
     return additive(dropped) + (3.0 if {2, 4} <= set(dropped) else 0.0)
 
 
 def trap(dropped: tuple[int, ...]) -> float:
-    """The best single layer belongs to no good pair: greedy begins with 0 and never sees {1, 2}."""
+    """The best single layer is in no good pair: greedy begins with 0 and never finds {1, 2}."""
     singles = {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.9}
     pairs = {(0, 1): 5.0, (0, 2): 6.0, (0, 3): 4.0, (1, 2): 0.5, (1, 3): 7.0, (2, 3): 8.0}
     return singles[dropped[0]] if len(dropped) == 1 else pairs[dropped]
@@ -40,7 +40,7 @@ def profiled(**criteria) -> Evidence:
     return Evidence(6, Profile(6, Score(("a",), (1.0,), (1,), (1,)), by_document, {}, spans))
 
 
-def test_a_rule_is_known_by_its_name_and_names_its_plan():
+def test_a_rule_has_a_name_and_its_plan_stores_it():
     spans = {str(n): (0.5,) * (7 - n) for n in range(1, 6)}
     profile = profiled(drop_nll_nats=SENSITIVITY, block_influence=SENSITIVITY, spans=spans).profile
     for name in RULES:
@@ -78,7 +78,7 @@ def test_angular_takes_the_span_across_which_the_state_turns_least():
 # ---------------------------------------------------------------- rules that search
 
 
-def test_greedy_looks_again_after_each_removal():
+def test_greedy_measures_again_after_each_removal():
     plan = choose("greedy", costing(stand_ins), 2)
     assert plan.dropped == (1, 2) and [s["layer"] for s in plan.evidence["steps"]] == [2, 1]
     assert [s["rise_nll_nats"] for s in plan.evidence["steps"]] == pytest.approx([0.1, 0.4])
@@ -97,7 +97,7 @@ def test_contiguous_takes_the_best_span():
 
 
 @pytest.mark.parametrize("rule", ["greedy", "exhaustive", "contiguous"])
-def test_what_costs_infinitely_much_stays_and_a_cost_of_nan_is_refused(rule):
+def test_layers_with_infinite_cost_are_kept_and_nan_is_refused(rule):
     infinite = costing(lambda dropped: math.inf if 2 in dropped else additive(dropped))
     assert 2 not in choose(rule, infinite, 2).dropped
     nowhere = costing(lambda dropped: math.nan if 2 in dropped else additive(dropped))
@@ -133,13 +133,13 @@ def test_random_is_drawn_by_the_seed():
 
 
 @pytest.mark.parametrize("k", [0, 6, -1])
-def test_a_number_of_layers_that_cannot_go_is_refused(k):
+def test_an_impossible_number_of_layers_is_refused(k):
     sentence = rf"k={k} layers to drop: a model of 6 layers can lose 1\.\.5"
     with pytest.raises(ValueError, match=sentence):
         choose("greedy", costing(), k)
 
 
-def test_what_a_rule_lacks_is_named():
+def test_missing_evidence_is_named():
     with pytest.raises(ValueError, match="rule='best' is not known: name one of least_sensitive, "):
         choose("best", costing(), 1)
     with pytest.raises(ValueError, match="this rule needs the cost of sets of layers"):

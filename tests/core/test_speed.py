@@ -1,4 +1,4 @@
-"""What timing does, without a clock; and the bytes it is set against, by hand."""
+"""The timing procedure without a clock, and the weight bytes, computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splits share no document and no subject; texts of one's own are cut into passages."""
+"""Splits share no document and no subject; other texts are cut into passages."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_no_two_splits_have_a_sentence_in_common(articles):
 # ---------------------------------------------------------------- other named texts
 
 
-def test_the_out_of_domain_text_has_a_test_split_alone(monkeypatch):
+def test_the_out_of_domain_text_has_only_a_test_split(monkeypatch):
     stories = [Document("news-000", "One story.")]
     monkeypatch.setattr(corpora, "load", lambda name, *, cache: stories)
     parts = splits.split_named("news-excerpt", cache=CACHE)
@@ -139,7 +139,7 @@ def test_one_long_file_is_cut_into_passages_that_share_no_line(tmp_path):
     assert 0.7 < kept / 300_000 < 0.8
 
 
-def test_of_many_documents_each_is_in_one_split_alone():
+def test_each_of_many_documents_is_in_only_one_split():
     documents = [Document(f"file {i}", lines_of(9_000, f"{i}")) for i in range(60)]
     parts = splits.of_passages(documents, "mine")
     homes: dict[str, set[str]] = {}

@@ -1,4 +1,4 @@
-"""What is written is read back as it was, or refused by name; a failure leaves the old file."""
+"""Records are read back unchanged, or an error names them; a failure leaves the old file."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_every_kind_of_record_is_tried_here():
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_record_alone_and_by_name_is_read_back_as_it_was(tmp_path, name):
+def test_a_record_and_a_dict_of_records_are_read_back_unchanged(tmp_path, name):
     record = RECORDS[name]
     assert storage.read(storage.write(tmp_path / "one.json", record, STAMP)) == record
     many = {"first": record, "zweiter Schüler": record}
@@ -66,7 +66,7 @@ def test_a_record_alone_and_by_name_is_read_back_as_it_was(tmp_path, name):
 
 
 @pytest.mark.parametrize("record", [{}, "text", {"a": PLAN, "b": SCORE}])
-def test_what_is_no_record_and_two_kinds_in_one_file_are_refused(tmp_path, record):
+def test_other_objects_and_mixed_kinds_are_refused(tmp_path, record):
     with pytest.raises(ValueError, match=r"odd\.json: one kind of record a file"):
         storage.write(tmp_path / "odd.json", record, STAMP)
 
@@ -79,7 +79,7 @@ def test_a_value_that_is_not_finite_is_refused_in_a_sentence(tmp_path, value):
 
 
 @pytest.mark.parametrize("content", ["", '{"study": "ci"}', "[1, 2]", "\x00"])
-def test_what_is_no_record_is_refused_and_named(path, content):
+def test_a_file_that_is_not_a_record_is_refused_and_named(path, content):
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"score\.json is damaged or is no record: remove it and"):
         storage.read(path)
@@ -120,7 +120,7 @@ def test_equal_results_have_equal_files_and_hashes_whatever_their_stamps(tmp_pat
     assert storage.data_hash(first) == storage.data_hash(third)
 
 
-def test_the_stamp_key_ignores_the_commit_and_nothing_else(path):
+def test_the_stamp_key_ignores_only_the_commit(path):
     assert replace(STAMP, commit="fedcba987654").key == STAMP.key == storage.read_stamp(path).key
     changes = {"parameters": {"seed": 1}, "inputs": {}, "versions": {}, "seed": 1}
     for name in set(vars(STAMP)) - {"commit"}:

@@ -1,4 +1,4 @@
-"""Costs of sets of layers, measured on a tree, equal one brute-force forward for each set."""
+"""Costs of sets of layers measured on a tree equal one brute-force forward per set."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from depthprune_core.selection import Evidence, choose
 from depthprune_core.sensitivity import profile
 
 NATS = 1e-4  # per token
-# In no order, with prefixes that are wanted, (0,), and some only passed through: (1, 2, 3).
+# Unordered; some prefixes are requested, (0,), and others are only passed: (1, 2, 3).
 MIX = [(2,), (0, 3, 4), (), (1, 2), (4,), (0,), (1, 2, 3, 4)]
 
 
@@ -62,7 +62,7 @@ def test_rows_are_in_the_order_asked_whatever_batch_and_padding(model, windows, 
 
 
 @pytest.mark.parametrize("sets", [[(2, 1)], [(0, 2, 2)], [(7,)], [], [(1,), (1,)]], ids=str)
-def test_sets_that_cannot_be_are_refused(model, windows, sets):
+def test_impossible_sets_are_refused(model, windows, sets):
     sentence = r"each wanted once, with layers of 0\.\.4 in ascending order, not \["
     with pytest.raises(ValueError, match=sentence):
         subsets.nll_by_window(model, windows, sets)

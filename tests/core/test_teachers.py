@@ -1,4 +1,4 @@
-"""Teacher states: the same numbers, computed once, on disk safe against damage."""
+"""Teacher states: exact, computed once, and safe against damage on disk."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_kept_states_change_neither_student_nor_curve(name, limit_bytes, monkeyp
 
 
 @pytest.mark.parametrize("n_kept", [0, 5])
-def test_a_second_asking_runs_the_teacher_only_on_windows_that_were_not_kept(n_kept, monkeypatch):
+def test_a_second_request_runs_the_teacher_only_on_new_windows(n_kept, monkeypatch):
     monkeypatch.setattr(teachers, "LIMIT_BYTES", n_kept * WINDOW_BYTES)
     teacher = tiny("llama")
     states = TeacherStates(teacher)
@@ -50,7 +50,7 @@ def test_a_second_asking_runs_the_teacher_only_on_windows_that_were_not_kept(n_k
     assert len(passes) == (len(TRAINING) - n_kept) * len(layers_of(teacher))
 
 
-def test_what_is_kept_of_a_window_does_not_depend_on_its_batch():
+def test_the_states_of_a_window_do_not_depend_on_its_batch():
     teacher = tiny("gpt2")
     alone, together = TeacherStates(teacher), TeacherStates(teacher)
     one = torch.cat([alone.of(row[None])[1] for row in TRAINING.inputs])
@@ -64,7 +64,7 @@ def test_what_is_kept_of_a_window_does_not_depend_on_its_batch():
 @pytest.mark.parametrize(
     "damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[:50] + b"\0" * 9 + b[59:]]
 )
-def test_states_on_disk_serve_the_next_process_and_a_damaged_file_counts_as_none(tmp_path, damage):
+def test_states_on_disk_are_reused_and_a_damaged_file_counts_as_missing(tmp_path, damage):
     expected = TeacherStates(tiny("llama"), folder=tmp_path).of(TRAINING.inputs)[1]
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert len(files) == len({tuple(row.tolist()) for row in TRAINING.inputs})
@@ -91,7 +91,7 @@ def test_states_of_other_weights_another_config_and_another_precision_are_not_re
         assert len(passes) == 5 * len(TRAINING)
 
 
-def test_a_limit_holds_on_disk_and_a_full_disk_stops_nothing(tmp_path, monkeypatch):
+def test_disk_use_is_limited_and_a_full_disk_does_not_stop_the_run(tmp_path, monkeypatch):
     teacher = tiny("llama")
     monkeypatch.setattr(teachers, "LIMIT_BYTES", 3 * WINDOW_BYTES)
     TeacherStates(teacher, folder=tmp_path).of(TRAINING.inputs)

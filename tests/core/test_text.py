@@ -1,4 +1,4 @@
-"""Windows: every token once, the start token at a document's beginning alone."""
+"""Windows: every token once, the start token only at a document's beginning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from depthprune_core import text
 from depthprune_core.models import BUNDLED
 from depthprune_core.text import Document, Windows
 
-START = 5  # any token: it is not asked of the tokenizer
+START = 5  # an arbitrary token
 MIXED = [
     Document("plain", "The cat sat on the mat, and then the dog sat on the cat. " * 3),
     Document("accents", "Żółta łódź płynęła; 東京都 の 天気 は 晴れ 😀😀 — naïve café. " * 2),
@@ -30,7 +30,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def counting(*lengths: int) -> list[Document]:
-    """Documents whose tokens of `tiny_tokenizer` are all different, as far as it has tokens."""
+    """Documents with different tokens of `tiny_tokenizer`, as far as it has enough."""
     words = [" ".join(f"w{1 + i % 127}" for i in range(length)) for length in lengths]
     return [Document(f"document {i}", content) for i, content in enumerate(words)]
 
@@ -145,7 +145,7 @@ def pool() -> Windows:
     return Windows(ids, ids, mask, document, tuple("abcdefgh"), (64,) * 8)
 
 
-def test_each_seed_draws_its_own_documents_and_a_short_sample_reads_half_of_them(pool):
+def test_each_seed_draws_other_documents_and_a_short_sample_reads_half_of_them(pool):
     samples = [text.draw(pool, n_tokens=10 * 16, seed=seed) for seed in range(6)]
     assert text.draw(pool, n_tokens=10 * 16, seed=5).token_hash == samples[5].token_hash
     assert len({frozenset(sample.document.tolist()) for sample in samples}) >= 4
@@ -162,7 +162,7 @@ def test_the_whole_pool_comes_before_any_window_comes_again(pool):
     assert first != second and len(third) == 3
 
 
-def test_a_draw_is_as_long_as_it_was_asked_for_and_draws_no_global_random_number(pool):
+def test_a_draw_has_the_requested_length_and_leaves_global_random_state(pool):
     before = torch.random.get_rng_state()
     assert text.draw(pool, n_tokens=100, seed=0).n_tokens == 96  # six windows of 16
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -170,7 +170,7 @@ def test_a_draw_is_as_long_as_it_was_asked_for_and_draws_no_global_random_number
         text.draw(pool, n_tokens=15, seed=0)
 
 
-def test_the_token_hash_knows_order_document_and_mask(pool):
+def test_the_token_hash_depends_on_order_document_and_mask(pool):
     hashes = {
         pool.token_hash,
         pool.take(torch.tensor([0, 1])).token_hash,

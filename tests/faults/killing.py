@@ -1,4 +1,4 @@
-"""A study, or one recovery, killed at random moments and started again: for tests and torture."""
+"""Kills a study or a recovery at random moments and restarts it, for tests and torture."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ BY_THE_CLOCK = re.compile(r"timing|shape_timing")  # records of measured times
 
 
 def environment(**more: str) -> dict[str, str]:
-    """What a command of this harness runs in: the code of this checkout."""
+    """The environment of this harness's commands: the code of this checkout."""
     python = os.pathsep.join([str(ROOT), str(HERE.parent)])
     return {**os.environ, "PYTHONPATH": python, "OMP_NUM_THREADS": "1", **more}
 
 
 def contents(records: Path) -> dict[str, str]:
-    """Hashes of what all records below a folder hold, but for measured times."""
+    """Hashes of the content of all records below a folder, except measured times."""
     found = [path for path in sorted(records.rglob("*.json")) if not BY_THE_CLOCK.match(path.stem)]
     return {path.relative_to(records).as_posix(): storage.data_hash(path) for path in found}
 
 
 def killed(command: list[str], where: Mapping[str, str], victim: str, after_seconds: float) -> str:
-    """Start a study and kill its kernel, its runner or both by SIGKILL; what was hit, or "".
+    """Start a study and kill its kernel, its runner or both with SIGKILL; returns which, or "".
 
     A runner whose kernel has died must end by itself, with a sentence and without a traceback.
     """
@@ -87,10 +87,10 @@ def harry(
     seed: int,
     seconds: tuple[float, float],
 ) -> dict:
-    """Kill and restart a study; each one that ends is compared with `expected` and begun anew.
+    """Kill and restart a study; compare each finished run with `expected` and begin again.
 
-    folder: its DEPTHPRUNE_HOME. records: where its records lie. seconds: between which a start is
-    killed. What came of it is kept in results.json, from which a stopped series goes on.
+    folder: its DEPTHPRUNE_HOME. records: the folder of its records. seconds: the range of times
+    after which a start is killed. Results are kept in results.json; a stopped series resumes.
     """
     path = folder / "results.json"
     state = {"kills": {}, "studies": 0, "lost": [], "wrong": []}
@@ -119,9 +119,9 @@ def harry(
 
 
 def harry_recovery(folder: Path, *, kills: int, seed: int) -> dict:
-    """Kill one recovery, which keeps a checkpoint every step; compare each end with a calm one.
+    """Kill a recovery with a checkpoint every step; compare each end with an uninterrupted run.
 
-    `repeated`: starts that did more than one step again.
+    `repeated`: the number of starts that repeated more than one step.
     """
     calm, work = folder / "calm", folder / "work"
     subprocess.run([*RECOVERY, str(calm)], env=environment(), check=True)
@@ -129,7 +129,7 @@ def harry_recovery(folder: Path, *, kills: int, seed: int) -> dict:
 
     def ended() -> None:
         starts = [
-            [int(n) for n in p.read_text().split()] for p in sorted((work / "told").iterdir())
+            [int(n) for n in p.read_text().split()] for p in sorted((work / "steps").iterdir())
         ]
         starts = [steps for steps in starts if steps]
         later = [(one[-1], two[0]) for one, two in pairwise(starts)]
@@ -140,9 +140,9 @@ def harry_recovery(folder: Path, *, kills: int, seed: int) -> dict:
 
     while state["kills"] < kills:
         draw = random.Random(f"{seed} {state['kills']} {state['ends']}")
-        told = work / "told" / f"{len(list((work / 'told').glob('*'))):03d}"
+        steps = work / "steps" / f"{len(list((work / 'steps').glob('*'))):03d}"
         with subprocess.Popen([*RECOVERY, str(work)], env=environment()) as process:
-            while process.poll() is None and not (told.exists() and told.stat().st_size):
+            while process.poll() is None and not (steps.exists() and steps.stat().st_size):
                 time.sleep(0.01)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(draw.uniform(0, 0.5))
@@ -159,5 +159,5 @@ def harry_recovery(folder: Path, *, kills: int, seed: int) -> dict:
 
 
 def digest(*parts: bytes) -> str:
-    """One hash of all that came of a piece of work."""
+    """One hash of all results."""
     return hashlib.sha256(b"".join(parts)).hexdigest()

@@ -1,7 +1,7 @@
 """One recovery with a checkpoint every step, as a script: `recovery.py FOLDER`.
 
-FOLDER/told has a file a start: tokens after each step, a line each. FOLDER/ended has a hash of the
-student and its curve.
+FOLDER/steps has one file per start, with the tokens after each step, one per line. FOLDER/ended has
+a hash of the student and its curve.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def main(folder: Path) -> None:
     recipe = Recipe(
         tokens=STEPS * step, lr=1e-3, batch_tokens=step, seq_len=windows.seq_len, seed=0
     )
-    (folder / "told").mkdir(parents=True, exist_ok=True)
-    number = len(list((folder / "told").iterdir()))
-    with open(folder / "told" / f"{number:03d}", "w", encoding="utf-8", buffering=1) as told:
+    (folder / "steps").mkdir(parents=True, exist_ok=True)
+    number = len(list((folder / "steps").iterdir()))
+    with open(folder / "steps" / f"{number:03d}", "w", encoding="utf-8", buffering=1) as steps:
         student, curve = distillation.recover(
             student,
             teacher,
@@ -40,7 +40,7 @@ def main(folder: Path) -> None:
             recipe,
             checkpoint=folder / "checkpoint",
             checkpoint_every_seconds=0,
-            progress=lambda done, of, what: told.write(f"{done}\n"),
+            progress=lambda done, of, what: steps.write(f"{done}\n"),
         )
     weights = [tensor.numpy().tobytes() for _, tensor in sorted(student.state_dict().items())]
     curve_text = json.dumps(asdict(curve), sort_keys=True).encode()

@@ -1,4 +1,4 @@
-"""Kills, damaged files, spoilt parameters: nothing finished is lost, nothing wrong is kept."""
+"""Kills, damaged files, damaged parameters: no finished result is lost, no wrong one is kept."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ RUN_TOY = (
 )
 
 
-def test_a_recovery_that_is_killed_goes_on_and_ends_as_a_calm_one(tmp_path: Path) -> None:
+def test_a_killed_recovery_resumes_and_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     state = killing.harry_recovery(tmp_path, kills=3, seed=0)
     assert state["kills"] == 3 and state["wrong"] == state["repeated"] == 0
 
 
 @pytest.mark.slow
-def test_a_study_that_is_killed_ends_in_the_records_of_a_calm_one(
+def test_a_killed_study_ends_with_the_records_of_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = toy.checkout(tmp_path / "toy")
@@ -67,7 +67,7 @@ def damage(path: Path, how: str, seed: int) -> None:
 
 
 @pytest.mark.slow
-def test_whatever_file_of_a_run_is_damaged_it_is_made_again(
+def test_any_damaged_file_of_a_run_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enter(toy.build(tmp_path / "toy"), monkeypatch)
@@ -117,7 +117,7 @@ def spoilt(text: str, seed: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_a_spoilt_parameter_file_is_taken_or_refused_in_readable_lines(
+def test_a_damaged_parameter_file_is_accepted_or_refused_in_readable_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(toy.ROOT / "params", tmp_path / "params")

@@ -1,6 +1,6 @@
-"""`make torture`: the study `ci` and a recovery, killed again and again; what came of it.
+"""`make torture`: kills the study `ci` and a recovery again and again, and reports the results.
 
-Goes on where it was stopped. What was tried, lost and wrong is printed and kept in
+It resumes after a stop. The numbers of kills, losses and errors are printed and kept in
 runs/torture/results.json.
 """
 

@@ -1,4 +1,4 @@
-"""A notebook of its own for each test, with a workspace on small models and few documents."""
+"""A separate notebook for each test, with a workspace on small models and few documents."""
 
 from __future__ import annotations
 

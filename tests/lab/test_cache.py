@@ -74,7 +74,7 @@ def test_edits_while_cells_run_do_not_change_a_stamp(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_is_known_by_weights_and_config(family: str) -> None:
+def test_a_model_is_identified_by_weights_and_config(family: str) -> None:
     model, other = tiny(family), tiny(family, seed=1)
     teacher = Teacher("tiny", model, None, 0, "")
     assert cache.content(model) == cache.content(tiny(family)) == cache.content(teacher)

@@ -1,4 +1,4 @@
-"""The folder that is written, its card and its mergekit configuration."""
+"""The written folder, its card and its mergekit configuration."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_folder_that_opens_as_another_model_is_not_left_there(tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_overwritten_and_no_impossible_place_is_taken(tmp_path: Path):
+def test_existing_folders_and_impossible_places_are_refused(tmp_path: Path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     (tmp_path / "empty").mkdir()

@@ -1,4 +1,4 @@
-"""A GGUF file cut as it is: what stays is the same bytes, what cannot be cut is refused."""
+"""Cutting a GGUF file: kept tensors have the same bytes; other files are refused."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_kept_layers_are_copied_byte_for_byte_and_renumbered(
     assert [path.name for path in target.parent.iterdir()] == ["cut.gguf"]
 
 
-def test_the_layer_count_and_lists_of_one_entry_a_layer_follow_and_nothing_else_changes(
+def test_only_the_layer_count_and_per_layer_lists_change(
     tmp_path: Path,
 ) -> None:
     source, target = write(tmp_path / "whole.gguf", alignment=64), tmp_path / "cut.gguf"

@@ -1,4 +1,4 @@
-"""Training-free rivals, each held to its paper's equations by a reference written out here."""
+"""Training-free rivals, each compared with a reference of its paper's equations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLANS = [(2,), (1, 2), (0,), (4,), (1, 3)]  # the last layer too, the first, two
 
 @torch.no_grad()
 def states(model, first: int, after: int) -> tuple[torch.Tensor, ...]:
-    """X and Y of every window, by torch's own hooks.  (windows, seq, d)"""
+    """X and Y of every window, with plain torch hooks.  (windows, seq, d)"""
     layers, seen = layers_of(model), {}
 
     def before(index):
@@ -151,7 +151,7 @@ def test_replaceme_merges_the_least_squares_map_of_the_mlp_output_into_its_last_
 
 @pytest.mark.parametrize("method", maps.METHODS)
 @pytest.mark.parametrize("dropped", PLANS, ids=str)
-def test_every_rival_mends_any_plan_and_leaves_the_original_alone(method, dropped):
+def test_every_rival_repairs_any_plan_and_leaves_the_original_unchanged(method, dropped):
     model = tiny("llama")
     unchanged = state_of(model)
     student = maps.METHODS[method](model, plan_of(model, *dropped), WINDOWS)

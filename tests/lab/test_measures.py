@@ -1,4 +1,4 @@
-"""What is measured on the whole model: kept, resumed, measured on demand; and the plans from it."""
+"""Measurements on the whole model are kept, resumed and made on demand; plans made from them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_profile_is_measured_once(
     assert measures.profile(lab, windows_of(lab), gradients=False) == profile
 
 
-def test_set_costs_are_those_of_the_core_and_go_on_where_they_were_stopped(
+def test_set_costs_are_those_of_the_core_and_resume_after_a_stop(
     open_lab: Open, calls: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measures, "AT_ONCE", 2)
@@ -85,7 +85,7 @@ def test_plans_of_every_rule_and_count(lab: Workspace, calls: list[tuple[int, in
     assert plans["greedy-3"].dropped == selection.choose("greedy", known, 3).dropped
 
 
-def test_a_count_that_cannot_be_dropped_is_told(lab: Workspace) -> None:
+def test_a_count_that_cannot_be_dropped_is_refused(lab: Workspace) -> None:
     windows = windows_of(lab)
     profile = measures.profile(lab, windows, gradients=False)
     with pytest.raises(StudyError, match=r"drop_counts: k=6.* can lose 1..5"):

@@ -1,4 +1,4 @@
-"""A model of one's own: a folder in, a smaller one out; what cannot be done is refused first."""
+"""Pruning your own model: a folder in, a smaller one out; invalid options are refused first."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def opened(path: Path) -> Any:
 
 
 def refused(words: Path, tmp_path: Path, sentence: str, model: str, **options: Any) -> None:
-    """It is refused in this sentence, before any training, and nothing is left behind."""
+    """Checks that it is refused in this sentence, before any training, and leaves no file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distillation, "recover", lambda *args, **rest: pytest.fail("it was trained"))
         with pytest.raises((StudyError, ValueError), match=sentence):
@@ -149,7 +149,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(words: Path, tmp_path: Pat
     assert list((tmp_path / ".again.work").glob("*.ckpt")) and not (tmp_path / "again").exists()
     monkeypatch.setattr(refitting, "refit", lambda *args, **rest: pytest.fail("refitted again"))
     prune(given, words, tmp_path / "again", recover_tokens=1_024)
-    assert steps[3] > steps[0]  # it did not begin anew
+    assert steps[3] > steps[0]  # it did not start from the beginning
     ours, wanted = (load_file(path / "model.safetensors") for path in (tmp_path / "again", whole))
     assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
     assert not (tmp_path / ".again.work").exists()
@@ -205,7 +205,7 @@ def test_each_tensor_keeps_its_own_dtype_whatever_the_config_says(words: Path, t
     assert made.ratios[SAVED].point > 0
 
 
-def test_code_of_its_own_is_not_pointed_at_by_what_is_saved(words: Path, tmp_path: Path):
+def test_a_saved_model_does_not_refer_to_remote_code(words: Path, tmp_path: Path):
     lines: list[str] = []
     phi = tiny("phi3", num_key_value_heads=2, pad_token_id=2)
     given = folder(tmp_path / "base", phi, auto_map={"AutoConfig": "configuration_phi3.Phi3Config"})
@@ -243,7 +243,7 @@ def test_linear_maps_of_another_kind_take_adapters(name, shape, words: Path, tmp
 # ---------------------------------------------------------------- what is refused
 
 
-def test_a_folder_that_holds_no_whole_model_is_refused(words: Path, tmp_path: Path):
+def test_a_folder_with_an_incomplete_model_is_refused(words: Path, tmp_path: Path):
     given = folder(tmp_path / "base", tiny("llama"))
     (tmp_path / "base" / "adapter_config.json").write_text("{}")
     refused(words, tmp_path, "holds an adapter .* beside the model", given)
@@ -270,7 +270,7 @@ def test_a_folder_that_holds_no_whole_model_is_refused(words: Path, tmp_path: Pa
     ],
     ids=str,
 )
-def test_what_cannot_be_done_is_refused_in_a_sentence(
+def test_impossible_requests_are_refused_in_a_sentence(
     options, sentence, words, tmp_path, tiny_folder
 ):
     refused(words, tmp_path, sentence, tiny_folder, **options)
@@ -293,7 +293,9 @@ def test_a_model_of_one_layer_can_lose_none(words: Path, tmp_path: Path):
         ("gpt5", "model='gpt5' is not known: name gpt2"),
     ],
 )
-def test_a_model_that_is_nowhere_is_refused(model: str, sentence: str, words: Path, tmp_path: Path):
+def test_a_model_that_is_not_found_is_refused(
+    model: str, sentence: str, words: Path, tmp_path: Path
+):
     refused(words, tmp_path, sentence, model)
 
 
@@ -311,7 +313,7 @@ def test_the_licence_is_that_of_the_base_models_card(tmp_path: Path):
         assert licence_of(job._find(model)[0]) == wanted
 
 
-def test_a_loss_that_is_no_number_ends_without_a_folder(words: Path, tmp_path: Path, monkeypatch):
+def test_a_nan_loss_writes_no_folder(words: Path, tmp_path: Path, monkeypatch):
     honest = export.cast
 
     def spoilt(model: Any, dtypes: Any) -> Any:

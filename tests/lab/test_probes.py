@@ -35,7 +35,7 @@ def test_two_thousand_items_in_six_families_with_one_right_answer_each():
         assert all(candidate.startswith(" ") for candidate in item.candidates)
 
 
-def test_items_are_the_same_for_a_seed_and_others_for_another():
+def test_items_depend_only_on_the_seed():
     assert make_items(300, TEXTS, seed=1) == make_items(300, TEXTS, seed=1)
     assert make_items(300, TEXTS, seed=1) != make_items(300, TEXTS, seed=2)
 
@@ -67,7 +67,7 @@ def test_a_cloze_asks_for_a_word_that_the_passage_has_used():
     assert {answer(item) for item in asked} == {"cats", "garden", "them"}
 
 
-def test_where_a_text_has_too_few_words_the_other_families_make_up_for_it():
+def test_other_families_replace_items_that_a_short_text_lacks():
     made = make_items(600, {"articles": DOCUMENTS[:1], "news": [Document("short", "Too short.")]})
     assert len(made) >= 600 and "news" not in {item.family for item in made}
 
@@ -81,7 +81,7 @@ def test_too_few_items_are_refused():
 
 
 def plain(model, tokenizer, item: Item, start: int) -> list[float]:
-    """Each candidate's total log-likelihood, by a pass of its own over the whole text."""
+    """Each candidate's total log-likelihood, by a separate pass over the whole text."""
     found = []
     n = len(tokenizer(item.context, add_special_tokens=False).input_ids)
     for candidate in item.candidates:
@@ -94,7 +94,7 @@ def plain(model, tokenizer, item: Item, start: int) -> list[float]:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_scores_are_those_of_a_plain_pass_over_each_candidate(name, monkeypatch):
-    monkeypatch.setattr(probes, "BATCH_TOKENS", 300)  # several batches of unlike rows
+    monkeypatch.setattr(probes, "BATCH_TOKENS", 300)  # several batches with different rows
     sizes = {"n_positions": 256} if name == "gpt2" else {"max_position_embeddings": 256}
     model, tokenizer = tiny(name, vocab_size=BYTES, **sizes), byte_tokenizer()
     asked = [*make_items(24, {}, seed=5), Item("x", "a b", (" c", " cd", " ce"), 1)]
@@ -102,7 +102,9 @@ def test_scores_are_those_of_a_plain_pass_over_each_candidate(name, monkeypatch)
     ours = probes.log_likelihoods(model, tokenizer, asked, start=0)
     for item, row in zip(asked, ours, strict=True):
         wanted = plain(model, tokenizer, item, 0)
-        gaps = [value - row[0] for value in row]  # what all candidates share may be left out
+        gaps = [
+            value - row[0] for value in row
+        ]  # the common part of all candidates may be left out
         assert gaps == pytest.approx([value - wanted[0] for value in wanted], abs=2e-4)
     marks = probes.right(model, tokenizer, asked, start=0)
     best = [max(range(len(row)), key=row.__getitem__) for row in ours]
@@ -110,7 +112,7 @@ def test_scores_are_those_of_a_plain_pass_over_each_candidate(name, monkeypatch)
 
 
 class Lab:
-    """As much of a workspace as probes and harness ask for."""
+    """The part of a workspace that probes and harness need."""
 
     def __init__(self, folder: Path):
         self.teacher, self.folder, self.kept = (

@@ -57,7 +57,7 @@ def test_the_bytes_are_those_of_a_gguf_file_of_these_tensors(name, kind):
     assert size_in(model, kind) == packed + 2 * rest
 
 
-def test_other_formats_and_maps_that_fill_no_blocks_are_refused():
+def test_other_formats_and_maps_without_whole_blocks_are_refused():
     with pytest.raises(StudyError, match="kind='Q2_K' is not known: name one of Q8_0, Q4_0"):
         quantised(tiny("gpt2"), "Q2_K")
     with pytest.raises(

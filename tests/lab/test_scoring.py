@@ -85,7 +85,7 @@ def test_elsewhere_is_another_text(lab: Workspace) -> None:
     assert set(found["whole"].documents) == names
 
 
-def test_the_teacher_diverges_from_itself_by_nothing(lab: Workspace) -> None:
+def test_the_divergence_of_the_teacher_from_itself_is_zero(lab: Workspace) -> None:
     same = students.cut(lab, plan_of(lab))
     cut = students.cut(lab, plan_of(lab, 1, 2))
     found = scoring.divergences(lab, {"same": same, "cut": cut})

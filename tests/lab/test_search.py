@@ -1,4 +1,4 @@
-"""Choices among recipes, by validation articles alone."""
+"""Choices among recipes, made only on validation articles."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def score_of(nll: float, diverged: str = "") -> Score:
 
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Recipe]]:
-    """Trials that are quick: the further from lr = 3e-4 and temperature 2, the worse."""
+    """Quick trials: the further from lr = 3e-4 and temperature 2, the worse."""
     tried: list[tuple[str, Recipe]] = []
 
     def trial(lab, name, plan, recipe, *, start=None):
@@ -44,7 +44,7 @@ def test_the_best_rate_is_that_of_the_lowest_validation_loss(lab: Workspace) -> 
     assert scoring.validation(lab, {"x": student})["x"] in trials.values()
 
 
-def test_a_student_that_is_no_cut_is_searched_from_its_start(lab: Workspace) -> None:
+def test_a_student_that_is_not_a_cut_is_searched_from_its_start(lab: Workspace) -> None:
     start = students.cut(lab, PLAN)
     by_start = search.best_rate(lab, "a", None, BASE, [1e-3], tokens=192, start=start)[1]
     by_plan = search.best_rate(lab, "b", PLAN, BASE, [1e-3], tokens=192)[1]

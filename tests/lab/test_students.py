@@ -1,4 +1,4 @@
-"""Students: known by content, healed once, resumed bit for bit, their divergence marked."""
+"""Students: identified by content, healed once, resumed bit for bit, marked if diverged."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 @pytest.fixture
 def solved(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """A refit that is quick and can be told; the list says which plans it was called with."""
+    """A quick refit with a visible effect; the list holds the plans of its calls."""
     calls: list[tuple[int, ...]] = []
 
     @torch.no_grad()
@@ -62,13 +62,13 @@ def test_a_cut_student_is_the_whole_model_without_its_layers(open_lab: Open, mod
     expected = pruning.drop_layers(lab.teacher.model, plan)
     assert equal(student.model, expected)
     theirs = {p.data_ptr() for p in lab.teacher.model.parameters()}
-    assert {p.data_ptr() for p in student.model.parameters()} <= theirs  # no memory of its own
+    assert {p.data_ptr() for p in student.model.parameters()} <= theirs  # shares memory
     assert not {p.data_ptr() for p in student.fresh().parameters()} & theirs
     assert student.curve is None
     assert not student.diverged
 
 
-def test_healing_is_done_once_whatever_its_name(
+def test_healing_is_done_once_under_any_name(
     open_lab: Open, no_training: Callable[[], None]
 ) -> None:
     lab = open_lab()
@@ -149,7 +149,7 @@ def test_a_trial_keeps_its_score_and_no_weights(
     assert scores["seed 0"] != scores["seed 1"]
 
 
-def test_a_diverged_run_is_marked_and_its_start_stands_in_its_place(open_lab: Open) -> None:
+def test_a_diverged_run_is_marked_and_replaced_by_its_start(open_lab: Open) -> None:
     lab = open_lab()
     recipe = recipe_of(lab, lr=1e30)
     student = students.recover(lab, "wild", PLAN, recipe)
@@ -256,7 +256,7 @@ def test_validation_on_the_way_changes_no_weight(lab: Workspace) -> None:
     assert len(watched.curve.validation_tokens) == healing.VALIDATIONS + 1
 
 
-def test_students_in_memory_keep_to_their_limit(
+def test_students_in_memory_stay_below_their_limit(
     lab: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []

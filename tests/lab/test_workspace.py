@@ -1,4 +1,4 @@
-"""The workspace: its parameters, texts and recipe, its records, what it shows and where from."""
+"""The workspace: its parameters, texts, recipe, records, and displays with their sources."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FOUND = Finding("Two layers cost 5 %", "Dropping two layers costs 5 % [4, 6] (n 
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What is displayed: data, metadata, and the id of what is displayed or updated."""
+    """Displayed items: data, metadata, and the display id."""
     calls: list[dict[str, Any]] = []
 
     def display(data: dict[str, str], *, raw: bool, **options: Any) -> None:
@@ -68,12 +68,12 @@ def test_parameters_are_written_back_into_the_cell(home: Path) -> None:
     assert lab.folder == home / "runs" / "quick"
 
 
-def test_a_wrong_parameter_is_told_before_any_work(open_lab: Open) -> None:
+def test_a_wrong_parameter_is_refused_before_any_work(open_lab: Open) -> None:
     with pytest.raises(StudyError, match="seq_len must be"):
         open_lab(seq_len=-1)
 
 
-def test_a_gpu_that_is_not_there_is_told(open_lab: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_reported(open_lab: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(StudyError, match="not possible without a GPU"):
         open_lab(device="cuda")
@@ -174,7 +174,7 @@ def test_one_record_of_many_leads_to_their_file(lab: Workspace) -> None:
     assert set(lab.sources_of([scores["b"]], "figure")) == {f"records/{NOTEBOOK}/test.json"}
 
 
-def test_a_figure_of_what_is_not_saved_is_refused(lab: Workspace) -> None:
+def test_a_figure_of_an_unsaved_record_is_refused(lab: Workspace) -> None:
     with pytest.raises(StudyError, match=r"figure path uses an unsaved Facts"):
         lab.show("path", figure_of(), FOUND, of=[Facts({"x": 1})])
 

@@ -1,4 +1,4 @@
-"""A quick bootstrap: what these tests ask of an interval is on which side it lies."""
+"""A quick bootstrap: these tests only check on which side an interval lies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records made by hand: a study in the shape of `overnight`, whose outcomes a test chooses."""
+"""Handmade records: a study like `overnight`, whose outcomes a test chooses."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def open_scores(base: dict[str, Score], name: str, like: str) -> dict[str, Score
 
 
 def profile(costs: list[float] | None = None, noise: float = 0.01) -> Profile:
-    """Thirty layers: both ends dear, layer 11 dear in the middle, layer 16 the cheapest."""
+    """Thirty layers: both ends costly, layer 11 costly in the middle, layer 16 the cheapest."""
     if costs is None:
         costs = [0.2 + 0.002 * layer for layer in range(N_LAYERS)]
         costs[0], costs[-1], costs[11], costs[16] = 7.0, 2.5, 2.0, 0.1

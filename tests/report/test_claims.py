@@ -1,4 +1,4 @@
-"""Verdicts: each claim in each word; stand-ins decide nothing; two-sided where there is a range."""
+"""Verdicts: each claim with each word; stand-ins do not decide; ranges are two-sided."""
 
 from __future__ import annotations
 
@@ -135,7 +135,9 @@ def verdict(name: str, made: Study, folder: Path, **models: Any) -> verdicts.Ver
 
 
 @pytest.mark.parametrize(("name", "make", "word"), CASES, ids=[f"{n}-{w}" for n, _, w in CASES])
-def test_each_claim_gets_each_word(name: str, make: Callable, word: str, tmp_path: Path) -> None:
+def test_each_claim_can_get_each_verdict(
+    name: str, make: Callable, word: str, tmp_path: Path
+) -> None:
     assert verdict(name, make(), tmp_path).word == word
 
 
@@ -146,7 +148,7 @@ def test_without_records_nothing_is_tested(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["gpt2-mini", "llama-tiny", "gpt2-shape"])
-def test_a_stand_in_decides_nothing_but_arithmetic_and_speed(model: str, tmp_path: Path) -> None:
+def test_a_stand_in_decides_only_arithmetic_and_speed(model: str, tmp_path: Path) -> None:
     evidence = Evidence("ci", h.write(tmp_path, h.study(), model=model))
     decided = {v.id for v in judge(evidence) if v.word in ("holds", "fails", "open")}
     assert decided <= {"C3", "C6"}
@@ -159,7 +161,7 @@ def test_the_sources_own_models_come_before_others(tmp_path: Path) -> None:
     assert not any("not the source's model" in note for note in own.notes)
 
 
-def test_a_row_says_whose_weights_they_are_and_gives_both_costs(tmp_path: Path) -> None:
+def test_a_row_names_the_model_and_gives_both_costs(tmp_path: Path) -> None:
     row = verdict("C4", h.study(), tmp_path)
     assert "smollm2-135m: real weights, not the source's model" in row.notes
     assert "repair cost 1.060" in row.notes[1]
@@ -167,11 +169,11 @@ def test_a_row_says_whose_weights_they_are_and_gives_both_costs(tmp_path: Path) 
     assert "at 2 fewer" in row.notes[1], "none was trained on the text at this depth"
 
 
-def test_better_than_a_range_is_no_reproduction_and_the_row_says_so(tmp_path: Path) -> None:
+def test_better_than_a_range_is_not_a_reproduction_and_the_row_says_so(tmp_path: Path) -> None:
     assert "better than claimed" in verdict("C2", depth(4, 1.01), tmp_path).figure
 
 
-def test_a_cut_of_another_share_of_the_parameters_tests_nothing(tmp_path: Path) -> None:
+def test_a_cut_of_another_share_does_not_test_the_claim(tmp_path: Path) -> None:
     made = h.study()
     for name in ("2 fewer", "3 fewer", "4 fewer", "5 fewer"):
         made["08_limits"]["sizes"].pop(name, None)
@@ -181,7 +183,7 @@ def test_a_cut_of_another_share_of_the_parameters_tests_nothing(tmp_path: Path) 
     assert verdict("C5", made, tmp_path).word == "not tested here"
 
 
-def test_c5_is_read_off_the_staged_runs_where_they_are_as_deep(tmp_path: Path) -> None:
+def test_c5_uses_staged_runs_of_the_same_depth(tmp_path: Path) -> None:
     made = h.study()
     sizes = {"0 fewer": 1_100_048_384, "2 fewer": 1_011_959_808, "3 fewer": 967_915_520}
     of_one = h.sizes()["0 fewer"]
@@ -194,7 +196,7 @@ def test_c5_is_read_off_the_staged_runs_where_they_are_as_deep(tmp_path: Path) -
     assert "staged over at once" in " ".join(row.notes)
 
 
-def test_c10_is_open_where_the_recipe_is_another(tmp_path: Path) -> None:
+def test_c10_is_open_if_the_recipe_differs(tmp_path: Path) -> None:
     models = {"04_transfer": "tinyllama-1.1b", "03_recovery": "gpt2"}
     assert verdict("C10", h.study(), tmp_path / "a", models=models).word == "holds"
     changed = study(_04__recipe=h.RECIPE.but(lr=1e-4, tokens=40_960))
@@ -203,7 +205,7 @@ def test_c10_is_open_where_the_recipe_is_another(tmp_path: Path) -> None:
     assert "the recipe differs in lr" in row.notes[0]
 
 
-def test_c14_gives_its_first_reading_beside(tmp_path: Path) -> None:
+def test_c14_also_reports_the_first_version_of_its_rule(tmp_path: Path) -> None:
     row = verdict("C14", text(ce=0.9, control=0.7), tmp_path)
     assert "By the first version of the rule" in row.notes[1]
     assert row.notes[1].endswith("it fails")

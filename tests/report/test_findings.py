@@ -1,4 +1,4 @@
-"""Findings: a true sentence for every outcome, and no number that a record does not hold."""
+"""Findings: a true sentence for every outcome, and only numbers from records."""
 
 from __future__ import annotations
 
@@ -204,13 +204,13 @@ def test_a_diverged_run_is_open_and_says_so() -> None:
     assert "diverged" in f.path(stopped).text
 
 
-def test_more_than_the_layers_allow_is_suspect() -> None:
+def test_a_gain_above_the_layer_limit_is_suspect() -> None:
     assert "suspect" in f.speed({"2 fewer": h.timing(1.3, allowed=1.1)}).text
     assert "suspect" not in f.speed({"2 fewer": h.timing(1.05, allowed=1.1)}).text
 
 
 def test_numbers_of_a_sentence_are_those_of_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `wording` formats is all that a sentence holds, but for counts and names of records."""
+    """A sentence has only numbers formatted by `wording`, besides counts and record names."""
     formatted: set[str] = set()
     plain = w.number
 

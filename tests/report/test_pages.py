@@ -1,4 +1,4 @@
-"""The report's pages: links that lead somewhere, nothing of a record as markup, two forms alike."""
+"""The report's pages: valid links, escaped text of records, equal Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_pieces_link_from_the_notebooks_folder(evidence: Evidence) -> None:
             assert (evidence.folder / "notebooks" / link).resolve().is_file()
 
 
-def test_what_was_not_run_is_said(tmp_path: Path) -> None:
+def test_missing_notebooks_are_named(tmp_path: Path) -> None:
     empty = Evidence("quick", tmp_path)
     assert pages.answer(empty) == pages.failures(empty) == pages.costs(empty) == pages.NOT_RUN
     assert "Not run in this study: 01, 02" in pages.findings(empty)
@@ -57,14 +57,14 @@ def test_what_was_not_run_is_said(tmp_path: Path) -> None:
     assert page.endswith("</html>\n")
 
 
-def test_a_part_of_the_notebooks_gives_a_page_too(tmp_path: Path) -> None:
+def test_some_of_the_notebooks_also_give_a_page(tmp_path: Path) -> None:
     for names in (["01_sensitivity"], ["02_prune", "03_recovery"], ["05_seed_stability"]):
         folder = tmp_path / names[0]
         h.write(folder, {name: h.study()[name] for name in names})
         assert "Not run in this study: " in pages.page(Evidence("quick", folder))
 
 
-def test_text_of_records_is_no_markup(tmp_path: Path) -> None:
+def test_text_of_records_is_not_markup(tmp_path: Path) -> None:
     made = h.study()
     made["02_prune"]["timing"] = {EVIL: h.timing(1.1)}
     made["07_choice"]["before"] |= h.scores(**{EVIL: 1.0})
@@ -118,7 +118,9 @@ def test_a_stand_in_is_called_one(tmp_path: Path) -> None:
     assert "gpt2-mini is a stand-in" in pages.answer(Evidence("ci", tmp_path))
 
 
-def test_the_readme_is_filled_twice_alike_and_small(evidence: Evidence, tmp_path: Path) -> None:
+def test_filling_the_readme_twice_gives_the_same_small_file(
+    evidence: Evidence, tmp_path: Path
+) -> None:
     blocks = "".join(f"<!-- {b} -->\nstale\n<!-- /{b} -->\n\n" for b in readme.BLOCKS)
     root = tmp_path / "root"
     (root / "reports").mkdir(parents=True)

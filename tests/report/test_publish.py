@@ -87,7 +87,7 @@ def test_an_interrupted_publication_leaves_the_old_report(
     assert verify.differences(published()) == []
 
 
-def test_a_swap_that_was_interrupted_is_mended_by_the_next_publication(home: Path) -> None:
+def test_the_next_publication_repairs_an_interrupted_swap(home: Path) -> None:
     folder = published()
     os.replace(folder, folder.with_name(".overnight.old"))
     assert verify.differences(published()) == []
@@ -140,8 +140,8 @@ def test_verify_finds_a_flipped_bit(home: Path, name: str) -> None:
     assert any(name in line for line in verify.differences(folder))
 
 
-def test_verify_finds_a_record_that_is_intact_but_another(home: Path) -> None:
-    """With checksums made anew, the figures and the pages still tell."""
+def test_verify_finds_an_intact_but_different_record(home: Path) -> None:
+    """With new checksums, the figures and the pages still show the change."""
     folder = published()
     other = h.study()["03_recovery"] | {"continuations": Facts({"samples": {}})}
     h.write(folder, {"03_recovery": other})
@@ -160,7 +160,7 @@ def test_verify_finds_pages_of_other_rules(home: Path, monkeypatch: pytest.Monke
     )
 
 
-def test_verify_finds_what_is_missing_or_does_not_belong(home: Path) -> None:
+def test_verify_finds_missing_and_foreign_files(home: Path) -> None:
     folder = published()
     (folder / "extra.html").write_text("x", encoding="utf-8")
     assert verify.differences(folder) == ["extra.html is not part of the published report"]
@@ -173,5 +173,5 @@ def test_verify_finds_what_is_missing_or_does_not_belong(home: Path) -> None:
     assert any("is in the wrong folder" in line for line in verify.differences(folder))
 
 
-def test_what_is_no_report_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_report_is_refused(tmp_path: Path) -> None:
     assert verify.differences(tmp_path) == [f"{tmp_path} is not a report: it has no records/"]

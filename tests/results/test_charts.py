@@ -1,4 +1,4 @@
-"""What is drawn is what was given; files say their sources; alt text holds the numbers."""
+"""Charts draw the given values; files contain their sources; alt text has the numbers."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_long_title_stays_inside(title):
     assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
 
 
-def test_no_figure_speaks_the_codes_words(drawn):
+def test_no_figure_shows_a_name_from_the_code(drawn):
     for name, figure in drawn.items():
         said = " ".join([*texts(figure), figure.get_label()])
         for word in ("ce", "arm", "nll", "ppl", "lr"):
@@ -156,7 +156,7 @@ def test_matplotlibs_own_settings_stay_as_they_were(drawn):
     assert matplotlib.rcParams["svg.fonttype"] == matplotlib.rcParamsDefault["svg.fonttype"]
 
 
-def test_a_png_is_sharp_small_and_says_its_sources():
+def test_a_png_is_sharp_small_and_contains_its_sources():
     sources = {"records/test.json": "0123abcd", "name": "Universität"}
     first, again = (charts.path(STAGES, CONTROL, title=TITLE) for _ in range(2))
     data = charts.png(first, sources=sources)
@@ -355,7 +355,7 @@ def test_zoom_keeps_contenders_and_drops_what_is_far_out():
     assert low < 1 < high < 2
 
 
-def test_names_are_told_in_words():
+def test_names_are_shown_in_words():
     assert wording.words("1 fewer") == "1 layer fewer"
     assert wording.words("replaceme, 2 fewer") == "ReplaceMe, 2 fewer"
     assert wording.idea("replaceme, 2 fewer") == "rival"

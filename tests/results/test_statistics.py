@@ -1,4 +1,4 @@
-"""Intervals and tests on examples by hand, against scipy, and by their coverage."""
+"""Intervals on hand-computed examples, against scipy, and by their coverage."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_ratio_of_a_run_that_diverged_says_so():
 
 
 @pytest.mark.filterwarnings("error")
-def test_losses_beyond_all_numbers_give_no_warning():
+def test_infinite_losses_give_no_warning():
     huge = statistics.ppl_ratio(score_of(100_000, 120_000), score_of(300, 400))
     assert (huge.point, huge.high) == (math.inf, math.inf)
     for value in (math.nan, math.inf):
@@ -83,14 +83,14 @@ def test_an_interval_is_scipys_with_bca_below_fifty_documents(n, method):
 
 
 @pytest.mark.filterwarnings("error")
-def test_what_all_documents_share_has_no_width():
+def test_a_value_that_all_documents_share_has_an_interval_of_width_zero():
     rise = statistics.nll_rise(score_of(310, 410, 510), score_of(300, 400, 500))
     assert (rise.point, rise.low, rise.high, rise.note) == (0.1, 0.1, 0.1, "")
     assert str(statistics.ppl_ratio(score_of(3, 4), score_of(3, 4))) == "1.000 [1.000, 1.000]"
 
 
 @pytest.mark.filterwarnings("error")
-def test_where_bca_is_not_defined_the_percentile_interval_is_given_and_said():
+def test_without_bca_the_percentile_interval_is_given_and_noted():
     """Ten pairs in the same order: no resample differs, so the jackknife has no spread."""
     rho = statistics.rank_correlation(range(10), range(10))
     assert (rho.point, rho.low, rho.high) == pytest.approx((1, 1, 1))
@@ -102,7 +102,7 @@ def test_one_document_gives_no_interval():
     assert (rise.low, rise.high, rise.n, rise.note) == (-math.inf, math.inf, 1, "one document")
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say():
+def test_intervals_have_their_nominal_coverage():
     """Twenty-four skewed documents of unequal length, two hundred times; the true mean is 0.2."""
     rng = np.random.default_rng(5)
     covered = 0
@@ -177,7 +177,7 @@ def test_median_ratio_of_a_hand_computed_example():
 # ---------------------------------------------------------------- over layers
 
 
-def test_layer_intervals_are_one_a_layer():
+def test_every_layer_has_an_interval():
     profile = profile_of([[10, 30], [5, 5]], (100, 100))
     first, second = statistics.layer_intervals(profile)
     assert (first.point, first.low, first.high) == pytest.approx((0.2, 0.1, 0.3))
@@ -193,7 +193,7 @@ def test_ranks_are_drawn_over_documents_and_0_is_the_least_sensitive():
     assert 0.15 < (ranks[:, 2] == 0).mean() < 0.35  # both draws are the second document
 
 
-def test_the_ranking_from_all_documents_is_its_own():
+def test_the_ranking_from_all_documents_agrees_with_itself():
     rng = np.random.default_rng(0)
     rises = (np.arange(6)[:, None] + rng.normal(0, 3, size=(6, 5))).tolist()
     stability = statistics.rank_stability(profile_of(rises, (100,) * 5))
@@ -248,7 +248,7 @@ def about(point: float) -> statistics.Interval:
     return statistics.Interval(point, point - 0.1, point + 0.1, 24, 16.0)
 
 
-def test_names_tell_depth_seed_and_budget():
+def test_names_give_depth_seed_and_budget():
     one, two = about(1.1), about(1.2)
     assert statistics.by_depth({"cut, 2 fewer": one, "prune_and_comp, 3 fewer": two, "x": one}) == {
         "cut": {2: one},
@@ -261,7 +261,7 @@ def test_names_tell_depth_seed_and_budget():
     assert statistics.by_budget(budget) == {"articles": {0: about(1.3), 4_096: two, 250_000: one}}
 
 
-def test_depth_is_told_by_the_share_of_parameters_and_seeds_by_their_mean():
+def test_depth_is_the_share_of_parameters_and_seeds_are_averaged():
     sizes = {"0 fewer": Size(12, 100, 200), "3 fewer": Size(9, 80, 160)}
     named = {
         "3 fewer, cut": about(2.0),

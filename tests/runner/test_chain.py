@@ -1,4 +1,4 @@
-"""What is done is not done again; what changed is; what stops it is told."""
+"""Finished work is not repeated, changed work is; failures are explained."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def test_a_finished_study_has_its_records_and_costs_and_runs_nothing_again(done:
         assert cost["seconds"] > 0 and cost["peak_bytes"] > 2**24 and cost["disk_bytes"] > 0
 
 
-def test_an_executed_notebook_says_nothing_of_the_clock_or_the_machine(done: Path) -> None:
+def test_an_executed_notebook_contains_no_times_and_no_machine(done: Path) -> None:
     text = marks.executed("toy", "02_prune").read_text()
     assert "papermill" not in text and str(done) not in text and "kept 32" in text
     assert "injected-parameters" in text
 
 
-def test_a_time_that_goes_on_from_records_is_told_as_more_than() -> None:
+def test_the_time_of_a_resumed_run_is_shown_as_more_than() -> None:
     assert marks.minutes({"seconds": 240}) == "4 min"
     assert marks.minutes({"seconds": 7_200, "resumed": True}) == "more than 2.0 h"
 
 
-def test_another_cell_or_parameter_runs_the_notebook_and_what_reads_it(done: Path) -> None:
+def test_a_changed_cell_or_parameter_reruns_the_notebook_and_its_readers(done: Path) -> None:
     (done / "params/toy/02_prune.yaml").write_text("study: toy\ntokens: 32\n")
     assert waiting() == ["02_prune", "10_report"]
     save = toy.SAVE.replace("{name}", "01_sensitivity")
@@ -61,21 +61,21 @@ def test_another_cell_or_parameter_runs_the_notebook_and_what_reads_it(done: Pat
 @pytest.mark.parametrize(
     ("name", "content"), [("recipe.yaml", "lr: 1.0e-04\n"), ("claims.yaml", "C1: {other: true}\n")]
 )
-def test_another_recipe_or_claim_runs_what_comes_behind(
+def test_a_changed_recipe_or_claim_reruns_later_notebooks(
     done: Path, name: str, content: str
 ) -> None:
     (done / "params" / name).write_text(content)
     assert waiting() == ["10_report"]
 
 
-def test_other_code_of_ours_runs_what_imports_it(
+def test_changed_code_reruns_notebooks_that_import_it(
     done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(provenance, "code_hash", lambda *modules: "other")
     assert waiting() == list(toy.WORK)
 
 
-def test_another_library_runs_everything_but_another_build_of_it_nothing(
+def test_another_library_version_reruns_everything_but_another_build_does_not(
     done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = provenance.version
@@ -85,7 +85,7 @@ def test_another_library_runs_everything_but_another_build_of_it_nothing(
     assert waiting() == list(toy.WORK)
 
 
-def test_files_that_are_not_as_they_were_are_named_and_made_again(done: Path) -> None:
+def test_changed_files_are_named_and_made_again(done: Path) -> None:
     record = paths.runs("toy") / "records/01_sensitivity/facts.json"
     notebook = marks.executed("toy", "02_prune")
     record.unlink()
@@ -111,7 +111,7 @@ def test_records_of_an_earlier_version_of_the_notebook_are_dropped(done: Path) -
     assert not old.exists()
 
 
-def test_a_failing_cell_stops_the_study_in_its_own_words_and_keeps_what_there_is(
+def test_a_failing_cell_stops_the_study_with_its_message_and_keeps_results(
     fresh: Path,
 ) -> None:
     toy.write(fresh, "02_prune", 'raise ValueError("layer 9 is not there")')
@@ -131,7 +131,7 @@ def test_a_failing_cell_stops_the_study_in_its_own_words_and_keeps_what_there_is
         ("raise OSError(28, 'No space left on device')", "the disk is full"),
     ],
 )
-def test_whatever_ends_a_notebook_is_told(fresh: Path, cell: str, sentence: str) -> None:
+def test_every_failure_of_a_notebook_is_explained(fresh: Path, cell: str, sentence: str) -> None:
     toy.write(fresh, "01_sensitivity", cell)
     with pytest.raises(StudyError, match=sentence):
         run()
@@ -167,7 +167,7 @@ def test_a_second_run_at_once_is_refused_in_a_sentence(fresh: Path) -> None:
         run()
 
 
-def test_a_folder_that_cannot_be_locked_is_run_in_and_told(
+def test_a_folder_without_locks_is_used_with_a_warning(
     done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: object) -> None:
@@ -194,7 +194,7 @@ def test_a_library_outside_its_range_stops_the_study_before_any_work(
         run()
 
 
-def test_a_restored_report_is_done_and_an_unfinished_one_goes_on(done: Path) -> None:
+def test_a_restored_report_counts_as_done_and_an_unfinished_one_resumes(done: Path) -> None:
     runs, report = paths.runs("toy"), done / "reports" / "toy"
     piece = runs / "measured" / "1234.json"
     storage.write_atomically(piece, "{}")
@@ -219,7 +219,7 @@ def test_a_restored_file_that_is_damaged_is_made_again(done: Path) -> None:
     assert waiting() == ["02_prune", "10_report"]
 
 
-def test_a_local_text_is_known_by_its_content_wherever_the_notebook_runs(
+def test_a_local_text_is_identified_by_content_in_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -232,7 +232,7 @@ def test_a_local_text_is_known_by_its_content_wherever_the_notebook_runs(
     assert str(file) in before and prepare.contents(given)[str(file)] != before[str(file)]
 
 
-def test_what_no_model_or_machine_here_can_do_is_told_before_any_work(
+def test_impossible_parameters_are_refused_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cut = {"03_recovery": {"model": "gpt2-mini", "drop_count": 12}}
@@ -243,7 +243,7 @@ def test_what_no_model_or_machine_here_can_do_is_told_before_any_work(
         prepare.fetch({"03_recovery": {"tasks": ["piqa"]}}, print)
 
 
-def test_where_there_is_no_terminal_progress_is_a_line_now_and_then(
+def test_without_a_terminal_progress_is_an_occasional_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(execute, "EVERY_SECONDS", -1)

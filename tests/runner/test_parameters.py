@@ -1,4 +1,4 @@
-"""Parameters: declared in the notebook, changed by YAML, every problem told at once."""
+"""Parameters: declared in the notebook, changed by YAML, all problems reported at once."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def params(fresh: Path) -> Path:
 def problems(params: Path, content: str | bytes) -> list[str]:
     content = content if isinstance(content, bytes) else ("study: toy\n" + content).encode()
     (params / "01_sensitivity.yaml").write_bytes(content)
-    with pytest.raises(StudyError) as told:
+    with pytest.raises(StudyError) as raised:
         parameters.of_study("toy")
-    return str(told.value).splitlines()
+    return str(raised.value).splitlines()
 
 
 # ------------------------------------------------------------- the committed notebooks and studies
@@ -68,7 +68,7 @@ def test_the_defaults_are_those_of_the_default_study_and_read_what_ran_before(
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_every_committed_study_is_valid_and_holds_differences_alone(study: str) -> None:
+def test_every_committed_study_is_valid_and_lists_only_differences(study: str) -> None:
     found = parameters.of_study(study)
     for notebook in found:
         _, given = parameters.read_yaml(toy.ROOT / "params" / study / f"{notebook}.yaml")
@@ -80,7 +80,7 @@ def test_every_committed_study_is_valid_and_holds_differences_alone(study: str) 
 # ------------------------------------------------------------- reading
 
 
-def test_differences_stand_over_defaults_and_papermill_injects_them(params: Path) -> None:
+def test_differences_replace_defaults_and_papermill_injects_them(params: Path) -> None:
     (params / "01_sensitivity.yaml").write_text("study: toy\nseeds: [7]\nlr: 1\n")
     found = parameters.of_study("toy")["01_sensitivity"]
     assert found == {
@@ -120,23 +120,23 @@ def test_differences_stand_over_defaults_and_papermill_injects_them(params: Path
         ("lr: 2026-13-45", "not readable as YAML"),
     ],
 )
-def test_a_bad_line_is_told_with_name_value_and_what_is_allowed(
+def test_a_bad_line_is_reported_with_name_value_and_valid_range(
     params: Path, line: str, sentence: str
 ) -> None:
-    (told,) = problems(params, line)
-    assert told.startswith(sentence) and told.endswith("(params/toy/01_sensitivity.yaml)")
+    (problem,) = problems(params, line)
+    assert problem.startswith(sentence) and problem.endswith("(params/toy/01_sensitivity.yaml)")
 
 
-def test_all_problems_are_told_at_once(params: Path) -> None:
+def test_all_problems_are_reported_at_once(params: Path) -> None:
     (params / "02_prune.yaml").write_text("study: toy\ntokens: x\n")
     (params / "11_more.yaml").write_text("")
-    told = problems(params, "lr: 0\npairs: maybe")
-    assert len(told) == 4 and "there is no notebook 11_more" in told[0]
+    found = problems(params, "lr: 0\npairs: maybe")
+    assert len(found) == 4 and "there is no notebook 11_more" in found[0]
 
 
 def test_the_study_must_be_that_of_its_folder(params: Path) -> None:
-    (told,) = problems(params, b"lr: 0.1\n")
-    assert told.startswith("study must be toy, as the folder says: write `study: toy`")
+    (problem,) = problems(params, b"lr: 0.1\n")
+    assert problem.startswith("study must be toy, as the folder says: write `study: toy`")
 
 
 def test_an_unknown_study_is_refused_and_the_known_ones_named(params: Path) -> None:
@@ -147,8 +147,8 @@ def test_an_unknown_study_is_refused_and_the_known_ones_named(params: Path) -> N
 def test_notebooks_that_read_each_other_have_one_model(params: Path) -> None:
     toy.write(params.parents[1], "02_prune", "pass", parameters=CELL)
     (params / "02_prune.yaml").write_text("study: toy\nmodel: llama-tiny\n")
-    (told,) = problems(params, "")
-    assert told.startswith("model must be 'gpt2-mini', as in 01_sensitivity.yaml")
+    (problem,) = problems(params, "")
+    assert problem.startswith("model must be 'gpt2-mini', as in 01_sensitivity.yaml")
 
 
 @pytest.mark.parametrize(
@@ -163,15 +163,15 @@ def test_a_parameters_cell_of_another_form_is_refused(
     fresh: Path, cell: str, sentence: str
 ) -> None:
     toy.write(fresh, "02_prune", "pass", parameters=cell)
-    with pytest.raises(StudyError, match=r"02_prune\.ipynb, parameters cell") as told:
+    with pytest.raises(StudyError, match=r"02_prune\.ipynb, parameters cell") as raised:
         parameters.declared("02_prune")
-    assert sentence in str(told.value)
+    assert sentence in str(raised.value)
 
 
 # ------------------------------------------------------------- one notebook opened alone
 
 
-def test_a_changed_study_brings_its_values_for_what_is_still_a_default(params: Path) -> None:
+def test_another_study_replaces_values_left_at_their_default(params: Path) -> None:
     (params / "01_sensitivity.yaml").write_text("study: toy\nseeds: [7]\nlr: 0.5\n")
     cell = {p.name: p.default for p in parameters.declared("01_sensitivity").values()}
     other = {**cell, "study": "toy", "lr": 0.25, "_i": "not a parameter"}
@@ -180,7 +180,7 @@ def test_a_changed_study_brings_its_values_for_what_is_still_a_default(params: P
     assert parameters.resolved("01_sensitivity", cell) == cell
 
 
-def test_a_study_without_the_notebook_is_told_and_a_sweeps_cell_needs_no_files(
+def test_a_study_without_the_notebook_is_refused_and_a_sweeps_cell_needs_no_files(
     params: Path,
 ) -> None:
     assert parameters.resolved("01_sensitivity", {"study": "sweep-x-1"})["study"] == "sweep-x-1"

@@ -51,7 +51,7 @@ def hash_now() -> str:
         ("depthprune_study.lab.work", "import depthprune_core.losses\nimport x\n", False),
     ],
 )
-def test_code_counts_and_words_do_not(
+def test_code_changes_the_hash_and_docstrings_do_not(
     write: Callable[[str, str], None], module: str, source: str, same: bool
 ) -> None:
     before = hash_now()
@@ -69,7 +69,7 @@ def test_two_modules_that_import_each_other_end(write: Callable[[str, str], None
     assert "depthprune_core.losses" in provenance.closure(["depthprune_study.lab.work"])
 
 
-def test_a_notebook_is_known_by_its_code_and_where_asked_its_prose(tmp_path: Path) -> None:
+def test_a_notebook_hash_covers_code_and_on_request_prose(tmp_path: Path) -> None:
     path = toy.write(tmp_path, "x", "a = 1")
     code, prose = provenance.notebook_hash(path), provenance.notebook_hash(path, prose=True)
     content = json.loads(path.read_text())
@@ -94,7 +94,7 @@ def test_a_damaged_notebook_is_named_in_a_sentence(tmp_path: Path, content: str)
         provenance.read_cells(tmp_path / "x.ipynb")
 
 
-def test_shell_lines_are_passed_over_and_bad_code_is_told_with_its_line(tmp_path: Path) -> None:
+def test_shell_lines_are_ignored_and_bad_code_is_reported_with_its_line(tmp_path: Path) -> None:
     path = toy.write(tmp_path, "x", "if True:\n    !pip install x\n%matplotlib inline\nb = 1")
     assert "b = 1" in provenance.notebook_code(path)
     toy.write(tmp_path, "x", "a = = 1")
@@ -102,7 +102,7 @@ def test_shell_lines_are_passed_over_and_bad_code_is_told_with_its_line(tmp_path
         provenance.notebook_code(path)
 
 
-def test_the_commit_says_where_the_code_is_from(
+def test_the_commit_names_the_code_or_its_release(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provenance.commit.cache_clear()
@@ -115,7 +115,7 @@ def test_the_commit_says_where_the_code_is_from(
     provenance.commit.cache_clear()
 
 
-def test_runs_reports_and_cache_lie_where_the_variables_say(
+def test_environment_variables_move_runs_reports_and_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEPTHPRUNE_HOME", str(tmp_path))

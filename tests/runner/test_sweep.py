@@ -1,4 +1,4 @@
-"""A sweep: each point of the grid once, in a folder of its own; a failure stops no other."""
+"""A sweep: each point of the grid once, in its own folder; a failure does not stop others."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ storage.write(paths.runs(study) / "records/cell/cell.json", Facts({"twice": 2 * 
 
 @pytest.fixture
 def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout of its own, since cells run in processes of their own."""
+    """A separate checkout, because cells run in separate processes."""
     folder = toy.checkout(tmp_path / "toy")
     toy.write(folder, "cell", WORK, parameters=CELL)
     (folder / "grid.yaml").write_text(GRID)
@@ -50,7 +50,7 @@ def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / "grid.yaml"
 
 
-def test_every_point_once_in_a_folder_that_it_keeps_when_the_grid_grows(grid: Path) -> None:
+def test_every_point_runs_once_and_keeps_its_folder_when_the_grid_grows(grid: Path) -> None:
     cells = sweep.read(grid).cells
     assert [cell.words for cell in cells][:2] == ["tokens=8, word=a", "tokens=8, word=b"]
     assert len({cell.study for cell in cells}) == 4 and cells[0].values["seed"] == 3
@@ -78,7 +78,7 @@ def test_a_bad_grid_is_refused_before_any_cell_runs(
         sweep.read(grid)
 
 
-def test_a_failing_cell_stops_no_other_and_alone_runs_again(grid: Path) -> None:
+def test_a_failed_cell_does_not_stop_others_and_only_it_runs_again(grid: Path) -> None:
     said: list[str] = []
     found = sweep.read(grid)
     failed = sweep.run(found, ThreadPoolExecutor(1), say=said.append)
@@ -95,7 +95,7 @@ def test_a_failing_cell_stops_no_other_and_alone_runs_again(grid: Path) -> None:
     ]
 
 
-def test_a_cell_whose_results_are_elsewhere_has_failed(
+def test_a_cell_without_results_here_has_failed(
     grid: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "run_cell", lambda *given: None)
@@ -103,7 +103,7 @@ def test_a_cell_whose_results_are_elsewhere_has_failed(
     assert len(failed) == 4 and "workers must share runs/, code, versions" in failed[0]
 
 
-def test_cells_that_run_at_once_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_cells_have_one_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     with sweep.pool(2) as pool:
@@ -112,7 +112,7 @@ def test_cells_that_run_at_once_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("site", sorted((toy.ROOT / "params/sites").glob("*.py")), ids=str)
-def test_a_committed_site_gives_a_config_or_says_what_it_lacks(site: Path) -> None:
+def test_a_committed_site_returns_a_config_or_names_the_missing_package(site: Path) -> None:
     parsl = pytest.importorskip("parsl")
     try:
         assert isinstance(runpy.run_path(str(site))["config"](), parsl.Config)
@@ -120,7 +120,7 @@ def test_a_committed_site_gives_a_config_or_says_what_it_lacks(site: Path) -> No
         assert "kubernetes" in str(error).lower()
 
 
-def test_a_site_that_gives_no_config_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_a_site_without_a_config_is_refused_in_a_sentence(tmp_path: Path) -> None:
     site = tmp_path / "site.py"
     site.write_text("import a_cluster_that_is_not_there")
     with pytest.raises(StudyError, match=r"must return a parsl.Config \(ModuleNotFoundError"):

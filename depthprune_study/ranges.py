@@ -70,7 +70,7 @@ RANGES: dict[str, tuple[str, Any]] = {
     "max_documents": ("0 (all) or 2 and more", lambda value: value == 0 or value >= 2),
     "*seq_len": between(8, 8192),
     "*batch_tokens": between(8, 10**7),
-    "*tokens": between(0, 10**10),  # a sample lies in memory, 17 bytes a token
+    "*tokens": between(0, 10**10),  # a sample is kept in memory, 17 bytes per token
     "budgets": between(8, 10**10),
     "exhaustive_to": between(1, 4),
     "cheap_layers": between(2, 1_000),

@@ -89,7 +89,7 @@ def at_least(value: Interval, threshold: float) -> str:
 
 
 def within(value: Interval, low: float, high: float) -> str:
-    """Holds if the interval lies inside; fails if it lies outside, on the better side too."""
+    """Holds if the interval lies inside; fails if it lies outside, even on the better side."""
     outside = w.side(value, high) == w.ABOVE or w.side(value, low) == w.BELOW
     inside = at_least(value, low) == HOLDS and at_most(value, high) == HOLDS
     return FAILS if outside else HOLDS if inside else OPEN

@@ -15,7 +15,7 @@ CLAIM, MOUNT = "depthprune", "/depthprune"
 
 
 def config() -> Config:
-    """Up to sixteen pods; a cell that fails, or whose worker is lost, runs once more."""
+    """Up to sixteen pods; a cell that failed or lost its worker runs once more."""
     provider = KubernetesProvider(
         image=IMAGE,
         namespace=NAMESPACE,

@@ -15,7 +15,7 @@ SETUP = "source .venv/bin/activate"  # run on a node before its workers start
 
 
 def config() -> Config:
-    """Up to eight nodes; a cell that fails, or whose worker is lost, runs once more."""
+    """Up to eight nodes; a cell that failed or lost its worker runs once more."""
     provider = SlurmProvider(
         partition=PARTITION,
         account=ACCOUNT,

@@ -1,4 +1,4 @@
-"""Hadamard matrices of the sizes that models have, by Paley's and Sylvester's constructions."""
+"""Hadamard matrices for common model sizes, by Paley's and Sylvester's constructions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from depthprune_study.errors import StudyError
 def hadamard(n: int) -> torch.Tensor:
     """An orthonormal matrix whose entries are all +-1/sqrt(n).  (n, n) float64
 
-    The smallest of Paley's matrices (a prime q with q + 1 or 2 (q + 1) rows) that n / 2^k allows,
-    doubled k times. Sizes that this does not reach raise StudyError.
+    Takes the smallest Paley matrix (q + 1 or 2 (q + 1) rows for a prime q) of size n / 2^k and
+    doubles it k times. Raises StudyError for other sizes.
     """
     doublings = (n & -n).bit_length() - 1
     for k in range(doublings, -1, -1):
@@ -26,7 +26,7 @@ def hadamard(n: int) -> torch.Tensor:
 
 
 def _paley(n: int) -> torch.Tensor | None:
-    """With entries +-1; None where neither construction has n rows."""
+    """A matrix with entries +-1; None if neither construction has n rows."""
     if n == 1:
         return torch.ones(1, 1, dtype=torch.float64)
     q = n - 1

@@ -127,16 +127,16 @@ def ghosted_layers(teacher: PreTrainedModel, plan: Plan, windows: Windows) -> Pr
 def replaceme(teacher: PreTrainedModel, plan: Plan, windows: Windows) -> PreTrainedModel:
     """ReplaceMe (Shopkhoev et al. 2025, arXiv:2505.02819), its least-squares form: no new module.
 
-    With M the MLP's output of the last layer before the cut, and A what its residual stream holds
-    beside (so X = A + M), T solves min |M T + A - Y|^2 over (d, d) matrices and is merged into
+    With M the MLP's output of the last layer before the cut, and A the rest of its residual stream
+    (so X = A + M), T solves min |M T + A - Y|^2 over (d, d) matrices and is merged into
     down_proj: W -> W T, bias -> bias T. The paper's other form minimises a cosine distance by Adam.
 
-    A cut with no layer before it is left as it is. Raises ValueError where MLPs do not end in one
-    map whose output is added as it is.
+    A cut with no layer before it is not repaired. Raises ValueError if MLPs do not end in one
+    linear map whose output is added to the hidden states.
     """
     if not is_possible(teacher):
         raise ValueError(
-            f"ReplaceMe cannot mend {type(teacher).__name__}: its MLPs do not end in one linear "
+            f"ReplaceMe cannot repair {type(teacher).__name__}: its MLPs do not end in one linear "
             "map whose output is added to the hidden states"
         )
     patched = drop_layers(teacher, plan)
@@ -168,7 +168,7 @@ def _states(
     by_window: bool = False,
     inside: nn.Module | None = None,
 ) -> Iterator[tuple[torch.Tensor, ...]]:
-    """X and Y of each batch (or window), and what the module `inside` gives.  (n, d) float64"""
+    """X and Y of each batch (or window), and the output of module `inside`.  (n, d) float64"""
     layers, seen = anatomy(model).layers, []
     for batch in windows.batches(BATCH):
         hook = inside and inside.register_forward_hook(lambda _, args, output: seen.append(output))
@@ -190,7 +190,7 @@ def _states(
 
 
 def _patch(model: PreTrainedModel, plan: Plan, after: int, change: Callable) -> None:
-    """Let `change` work on the hidden states at the cut: before the next kept layer, or last."""
+    """Apply `change` to the hidden states at the cut: before the next kept layer, or at the end."""
     layers = anatomy(model).layers
 
     def before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -221,7 +221,7 @@ def _solve(normal: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:
 
 
 def _merge(linear: nn.Linear | Conv1D, change: torch.Tensor) -> None:
-    """The map's outputs o become o T."""
+    """Merge T into the map, so that its outputs o become o T."""
     weight = linear.weight.double()
     linear.weight.copy_(weight @ change if isinstance(linear, Conv1D) else change.T @ weight)
     if linear.bias is not None:

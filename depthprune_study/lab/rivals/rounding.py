@@ -1,4 +1,4 @@
-"""Weights rounded to few bits in llama.cpp's formats: the plain way to make a model smaller."""
+"""Weights rounded to a few bits in llama.cpp's formats: the usual method to shrink a model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KINDS = ("Q8_0", "Q4_0")  # 8.5 and 4.5 bits a weight: blocks of 32 that share o
 
 
 def rounded(lab: Workspace, kind: str) -> tuple[Student, int]:
-    """The whole model in this format, and the bytes that it takes."""
+    """The whole model in this format, and its size in bytes."""
     model = lab.teacher.model
     n_bytes = size_in(model, kind)
     plan = Plan(len(anatomy(model).layers), (), "rounded")
@@ -34,11 +34,11 @@ def rounded(lab: Workspace, kind: str) -> tuple[Student, int]:
 
 @torch.no_grad()
 def quantised(model: PreTrainedModel, kind: str) -> PreTrainedModel:
-    """A copy whose layers' linear maps hold the values that `kind` gives them (by gguf.quants).
+    """A copy whose layers' linear maps are rounded to `kind` (with gguf.quants).
 
-    It computes in the model's own precision: it shows the loss, not the speed.
+    It computes in the model's precision, so it shows the loss, not the speed.
 
-    Raises StudyError for a kind that is not in KINDS, or a map whose inputs fill no whole blocks.
+    Raises StudyError for a kind that is not in KINDS, or a map whose inputs are not whole blocks.
     """
     size_in(model, kind)
     result, form = copy.deepcopy(model), GGMLQuantizationType[kind]
@@ -52,7 +52,7 @@ def quantised(model: PreTrainedModel, kind: str) -> PreTrainedModel:
 
 def size_in(model: PreTrainedModel, kind: str) -> int:
     """Bytes of the model in this format: gguf's block sizes for the layers' linear maps, 16 bits
-    for all else (embedding, norms, biases), a tied tensor once. Raises StudyError as `quantised`.
+    for other tensors (embedding, norms, biases), a tied tensor once. Errors as in `quantised`.
     """
     if kind not in KINDS:
         raise StudyError(f"kind={kind!r} is not known: name one of {', '.join(KINDS)}")

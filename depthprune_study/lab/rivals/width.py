@@ -1,4 +1,4 @@
-"""Narrower MLPs: the control that takes as many parameters, but from every layer."""
+"""Narrower MLPs: a control that removes the same number of parameters from all layers."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ CALIBRATION_TOKENS = 512  # of each document
 
 
 def narrowed(lab: Workspace, n_parameters: int) -> Student:
-    """The whole model with narrower MLPs, as near to `n_parameters` as whole neurons allow.
+    """The whole model with narrower MLPs, as close to `n_parameters` as possible.
 
-    Every layer keeps equally many neurons: those of the largest importance on the calibration text.
+    Every layer keeps the same number of neurons: the most important ones on the calibration text.
     """
     model = lab.teacher.model
     text = lab.windows("calibration", tokens=CALIBRATION_TOKENS)
@@ -45,10 +45,10 @@ def narrowed(lab: Workspace, n_parameters: int) -> Student:
 def neuron_importance(
     model: PreTrainedModel, windows: Windows, *, batch_size: int = 4
 ) -> torch.Tensor:
-    """What each neuron adds to its MLP's output: ||activation|| x ||column||.  (n_layers, width)
+    """Each neuron's contribution to its MLP's output: ||activation|| ||column||.  (n_layers, width)
 
-    The root of the summed squares over the scored tokens: the error that leaving this neuron out
-    makes (Wanda's score, Sun et al. 2023, arXiv:2306.11695, taken for a whole neuron).
+    The norm is over the scored tokens, so this is the error from removing the neuron (Wanda's
+    score, Sun et al. 2023, arXiv:2306.11695, for a whole neuron).
     """
     modules, width = mlp_outputs(model), mlp_width(model)
     squares = torch.zeros(len(modules), width, dtype=torch.float64)
@@ -75,9 +75,9 @@ def neuron_importance(
 
 @torch.no_grad()
 def narrow_mlps(model: PreTrainedModel, kept: Sequence[Sequence[int]]) -> PreTrainedModel:
-    """A new model whose layers keep these neurons of their MLPs alone; the original is untouched.
+    """A new model whose MLPs keep only these neurons; the original is unchanged.
 
-    A weight with a dimension of neurons is cut along it; fused gate and up maps in each part.
+    Weights are cut along their neuron dimension; fused gate and up maps are cut in each part.
     """
     parts = anatomy(model)
     width, narrow = mlp_width(model), len(kept[0])
@@ -100,9 +100,9 @@ def narrow_mlps(model: PreTrainedModel, kept: Sequence[Sequence[int]]) -> PreTra
 
 
 def width_of_size(model: PreTrainedModel, n_parameters: int) -> int:
-    """The MLPs' width at which the narrowed model comes nearest to `n_parameters`.
+    """The MLP width at which the narrowed model is closest to `n_parameters`.
 
-    Raises ValueError where narrowing alone does not lead there.
+    Raises ValueError if narrowing MLPs cannot reach this size.
     """
     least, most = 1, mlp_width(model) - 1
     n = {width: _parameters_of(model, width) for width in (least, most)}

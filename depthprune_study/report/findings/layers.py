@@ -30,7 +30,7 @@ def profile(profile: Profile) -> Finding:
     order = sorted(range(n), key=lambda layer: profile.drop_one[layer])
     ends = [layer for layer in (0, n - 1) if layer in order[-max(2, n // 4) :]]
     text = (
-        f"Dropped alone, layer {order[-1]} costs most, {w.interval(costs[order[-1]])} nats per"
+        f"Of single layers, layer {order[-1]} costs most, {w.interval(costs[order[-1]])} nats per"
         f" token, and layer {order[0]} least, {w.interval(costs[order[0]])} (n = {costs[0].n}"
         " articles)."
     )
@@ -107,7 +107,7 @@ def pairs(costs: SetCosts) -> Finding:
     alone = w.listed(w.number(single[layer,]) for layer in cheapest)
     text = (
         f"Of {len(pair_costs):,} pairs, {w.listed(cheapest)} cost least together,"
-        f" {w.number(pair_costs[cheapest])} nats per token (alone {alone})."
+        f" {w.number(pair_costs[cheapest])} nats per token (separately {alone})."
         f" {w.percent(more / len(pair_costs))} of the pairs cost more than the sum of their two"
         " layers (every pair was measured, so there is no interval)."
     )

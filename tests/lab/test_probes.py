@@ -95,8 +95,8 @@ def plain(model, tokenizer, item: Item, start: int) -> list[float]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_scores_are_those_of_a_plain_pass_over_each_candidate(name, monkeypatch):
     monkeypatch.setattr(probes, "BATCH_TOKENS", 300)  # several batches with different rows
-    sizes = {"n_positions": 256} if name == "gpt2" else {"max_position_embeddings": 256}
-    model, tokenizer = tiny(name, vocab_size=BYTES, **sizes), byte_tokenizer()
+    model = tiny(name, vocab_size=BYTES, max_position_embeddings=256)
+    tokenizer = byte_tokenizer()
     asked = [*make_items(24, {}, seed=5), Item("x", "a b", (" c", " cd", " ce"), 1)]
     asked = [item for item in asked if len(item.context) < 240]
     ours = probes.log_likelihoods(model, tokenizer, asked, start=0)

@@ -50,15 +50,40 @@ def seeds(ratios: Mapping[str, Ratios], *, title: str) -> Figure:
 
 @styled
 def probes(accuracies: Mapping[str, Ratios], *, title: str) -> Figure:
-    """One group per probe family, one row per student: the share of right answers."""
-    named = dict.fromkeys(name for by_student in accuracies.values() for name in by_student)
-    stages = [name for name in wording.STAGES if name in named]
-    looks = parts.looks([*stages, *(name for name in named if name not in stages)])
-    groups = {
-        family: [(wording.words(name), by[name], look) for name, look in looks.items()]
+    """One row per probe family: the share of right answers of at most four students.
+
+    The stages of a path where they are there, else the whole model and three of the others.
+    """
+    named = list(dict.fromkeys(name for by_student in accuracies.values() for name in by_student))
+    stages = [name for name in ("whole", "cut", "healed") if name in named]
+    others = [name for name in named if name not in stages]
+    if stages == ["whole"]:
+        stages += list(dict.fromkeys(others[i] for i in (0, len(others) // 2, -1)))
+    looks = parts.looks(stages)
+    figure, ax = new_figure(title, 0.9 + 0.45 * len(accuracies))
+    intervals = [by[name] for by in accuracies.values() for name in stages]
+    ax.set_xlim(parts.zoom(intervals, 0.0))
+    ax.set_ylim(len(accuracies) - 0.5, -0.8)
+    place = ax.get_yaxis_transform()
+    for column, (name, look) in enumerate(looks.items()):
+        style = {"color": look[0], "fontsize": SMALL, "va": "center", "transform": place}
+        ax.text(1.03 + 0.13 * column, -0.75, textwrap.fill(wording.words(name), 9), **style)
+        for row, by in enumerate(accuracies.values()):
+            parts.dot(ax, row + 0.18 * (column - (len(looks) - 1) / 2), by[name], look)
+            ax.text(1.03 + 0.13 * column, row, f"{by[name].point:.2f}", **style)
+    ax.set_yticks(range(len(accuracies)), map(wording.words, accuracies), fontsize=SMALL, color=INK)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.grid(axis="x", color=FAINT, linewidth=0.6)
+    ax.set_xlabel("share of items answered correctly")
+    remark(ax, wording.units(intervals, "items"))
+    described = {
+        f"{family}, {wording.words(name)}": by[name]
         for family, by in accuracies.items()
+        for name in stages
     }
-    return _rows(groups, "share of items answered correctly", base=0.0, unit="items", title=title)
+    figure.set_label(wording.alt(title, "share of items answered correctly", described))
+    return figure
 
 
 @styled

@@ -205,6 +205,11 @@ def test_c10_is_open_if_the_recipe_differs(tmp_path: Path) -> None:
     assert "the recipe differs in lr" in row.notes[0]
 
 
+def test_c10_needs_two_families_of_real_weights(tmp_path: Path) -> None:
+    models = {"04_transfer": "smollm2-135m", "03_recovery": "gpt2-mini"}
+    assert verdict("C10", h.study(), tmp_path, models=models).word == "not tested here"
+
+
 def test_c14_also_reports_the_first_version_of_its_rule(tmp_path: Path) -> None:
     row = verdict("C14", text(ce=0.9, control=0.7), tmp_path)
     assert "By the first version of the rule" in row.notes[1]

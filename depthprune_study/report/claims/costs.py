@@ -10,7 +10,7 @@ import numpy as np
 
 from depthprune_core.records import Recipe, Score, Size
 from depthprune_study.report import wording as w
-from depthprune_study.report.evidence import Evidence
+from depthprune_study.report.evidence import STAND_IN, Evidence, kind
 from depthprune_study.report.findings.healing import CONTROL
 from depthprune_study.report.findings.limits import share_removed
 from depthprune_study.report.verdicts import (
@@ -164,7 +164,10 @@ def _at_most_ratio(cut: Cut, rule: Rule, more: str = "") -> Reading:
 
 @claim("C10", "04_transfer")
 def carries_over(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
-    """The first family's recipe heals the second; fields limited by the context may differ."""
+    """The first family's recipe heals the second; fields limited by the context may differ.
+
+    From a stand-in nothing carries over: two families of real weights decide.
+    """
     scores = evidence.get("04_transfer", "test")
     if "healed" not in scores:
         return
@@ -178,6 +181,7 @@ def carries_over(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
     detail += f"; the recipe differs in {', '.join(changed)}" if changed else ""
     detail += f"; the budget differs in {', '.join(capped)}" if capped else ""
     word = OPEN if changed else at_most(gain, rule["threshold"])
+    word = NOT_TESTED if kind(evidence.model("03_recovery")) == STAND_IN else word
     yield Reading(evidence.model("04_transfer"), word, w.interval(gain), "04_transfer", detail)
 
 

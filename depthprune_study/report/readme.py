@@ -77,7 +77,8 @@ def _minutes(evidence: Evidence, root: Path) -> str:
         if costs:
             total = pages.minutes(sum(cost["seconds"] for cost in costs))
             most = max(cost.get("peak_bytes", 0) for cost in costs) / 2**30
-            rows.append([f"`{study}`", total, f"{most:.1f}"])
+            least = "more than " if any(cost.get("resumed") for cost in costs) else ""
+            rows.append([f"`{study}`", f"{least}{total}", f"{least}{most:.1f}"])
     head = ["study", "minutes, measured", "memory, GiB"]
     return pages.table(head, rows) if rows else NOT_EXECUTED
 

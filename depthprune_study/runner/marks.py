@@ -91,12 +91,13 @@ def minutes(cost: Mapping[str, Any]) -> str:
 def remember_cost(step: Step, seconds: float, peak_bytes: int, *, goes_on: bool) -> None:
     """Store the highest cost of the notebook with its current key.
 
-    A resumed run takes less time: `resumed` means that no complete run was timed.
+    A resumed run takes less time, so the time of the last complete run stays. `resumed` means that
+    no complete run was timed.
     """
     folder = paths.runs(step.study)
     known = costs(folder)
     before = known.get(step.notebook, {})
-    before = before if before.get("key") == step.key else {}
+    before = before if goes_on or before.get("key") == step.key else {}
     cost = {
         "seconds": max(before.get("seconds", 0), round(seconds, 1)),
         "peak_bytes": max(before.get("peak_bytes", 0), peak_bytes),

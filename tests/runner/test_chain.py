@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest

@@ -50,6 +50,17 @@ def test_the_time_of_a_resumed_run_is_shown_as_more_than() -> None:
     assert marks.minutes({"seconds": 7_200, "resumed": True}) == "more than 2.0 h"
 
 
+def test_a_resumed_run_keeps_the_time_of_the_last_complete_one(done: Path) -> None:
+    step = chain.plan("toy")[0]
+    marks.remember_cost(step, 900, 2**30, goes_on=False)
+    changed = replace(step, key="another")
+    marks.remember_cost(changed, 3, 2**20, goes_on=True)
+    cost = marks.costs(paths.runs("toy"))[step.notebook]
+    assert cost["seconds"] == 900 and "resumed" not in cost
+    marks.remember_cost(step, 3, 2**20, goes_on=False)
+    assert marks.costs(paths.runs("toy"))[step.notebook]["seconds"] == 3
+
+
 def test_a_changed_cell_or_parameter_reruns_the_notebook_and_its_readers(done: Path) -> None:
     (done / "params/toy/02_prune.yaml").write_text("study: toy\ntokens: 32\n")
     assert waiting() == ["02_prune", "10_report"]

@@ -2,8 +2,10 @@
 
 import warnings
 
-from transformers.utils import logging
+# tqdm's, in a kernel without widgets; transformers imports tqdm.
+warnings.filterwarnings("ignore", message="IProgress not found")
+
+from transformers.utils import logging  # noqa: E402
 
 # Bars of the libraries would stay in the output of a notebook; ours do not.
 logging.disable_progress_bar()
-warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's, without widgets

@@ -18,7 +18,7 @@ study: $(READY)  ## run a study [STUDY=quick] and write reports/<study>/
 test: $(READY)  ## the fast tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -m "not slow" $(TWO_PROCESSES)
 
-test-slow: $(READY)  ## the slow tests: whole studies, kills, Colab's versions
+test-slow: $(READY)  ## the slow tests: whole studies, kills
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -m slow $(TWO_PROCESSES)
 
 test-colab: $(READY)  ## every notebook of ci on Colab's own versions (twenty minutes)

@@ -96,11 +96,6 @@ def pairs_to_try(
     return tail + [others[(i + 1) * len(others) // n - 1] for i in range(n)]
 
 
-def tail_of(pairs: Sequence[tuple[int, int]], cheap: int) -> int:
-    """The number of pairs in `pairs_to_try` that are pairs of the cheapest layers."""
-    return min(len(pairs), cheap * (cheap - 1) // 2)
-
-
 def best(scores: Mapping[str, Score], n: int) -> dict[str, Score]:
     """The n students with the lowest mean NLL, without the whole model and diverged students."""
     sound = {k: s for k, s in scores.items() if k != "whole" and not s.diverged}

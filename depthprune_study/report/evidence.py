@@ -85,9 +85,9 @@ class Evidence:
         except (OSError, ValueError):
             return {}
 
-    def figure(self, notebook: str, name: str, suffix: str = ".png") -> Path | None:
+    def figure(self, notebook: str, name: str) -> Path | None:
         """A figure of a notebook; None if it is missing."""
-        path = self.folder / "figures" / f"{notebook}-{name}{suffix}"
+        path = self.folder / "figures" / f"{notebook}-{name}.png"
         return path if path.is_file() else None
 
 
@@ -103,9 +103,9 @@ def remembered(make: Callable[[Evidence], Any]) -> Callable[[Evidence], Any]:
     return made
 
 
-def read_evidence(study: str, folder: Path | None = None) -> Evidence:
-    """The evidence of a study, from its working folder or from a report's folder."""
-    return Evidence(study, folder or paths.runs(study))
+def read_evidence(study: str) -> Evidence:
+    """The evidence of a study that is being run."""
+    return Evidence(study, paths.runs(study))
 
 
 def _whole(read: Callable[[Path], Any], path: Path) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from depthprune_study.report import findings
 from depthprune_study.report.evidence import Evidence, remembered
 from depthprune_study.report.wording import Finding
+from depthprune_study.results import statistics
 
 Entry = tuple[str, str, Finding]  # notebook, figure, what was found
 
@@ -58,8 +59,8 @@ def _choice(evidence: Evidence, notebook: str) -> Finding | None:
     before, after = (evidence.get(notebook, name) for name in ("before", "after"))
     if not after:
         return None
-    cheap = evidence.parameters(notebook).get("cheap_layers", 0)
-    tail = min(len(before) - 1, cheap * (cheap - 1) // 2)  # as notebook 07 counts them
+    cheap = evidence.parameters(notebook)["cheap_layers"]
+    tail = statistics.cheap_pairs(len(before) - 1, cheap)
     return findings.choice(before, after, tail=tail)
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import mistune
 
-from depthprune_study.report import pages
+from depthprune_study.report import pages, verdicts
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-WORDS = ("holds", "fails", "open", "not tested here", "by arithmetic")
 
 
 def html_page(markdown: str, figures: Path, *, title: str) -> str:
@@ -44,7 +43,7 @@ def _section(heading: str, section: str) -> str:
 
 def _marked(main: str) -> str:
     """Shows verdict words as chips."""
-    for word in WORDS:
+    for word in verdicts.WORDS:
         chip = f"<b class='chip {word.split()[0]}'>{word}</b>"
         main = main.replace(f"<td><strong>{word}</strong></td>", f"<td>{chip}</td>")
     return main

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from depthprune_study.report import failing, verdicts
 from depthprune_study.report import findings as of
@@ -13,6 +14,7 @@ from depthprune_study.report.claims import judge
 from depthprune_study.report.evidence import REAL, STAND_IN, Evidence, kind
 from depthprune_study.report.found import MINOR, found
 from depthprune_study.report.rules import claims as claims_of
+from depthprune_study.results import statistics
 
 NOT_RUN = "Not run in this study.\n"
 FINDING = "<!-- finding -->"  # marks the beginning of a finding for the HTML page
@@ -54,7 +56,7 @@ def answer_lines(evidence: Evidence) -> list[str]:
     if plan:
         which = f"{model} without layers {w.listed(plan.dropped)} of {plan.n_layers}"
         sentences.append(f"{which}. {of.path(scores).text}")
-    if {"ce", "whole, same text"} <= set(scores):
+    if {"ce", statistics.CONTROL} <= set(scores):
         sentences.append(of.control(scores).text)
     for notebook in (lead, "02_prune"):
         timing = evidence.get(notebook, "timing")
@@ -137,13 +139,19 @@ def costs(evidence: Evidence, *, root: str = "../") -> str:
         spent = minutes(cost["seconds"], bool(cost.get("resumed")))
         memory = f"{n_bytes / 2**30:.1f}" if n_bytes else "–"
         rows.append([_notebook(notebook, root), spent, memory])
-    total = minutes(sum(cost["seconds"] for cost in known.values()))
-    rows.append(["**all**", f"**{total}**", ""])
+    rows.append(["**all**", f"**{total(known.values())}**", ""])
     spent = table(["notebook", "minutes", "memory, GiB"], rows)
     return f"{spent}\n{_folded('Where the records come from', _origins(evidence))}"
 
 
+def total(costs: Collection[Mapping[str, Any]]) -> str:
+    """The minutes of these notebooks together."""
+    resumed = any(cost.get("resumed") for cost in costs)
+    return minutes(sum(cost["seconds"] for cost in costs), resumed)
+
+
 def minutes(seconds: float, resumed: bool = False) -> str:
+    """Minutes as text; of a resumed run, a lower bound."""
     return f"{'more than ' if resumed else ''}{seconds / 60:,.1f}"
 
 

@@ -15,8 +15,8 @@ from depthprune_study.report.rules import claims
 STUDY, SHORT = "overnight", "quick"  # SHORT is shown until STUDY has run
 NOT_EXECUTED = f"The study `{STUDY}` is not executed yet: no numbers here.\n"
 FROM_SHORT = (
-    f"*These numbers are from `{SHORT}`: a few minutes of healing on two cores. `{STUDY}` has not"
-    " run yet in this edition.*\n\n"
+    f"*These numbers are from `{SHORT}`, the short study. `{STUDY}` has not run yet in this"
+    " edition.*\n\n"
 )
 BLOCKS = ("answer", "claims", "notebooks", "minutes")
 
@@ -53,7 +53,7 @@ def _claims(evidence: Evidence, root: Path) -> str:
 
 
 def _notebooks(evidence: Evidence, root: Path) -> str:
-    """One row per notebook: its question, its finding in one line, and links."""
+    """One row per notebook: its question, its finding in one line, its Colab badge."""
     first = {"10_report": "every claim, judged"} if evidence.lead else {}
     for notebook, _, finding in found(evidence):
         first.setdefault(notebook, finding.title)
@@ -62,11 +62,15 @@ def _notebooks(evidence: Evidence, root: Path) -> str:
         executed = f"reports/{evidence.study}/notebooks/{notebook}.ipynb"
         path = executed if (root / executed).is_file() else f"notebooks/{notebook}.ipynb"
         colab = f"https://colab.research.google.com/{site}/notebooks/{notebook}.ipynb"
-        links = f"[nbviewer](https://nbviewer.org/{site}/{path}) [![Colab][badge]]({colab})"
         title = pages.safe(first.get(notebook, "–"))
-        rows.append([notebook[:2], f"[{question}]({path})", title, links])
+        rows.append([notebook[:2], f"[{question}]({path})", title, f"[![Colab][badge]]({colab})"])
     badge = "[badge]: https://colab.research.google.com/assets/colab-badge.svg\n"
-    return f"{pages.table(['', 'question', 'what was found', ''], rows)}\n{badge}"
+    viewer = (
+        "The same on [nbviewer](https://nbviewer.org/github/"
+        f"{paths.REPOSITORY}/tree/{paths.BRANCH}/reports/{evidence.study}/notebooks/).\n"
+    )
+    made = pages.table(["", "question", "what was found", ""], rows)
+    return f"{made}\n{viewer if evidence.lead else ''}\n{badge}"
 
 
 def _minutes(evidence: Evidence, root: Path) -> str:
@@ -75,10 +79,9 @@ def _minutes(evidence: Evidence, root: Path) -> str:
     for study in (SHORT, STUDY):
         costs = Evidence(study, root / "reports" / study).costs.values()
         if costs:
-            total = pages.minutes(sum(cost["seconds"] for cost in costs))
             most = max(cost.get("peak_bytes", 0) for cost in costs) / 2**30
             least = "more than " if any(cost.get("resumed") for cost in costs) else ""
-            rows.append([f"`{study}`", f"{least}{total}", f"{least}{most:.1f}"])
+            rows.append([f"`{study}`", pages.total(costs), f"{least}{most:.1f}"])
     head = ["study", "minutes, measured", "memory, GiB"]
     return pages.table(head, rows) if rows else NOT_EXECUTED
 

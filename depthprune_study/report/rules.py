@@ -54,7 +54,7 @@ def rule(name: str) -> dict[str, Any]:
 
 
 def targets() -> list[dict[str, Any]]:
-    """The study's targets: model, layers fewer, tokens, largest perplexity ratio."""
+    """The study's targets: model, layers fewer, largest perplexity ratio."""
     return _read().get("targets", [])
 
 

@@ -12,6 +12,7 @@ from depthprune_study.results.statistics import Interval
 
 HOLDS, FAILS, OPEN = "holds", "fails", "open"
 NOT_TESTED, BY_ARITHMETIC = "not tested here", "by arithmetic"
+WORDS = (HOLDS, FAILS, OPEN, NOT_TESTED, BY_ARITHMETIC)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from depthprune_core.text import Windows
 from depthprune_study.errors import StudyError
 from depthprune_study.lab import cache, measures
 from depthprune_study.lab.workspace import Workspace
+from depthprune_study.results import statistics
 
 Open = Callable[..., Workspace]
 
@@ -130,7 +131,7 @@ def test_pairs_of_the_cheapest_layers_come_first_then_a_spread_of_the_others() -
     profile = profile_of(5, 0, 2, 1, 9)
     rises = {f"{i},{j}": float(10 * i + j) for i in range(5) for j in range(i + 1, 5)}
     pairs = measures.pairs_to_try(profile, SetCosts(5, rises), cheap=3, spread=3)
-    n_cheap = measures.tail_of(pairs, 3)
+    n_cheap = statistics.cheap_pairs(len(pairs), 3)
     assert pairs[:n_cheap] == [(1, 2), (1, 3), (2, 3)]
     assert len(pairs) == len(set(pairs)) == 6
     others = sorted(p for p in map(key, rises) if not set(p) <= {1, 2, 3})

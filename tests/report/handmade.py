@@ -219,7 +219,8 @@ MODELS = {"04_transfer": "gpt2-mini"}
 
 
 def stamp(notebook: str, model: str, **parameters: Any) -> storage.Stamp:
-    given = {"model": model, "text": "wikipedia-excerpt", "elsewhere": "news-excerpt", **parameters}
+    given = {"model": model, "text": "wikipedia-excerpt", "elsewhere": "news-excerpt"}
+    given |= {"cheap_layers": 3, **parameters}
     return storage.Stamp(
         "overnight",
         f"{notebook}/x",

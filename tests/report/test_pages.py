@@ -9,6 +9,7 @@ from pathlib import Path
 import handmade as h
 import pytest
 
+from depthprune_study import paths
 from depthprune_study.report import pages, readme
 from depthprune_study.report.evidence import Evidence
 from depthprune_study.report.html_page import html_page
@@ -118,18 +119,18 @@ def test_a_stand_in_is_called_one(tmp_path: Path) -> None:
     assert "gpt2-mini is a stand-in" in pages.answer(Evidence("ci", tmp_path))
 
 
-def test_filling_the_readme_twice_gives_the_same_small_file(
+def test_the_readme_filled_from_a_whole_study_is_small_and_its_links_lead_somewhere(
     evidence: Evidence, tmp_path: Path
 ) -> None:
-    blocks = "".join(f"<!-- {b} -->\nstale\n<!-- /{b} -->\n\n" for b in readme.BLOCKS)
-    root = tmp_path / "root"
+    root, readme_now = tmp_path / "root", (paths.CODE / "README.md").read_text(encoding="utf-8")
     (root / "reports").mkdir(parents=True)
-    unfilled = readme.filled(f"# x\n\n{blocks}", root)
-    assert unfilled.count(readme.NOT_EXECUTED) == 3 and "stale" not in unfilled
+    unfilled = readme.filled(readme_now, root)
+    assert unfilled.count(readme.NOT_EXECUTED) == 3
     (root / "reports" / "overnight").symlink_to(evidence.folder)
     text = readme.filled(unfilled, root)
-    assert text == readme.filled(text, root)
-    assert len(text.encode()) < 8_500
+    assert text == readme.filled(text, root) == readme.filled(readme_now, root)
+    assert len(text.encode()) < 11_264
     for link in re.findall(r"(?<!\\)\]\((?!http)([^)]+)\)", text):
-        assert (root / link).is_file() or link.startswith("reports/overnight/README"), link
+        there = (root / link).is_file() or (paths.CODE / link).exists()
+        assert there or link.startswith("reports/overnight/README"), link
     assert "| C4 | TinyLlama" in text and "nbviewer.org/github/" in text

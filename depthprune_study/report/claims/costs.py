@@ -11,8 +11,6 @@ import numpy as np
 from depthprune_core.records import Recipe, Score, Size
 from depthprune_study.report import wording as w
 from depthprune_study.report.evidence import STAND_IN, Evidence, kind
-from depthprune_study.report.findings.healing import CONTROL
-from depthprune_study.report.findings.limits import share_removed
 from depthprune_study.report.verdicts import (
     BY_ARITHMETIC,
     FAILS,
@@ -94,12 +92,12 @@ def _cut(
     trained: Score | None,
     how: str = "at once",
 ) -> Cut:
-    control = scores.get(CONTROL)
+    control = scores.get(statistics.CONTROL)
     return Cut(
         evidence.model(notebook),
         notebook,
         k,
-        share_removed(sizes, k),
+        statistics.share_removed(sizes, k),
         statistics.ppl_ratio(healed, scores["whole"]),
         statistics.ppl_ratio(trained, control) if trained and control else None,
         how,
@@ -190,9 +188,9 @@ def real_work(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
     """Healing lowers perplexity, and text training helps the cut more than the whole model."""
     for notebook in ("03_recovery", "04_transfer"):
         scores = evidence.get(notebook, "test")
-        if not {"whole", "cut", "healed", "ce", CONTROL} <= set(scores):
+        if not {"whole", "cut", "healed", "ce", statistics.CONTROL} <= set(scores):
             continue
-        whole, cut, control = scores["whole"], scores["cut"], scores[CONTROL]
+        whole, cut, control = scores["whole"], scores["cut"], scores[statistics.CONTROL]
         gain = w.ratio(scores, "healed", "cut")
         more, first = (
             statistics.gain_difference(cut, scores[how], whole, control) for how in ("ce", "healed")

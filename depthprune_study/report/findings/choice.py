@@ -15,7 +15,7 @@ def sizes(sizes: Mapping[str, Size]) -> Finding:
     whole, parts, title = sizes["0 fewer"], [], ""
     for k in w.counts(sizes)[1:]:
         size = sizes[f"{k} fewer"]
-        saved = w.percent(1 - size.n_parameters / whole.n_parameters)
+        saved = w.percent(statistics.share_removed(sizes, k))
         title = title or f"Dropping {w.plural(k, 'layer')} saves {saved} of the parameters"
         parts.append(
             f"dropping {k} of {whole.n_layers} layers saves {saved} of the parameters"
@@ -52,18 +52,13 @@ def speed(timings: Mapping[str, Timing]) -> Finding:
     return Finding("No gain in decoding speed is shown", text, True)
 
 
-def choice(
-    before: Mapping[str, Score], after: Mapping[str, Score], *, tail: int | None = None
-) -> Finding:
-    """Whether the ranking of sets survives healing: over all, and among the `tail` cheapest.
-
-    Without `tail`: among the cheapest third.
-    """
+def choice(before: Mapping[str, Score], after: Mapping[str, Score], *, tail: int) -> Finding:
+    """Whether the ranking of sets survives healing: over all, and among the `tail` cheapest."""
     names = [name for name in before if name != "whole" and name in after]
     names.sort(key=lambda name: before[name].mean_nll_nats)
     rho, within = (
         statistics.rank_correlation(*([s[n].mean_nll_nats for n in of] for s in (before, after)))
-        for of in (names, names[: tail or max(3, len(names) // 3)])
+        for of in (names, names[:tail])
     )
     regret = statistics.nll_rise(after[names[0]], after[w.best({n: after[n] for n in names})])
     text = (

@@ -12,8 +12,6 @@ from depthprune_study.report import wording as w
 from depthprune_study.report.wording import Finding
 from depthprune_study.results import statistics
 
-CONTROL = "whole, same text"
-
 
 def path(scores: Mapping[str, Score]) -> Finding:
     """The repair cost at each stage: cut, refitted, healed."""
@@ -23,6 +21,8 @@ def path(scores: Mapping[str, Score]) -> Finding:
     gain = w.side(w.ratio(scores, last, "cut"), 1)
     parts = ", ".join(f"{name} {w.interval(ratios[name])}" for name in stages)
     text = f"Perplexity ÷ the frozen whole model's: {parts} (n = {ratios[last].n} test articles)."
+    if last == "cut":
+        return Finding(f"Cut, not healed: perplexity ratio {w.short(ratios['cut'])}", text)
     lost, left = (statistics.nll_rise(scores[n], scores["whole"]) for n in ("cut", last))
     if w.side(lost, 0) == w.ABOVE and gain == w.BELOW:
         text += f" {w.percent(1 - left.point / lost.point)} of the loss is recovered."
@@ -37,7 +37,7 @@ def path(scores: Mapping[str, Score]) -> Finding:
 
 def control(scores: Mapping[str, Score]) -> Finding:
     """The two costs side by side: repair, and matched."""
-    repair, matched = w.ratio(scores, "healed"), w.ratio(scores, "ce", CONTROL)
+    repair, matched = w.ratio(scores, "healed"), w.ratio(scores, "ce", statistics.CONTROL)
     trained = w.ratio(scores, "ce")
     text = (
         f"Repair: the healed student has {w.interval(repair)} times the frozen whole model's"
@@ -48,7 +48,7 @@ def control(scores: Mapping[str, Score]) -> Finding:
         text += (
             " Against the frozen whole model, the student trained on the text is at"
             f" {w.interval(trained)}, and the whole model trained on the same text is at"
-            f" {w.over(scores, CONTROL)}: {w.ADAPTATION}."
+            f" {w.over(scores, statistics.CONTROL)}: {w.ADAPTATION}."
         )
     return w.outcome(
         w.side(matched, 1),
@@ -66,15 +66,15 @@ def elsewhere(scores: Mapping[str, Score], text: str) -> Finding:
         "healed": "the healed student is",
         "cut": "the cut",
         "ce": "the student trained on the text",
-        CONTROL: "the whole model trained on the same text",
+        statistics.CONTROL: "the whole model trained on the same text",
     }
     parts = ", ".join(f"{who} at {w.over(scores, n)}" for n, who in students.items() if n in scores)
     parts = (
         f"On {text}, which no model was trained on here, {parts} (times the frozen whole model's"
         f" perplexity; n = {repair.n} documents)."
     )
-    if "ce" in scores and CONTROL in scores:
-        parts += f" The matched cost on this text is {w.over(scores, 'ce', CONTROL)}."
+    if "ce" in scores and statistics.CONTROL in scores:
+        parts += f" The matched cost on this text is {w.over(scores, 'ce', statistics.CONTROL)}."
     return w.outcome(
         w.side(w.ratio(scores, "healed", "cut"), 1),
         parts,

@@ -69,6 +69,8 @@ def criteria(profile: Profile) -> Finding:
         missed |= {layer: missing} if missing else {}
     if not dear:
         title = f"{w.up(w.words(best))} ranks the layers best"
+        if w.side(rho[best], 0) != w.ABOVE:
+            title = "No criterion is shown to rank the layers well"
         return Finding(title, f"{text} No middle layer is costly.")
     if not missed:
         title = "Every criterion finds the costly middle layers"
@@ -122,6 +124,7 @@ def rules(scores: Mapping[str, Score], k: int) -> Finding:
     """Which rules choose best with k layers fewer before healing, compared with random draws."""
     end = f"-{k}"
     named = {name.removesuffix(end): s for name, s in scores.items() if name.endswith(end)}
+    random = [named.pop(name) for name in list(named) if name.startswith("random")]
     named["whole"], first, start = scores["whole"], w.best(named), f"{w.plural(k, 'layer')} fewer"
     value = w.ratio(named, first)
     others = [name for name in w.natural(named) if name not in ("whole", first)]
@@ -132,7 +135,6 @@ def rules(scores: Mapping[str, Score], k: int) -> Finding:
     )
     more = f"not clearly different: {w.listed(map(w.words, tied))}"
     text += f"; {more if tied else 'every other rule costs more'}."
-    random = [score for name, score in named.items() if name.startswith("random")]
     if random:
         named["random"] = statistics.mean_score(random)
     for name, label in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 
@@ -66,24 +67,20 @@ def rounding(scores: Mapping[str, Score], n_bytes: Facts | Mapping[str, int]) ->
     return Finding("Rounding is not shown to cost less than dropping layers", text)
 
 
-def share_removed(sizes: Mapping[str, Size], k: int) -> float:
-    """The share of the parameters that dropping k layers removes."""
-    return 1 - sizes[f"{k} fewer"].n_parameters / sizes["0 fewer"].n_parameters
-
-
 def depth(scores: Mapping[str, Score], sizes: Mapping[str, Size]) -> Finding:
     """What each depth costs after healing; the mean over seeds if there are several."""
     ratios, parts = {}, []
     for k in w.counts(scores):
         healed = w.average(scores, f"{k} fewer, healed")
         ratios[k] = statistics.ppl_ratio(healed, scores["whole"])
-        share = w.percent(share_removed(sizes, k))
+        share = w.percent(statistics.share_removed(sizes, k))
         parts.append(f"{k} fewer ({share} of the parameters) {w.interval(ratios[k])}")
     text = (
         f"After healing, perplexity ÷ the frozen whole model's: {', '.join(parts)} (n ="
         f" {len(scores['whole'].documents)} test articles).{w.adaptation(*ratios.values())}"
     )
-    cheap = [k for k, value in ratios.items() if w.side(value, CHEAP) == w.BELOW]
+    below = lambda k: w.side(ratios[k], CHEAP) == w.BELOW  # noqa: E731
+    cheap = list(itertools.takewhile(below, ratios))  # in ascending order
     if not cheap:
         return Finding(f"No depth is shown to stay below {CHEAP:g} times the perplexity", text)
     k = max(cheap)

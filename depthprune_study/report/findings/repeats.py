@@ -22,9 +22,9 @@ def transfer(scores: Mapping[str, Score], first: Mapping[str, Score]) -> Finding
         f"With the same recipe, the first family is at {one}, the second at {two} (times the frozen"
         f" whole model's perplexity; n = {gain.n} test articles). On the second family the healed"
         f" student has {w.interval(gain)} times the cut's perplexity.",
-        below="The recipe carries over: it heals the second family too",
-        above="The recipe does not carry over: it harms the second family",
-        open="It is open whether the recipe carries over",
+        below="The same recipe heals the second family too",
+        above="The same recipe harms the second family",
+        open="The same recipe is not shown to heal the second family",
     )
 
 

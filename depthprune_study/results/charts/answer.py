@@ -33,7 +33,7 @@ _BELOW = {  # labels of the stages at the axis
     "refitted": "refitted\nmaps\nfitted again",
     "healed": "healed\ndistilled",
     "ce": "student",
-    "whole, same text": "whole model",
+    statistics.CONTROL: "whole model",
 }
 
 
@@ -56,9 +56,9 @@ def path(stages: Ratios, control: Ratios, *, title: str) -> Figure:
         ax.annotate("", (at + 1, after), (at, before), arrowprops=arrow, zorder=2)
     for at, (name, ratio) in enumerate(points.items()):
         _point(ax, at, ratio, parts.look(name))
-    if {"ce", "whole, same text"} <= set(control):
+    if {"ce", statistics.CONTROL} <= set(control):
         ax.axvspan(len(stages) + 0.5, ax.get_xlim()[1], color="#F1F1F1", zorder=0)
-        quotient = wording.number(control["ce"].point / control["whole, same text"].point)
+        quotient = wording.number(control["ce"].point / control[statistics.CONTROL].point)
         words = f"control: trained on the same text\nstudent ÷ whole model = {quotient}"
         ax.set_title(words, loc="right", color=SOFT)
     ax.set_xticks(range(len(points)), [_BELOW[name] for name in points], color=INK)
@@ -91,8 +91,7 @@ def choice(
 ) -> Figure:
     """Each pair's rank before and after healing, with the diagonal and the rank correlation.
 
-    `tail`: the number of cheapest pairs, which are filled. The others, sampled from the rest of
-    the ranking, are hollow.
+    `tail`: the number of pairs, the cheapest before healing, that are filled.
     """
     names = sorted((n for n in before if n in after), key=lambda n: (before[n], n))
     ranked = sorted(names, key=lambda name: (after[name], name))
@@ -117,6 +116,6 @@ def choice(
         ).point
         correlations.append(f"{label} {rho:.2f}")
     words = f"On the line, the rank does not change. Rank correlation: {', '.join(correlations)}."
-    remark(ax, words + (" Hollow: a sample of the rest of the ranking." if tail < n else ""))
+    remark(ax, words + (f" Filled: the {tail} cheapest before healing." if tail < n else ""))
     figure.set_label(wording.alt(title, "ranks before and after healing", described))
     return figure

@@ -22,14 +22,17 @@ from depthprune_study.results.statistics.rankings import (
     rank_stability,
 )
 from depthprune_study.results.statistics.tables import (
+    CONTROL,
     accuracies,
     by_budget,
     by_depth,
     by_factor,
     by_seed,
     by_share,
+    cheap_pairs,
     kept_levels,
     matched,
     ratios,
     rises,
+    share_removed,
 )

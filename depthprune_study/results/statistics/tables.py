@@ -14,6 +14,7 @@ from depthprune_study.results.statistics.interval import Interval
 from depthprune_study.results.statistics.items import proportion
 
 Value = TypeVar("Value")
+CONTROL = "whole, same text"  # the whole model, trained on the text of the cut model
 
 
 def ratios(
@@ -30,15 +31,13 @@ def ratios(
     }
 
 
-def matched(
-    scores: Mapping[str, Score], *, control: str = "whole, same text"
-) -> dict[str, Interval]:
+def matched(scores: Mapping[str, Score]) -> dict[str, Interval]:
     """`k fewer, ce` -> {`k fewer, matched`: PPL ratio to the whole model on the same text}."""
     end = ", ce"
     return {
-        f"{name.removesuffix(end)}, matched": ppl_ratio(score, scores[control])
+        f"{name.removesuffix(end)}, matched": ppl_ratio(score, scores[CONTROL])
         for name, score in scores.items()
-        if name.endswith(end) and control in scores
+        if name.endswith(end) and CONTROL in scores
     }
 
 
@@ -86,6 +85,16 @@ def _grouped(named: Mapping[str, Value], pattern: str) -> dict[str, dict[str, Va
     return table
 
 
+def share_removed(sizes: Mapping[str, Size], k: int) -> float:
+    """The share of the parameters that dropping k layers removes."""
+    return 1 - sizes[f"{k} fewer"].n_parameters / sizes["0 fewer"].n_parameters
+
+
+def cheap_pairs(n_pairs: int, cheap_layers: int) -> int:
+    """How many of the pairs tried are those of the cheapest layers."""
+    return min(n_pairs, cheap_layers * (cheap_layers - 1) // 2)
+
+
 def by_share(
     named: Mapping[str, Interval], sizes: Mapping[str, Size]
 ) -> dict[str, dict[float, Interval]]:
@@ -95,8 +104,8 @@ def by_share(
     """
     of_stage: dict[str, dict[float, list[Interval]]] = {}
     for name, ratio in named.items():
-        if match := re.fullmatch(r"(\d+ fewer), (.+?)(, seed \d+)?", name):
-            share = 1 - sizes[match[1]].n_parameters / sizes["0 fewer"].n_parameters
+        if match := re.fullmatch(r"(\d+) fewer, (.+?)(, seed \d+)?", name):
+            share = share_removed(sizes, int(match[1]))
             runs = of_stage.setdefault(match[2], {}).setdefault(share, [])
             if ratio not in runs:  # the run without a seed number is one of the seeds
                 runs.append(ratio)

@@ -52,16 +52,16 @@ def run_study(
     with stopping(f"running study {study}", kept=lambda: chain.kept(study)):
         from depthprune_study.runner import chain, estimate
 
-        for line in estimate.lines(study, chain.plan(study)):
+        planned = chain.plan(study)
+        for line in estimate.lines(study, planned):
             say(line)
         if dry_run:
             return
-        found = chain.run(study, say=say)
+        steps = chain.run(study, say=say)
         from depthprune_study.report import publish
 
-        steps = chain.plan(study)
         current = publish.is_current(study, {step.notebook: step.key for step in steps})
-        if not (all(current.values()) and all(step.done for step in found)):
+        if not (all(current.values()) and all(step.done for step in planned)):
             _publish(study, steps)
         _say_answer(study)
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from html import escape
 from pathlib import Path
 
@@ -23,7 +23,6 @@ NEEDED = ("papermill", "psutil", "filelock", "seaborn", "gguf")  # to run notebo
 ROOM_BYTES = 2 * 2**30  # of a drive: records and checkpoints, with room to spare
 STAYS = (".safetensors", ".tmp", ".part")  # not copied: weights, and unfinished files
 EVERY_SECONDS = 300  # between two copies to the drive
-_on_drive: set[str] = set()  # studies kept there
 
 
 def prepare(study: str, *, keep_on_drive: bool = False) -> Markdown:
@@ -34,10 +33,8 @@ def prepare(study: str, *, keep_on_drive: bool = False) -> Markdown:
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     lines = [_device(), f"{memory:.0f} GiB of memory"]
-    _on_drive.discard(study)
     if keep_on_drive:
-        lines.append(_mounted(study))
-        _on_drive.add(study)
+        lines.append(mounted(study))
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         _install(missing)
         lines.append(f"installed: {', '.join(missing)}")
@@ -47,7 +44,7 @@ def prepare(study: str, *, keep_on_drive: bool = False) -> Markdown:
     return Markdown("\n".join(f"- {line}" for line in lines))
 
 
-def run(study: str) -> None:
+def run(study: str, *, keep_on_drive: bool = False) -> None:
     """Run `depthprune run STUDY` in a separate process and print its output as it comes.
 
     Raises StudyError if it stopped; running the same cell again resumes it.
@@ -56,7 +53,7 @@ def run(study: str) -> None:
     environment = {**os.environ, "DEPTHPRUNE_HOME": str(paths.home()), "PYTHONUNBUFFERED": "1"}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with (
-        _kept_on_drive(study),
+        kept_on_drive(study) if keep_on_drive else nullcontext(),
         subprocess.Popen(command, env=environment, text=True, **output) as process,
     ):
         for line in process.stdout:
@@ -74,7 +71,7 @@ def show_report(study: str) -> HTML:
     return HTML(f'<iframe {frame} srcdoc="{escape(page.read_text(encoding="utf-8"))}"></iframe>')
 
 
-def _mounted(study: str) -> str:
+def mounted(study: str) -> str:
     """Copies the study's files from the drive; returns a line about the drive's free space."""
     if "google.colab" in sys.modules:
         from google.colab import drive
@@ -99,17 +96,14 @@ def _folders(study: str) -> dict[Path, Path]:
 
 
 @contextmanager
-def _kept_on_drive(study: str) -> Iterator[None]:
-    """Copies to the drive during the block and at its end, if a drive was chosen."""
-    if study not in _on_drive:
-        yield
-        return
+def kept_on_drive(study: str) -> Iterator[None]:
+    """Copies to the drive during the block and at its end."""
     stop = threading.Event()
 
     def keep() -> None:
         while not stop.wait(EVERY_SECONDS):
             with suppress(OSError):  # reported at the end
-                _to_drive(study)
+                to_drive(study)
 
     thread = threading.Thread(target=keep, daemon=True)
     thread.start()
@@ -119,12 +113,12 @@ def _kept_on_drive(study: str) -> Iterator[None]:
         stop.set()
         thread.join()
         try:
-            _to_drive(study)
+            to_drive(study)
         except OSError as error:
             raise StudyError(f"the drive could not be written ({error.strerror})") from None
 
 
-def _to_drive(study: str) -> None:
+def to_drive(study: str) -> None:
     for here, there in _folders(study).items():
         _copy(here, there)
         for checkpoint in there.rglob("*.ckpt"):  # of runs that are over

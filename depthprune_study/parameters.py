@@ -123,11 +123,18 @@ def _disagreements(study: str, found: Mapping[str, Mapping[str, Any]]) -> Iterat
         for key in sorted({"model", "text"} & values.keys() & first.keys()):
             if values[key] != first[key] and notebook not in OTHER_MODEL:
                 yield f"{key} must be {short(first[key])}, as in 01_sensitivity.yaml {where}"
+        if extra := set(values.get("seeded_counts", ())) - set(values.get("drop_counts", ())):
+            yield f"seeded_counts must be among drop_counts, not {sorted(extra)} {where}"
+        second = found.get("04_transfer", {}).get("model")
+        if second and values.get("other_model") not in (None, "", second):
+            yield f"other_model must be {short(second)}, as in 04_transfer.yaml {where}"
         k = values.get("drop_count")
         if notebook in OTHER_MODEL or not k or "drop_counts" not in cuts:
             continue
         if k not in cuts["drop_counts"]:
             yield f"drop_count must be one of 02_prune's {cuts['drop_counts']}, not {k} {where}"
+        elif values.get("rule") == "random":
+            yield f"rule must not be random: 02_prune draws several random plans {where}"
         elif values.get("rule") == "exhaustive" and k > cuts["exhaustive_to"]:
             yield f"rule=exhaustive needs exhaustive_to={k} in 02_prune.yaml {where}"
 

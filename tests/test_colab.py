@@ -255,7 +255,7 @@ def test_a_badge_takes_the_parameters_of_the_study_named_in_its_cell(colab: Cola
     content = colab.machine()
     assert list(flaws(colab.opened("01_sensitivity", content, study='"ci"'))) == []
     stamp = storage.read_stamp(content / "runs/ci/records/01_sensitivity/profile.json")
-    assert (stamp.parameters["seq_len"], stamp.parameters["max_documents"]) == (128, 4)
+    assert stamp.parameters == parameters.of_study("ci")["01_sensitivity"]
     assert stamp.versions["transformers"] == "5.15.0"
 
 
@@ -275,22 +275,21 @@ def test_a_drive_keeps_records_and_checkpoints_but_no_weights(
 ) -> None:
     monkeypatch.setenv("DEPTHPRUNE_HOME", str(tmp_path / "content"))
     monkeypatch.setattr(in_colab, "DRIVE", tmp_path / "drive" / "depthprune")
-    monkeypatch.setattr(in_colab, "_on_drive", {"ci"})
     in_colab.DRIVE.mkdir(parents=True)
     run = tmp_path / "content" / "runs" / "ci"
     kept, left = ("records/01/a.json", "students/b.ckpt"), ("students/b.safetensors", "teacher/c")
     for name in (*kept, *left, ".lock"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text(name)
-    with in_colab._kept_on_drive("ci"):
+    with in_colab.kept_on_drive("ci"):
         pass
     there = in_colab.DRIVE / "runs" / "ci"
     assert {str(f.relative_to(there)) for f in there.rglob("*") if f.is_file()} == set(kept)
     (run / "students/b.ckpt").unlink()  # that training is over
-    in_colab._to_drive("ci")
+    in_colab.to_drive("ci")
     assert not (there / "students/b.ckpt").exists()
     shutil.rmtree(tmp_path / "content")  # the session is lost, and a new machine resumes
-    assert "GiB free" in in_colab._mounted("ci")
+    assert "GiB free" in in_colab.mounted("ci")
     assert (run / "records/01/a.json").read_text() == "records/01/a.json"
 
 
@@ -299,4 +298,4 @@ def test_a_missing_drive_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyP
         in_colab, "DRIVE", tmp_path / "content" / "drive" / "MyDrive" / "depthprune"
     )
     with pytest.raises(StudyError, match="no Google Drive is mounted"):
-        in_colab._mounted("ci")
+        in_colab.mounted("ci")

@@ -48,7 +48,7 @@ def _where() -> tuple[Any, bool]:
     """The stream for the bar, and whether it is visible.
 
     An interactive kernel draws in the cell. A kernel without input (papermill, nbclient) draws on
-    stderr only under the runner (DEPTHPRUNE_HOME), which shows it and does not save it.
+    stderr only under the runner (DEPTHPRUNE_BARS), which shows it and does not save it.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     kernel = getattr(shell, "kernel", None)
@@ -56,4 +56,4 @@ def _where() -> tuple[Any, bool]:
         return sys.stderr, sys.stderr.isatty()
     if getattr(kernel, "_allow_stdin", True):
         return sys.stdout, True
-    return sys.stderr, "DEPTHPRUNE_HOME" in os.environ
+    return sys.stderr, os.environ.get("DEPTHPRUNE_BARS") == "stderr"

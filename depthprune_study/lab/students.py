@@ -156,9 +156,9 @@ def recover(
     run = healing.Healing(lab, name, plan, recipe, start, text, validation, keep_weights)
     stamp = run.stamp()
     path = _path_of(lab, stamp)
-    known = cache.kept(path, stamp) is not None and storage.read(healing.curve_of(path))
-    if known and validation is not None and not known.validation_tokens:
-        path.unlink()  # the earlier run had no validation: run again with it
+    curve = cache.kept(healing.curve_of(path), stamp)
+    if curve is None or (validation is not None and not curve.validation_tokens):
+        path.unlink(missing_ok=True)  # no whole curve, or one without validation: run again
     student = _kept(lab, name, plan, stamp, start, run.heal)
     student.curve = storage.read(healing.curve_of(path))
     student.diverged = student.curve.diverged or student.diverged

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,6 +22,7 @@ from depthprune_study.runner import execute, marks, prepare
 from depthprune_study.runner.marks import Step, hash_of
 
 DRAWING = ("matplotlib", "seaborn")
+SPIN = "10000"  # limits the spinning of idle OpenMP threads in kernels, which slows other work
 KEPT = (  # files of a report that a resumed run needs
     *("records/**/*.json", "measured/*.json", "notebooks/*.ipynb", "figures/*", "done/*.json"),
     "costs.json",
@@ -53,15 +56,18 @@ def run(
     given: Mapping[str, dict[str, Any]] | None = None,
     terminal: TextIO = sys.stderr,
 ) -> list[Step]:
-    """Run unfinished steps; returns the steps as they were before.
+    """Run unfinished steps; returns all steps, which are then done.
 
     Raises StudyError if a notebook fails; finished notebooks stay finished.
     """
     steps = plan(study, given)
     with alone(paths.runs(study), say):
         if not all(step.done for step in steps):
+            os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
             prepare.fetch({s.notebook: s.parameters for s in steps}, say)
+        finished = []
         for step in _steps(study, given):
+            finished.append(replace(step, done=True))
             if step.done:
                 say(f"{step.notebook}: done already")
                 continue
@@ -71,7 +77,7 @@ def run(
             say(f"{step.notebook}: running{f', about {marks.minutes(about)}' if about else ''}")
             seconds = _execute(step, terminal)
             say(f"{step.notebook}: done in {seconds:.0f} s")
-    return steps
+    return finished
 
 
 def kept(study: str) -> str:

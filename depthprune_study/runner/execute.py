@@ -36,7 +36,6 @@ def execute(
     from depthprune_study.runner import kernels
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    os.environ["DEPTHPRUNE_HOME"] = str(paths.home())  # a kernel works in another folder
     unfinished, failure = partial(target), ""
     for folder in (target.parent, log.parent):
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,6 +43,7 @@ def execute(
         open(log, "w", encoding="utf-8") as output,
         tempfile.TemporaryDirectory(prefix="depthprune-") as sockets,
         peak_memory() as peak,
+        _variables(DEPTHPRUNE_HOME=str(paths.home()), DEPTHPRUNE_BARS="stderr"),
     ):
         try:
             papermill.execute_notebook(
@@ -71,6 +71,20 @@ def execute(
     tidy(unfinished)
     os.replace(unfinished, target)
     return peak[0]
+
+
+@contextmanager
+def _variables(**values: str) -> Iterator[None]:
+    """Environment variables within the block; kernels that start in it have them."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def partial(target: Path) -> Path:

@@ -2,7 +2,8 @@
 
 A kernel that imports torch, transformers and seaborn itself takes 5 to 15 seconds, longer than most
 notebooks of `ci` run. The forked process, Python's fork server, imports libraries but no code of
-this project, and does not use a GPU.
+this project, and does not use a GPU. Variables that a library reads when it is loaded, such as
+OMP_NUM_THREADS, keep the values that they had when the fork server started.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ LOADED = [  # IPython last: libraries loaded after it would make tqdm look for w
     "scipy.optimize",
     "scipy.stats",
     "seaborn",
-    "matplotlib_inline.backend_inline",
     "ipykernel.kernelapp",
 ]
+GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA, AMD, Windows
 FORKS = multiprocessing.get_context("forkserver") if sys.platform == "linux" else None
 
 
@@ -48,7 +49,7 @@ def apart(work: Callable[..., Any], *given: Any) -> Any:
 
 
 def _can_fork() -> bool:
-    if FORKS is None or Path("/dev/nvidiactl").exists():
+    if FORKS is None or any(Path(device).exists() for device in GPUS):
         return False
     FORKS.set_forkserver_preload(LOADED)
     return True
@@ -69,7 +70,7 @@ class Forking(LocalProvisioner):
         given = self.parent.connection_file, os.getcwd(), options["env"]
         self.process = Kernel(target=_work, args=given, daemon=True)
         self.process.start()
-        self.pid = self.process.pid
+        self.pid = self.pgid = self.process.pid  # the group that _work begins
         return self.connection_info
 
 
@@ -91,12 +92,16 @@ class Kernel(FORKS.Process if FORKS else object):
 
 def _work(connection_file: str, folder: str, variables: dict[str, str]) -> None:
     """A kernel, from its start to its end."""
+    import matplotlib
     from ipykernel.kernelapp import IPKernelApp
 
     os.setsid()  # an interrupt at the terminal reaches only the runner
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
+    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    matplotlib.rcParams["backend"] = os.environ["MPLBACKEND"]  # it was loaded before that was set
+    multiprocessing.current_process()._config["daemon"] = False  # cells may start processes
     sys.path[:] = [entry for entry in sys.path if entry]
     threading.Thread(target=_end_with_runner, daemon=True).start()
     IPKernelApp.launch_instance(argv=["-f", connection_file], parent_handle=os.getppid())

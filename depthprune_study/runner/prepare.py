@@ -79,13 +79,14 @@ def _fetch(model_names: list[str], texts: list[str], steps: Parameters, cached: 
 
 
 def _check_depth(notebook: str, values: Mapping[str, Any], n_layers: int) -> None:
-    """Raises StudyError if a notebook would drop every layer; 0 layers: not known."""
+    """Raises StudyError if a notebook would drop every layer."""
     for name in ("drop_count", "drop_counts"):
         asked = values.get(name, [])
-        most = max(asked, default=0) if isinstance(asked, list) else asked
-        if n_layers and most >= n_layers:
+        largest = max(asked, default=0) if isinstance(asked, list) else asked
+        most = n_layers - (2 if notebook == "04_transfer" else 1)  # 04 also drops one more
+        if largest > most:
             raise StudyError(
-                f"{notebook}: {name} must be at most {n_layers - 1}, not {asked}: "
+                f"{notebook}: {name} must be at most {most}, not {asked}: "
                 f"{values['model']} has {n_layers} layers"
             )
 

@@ -22,6 +22,8 @@ from depthprune_study import parameters, paths
 from depthprune_study.errors import StudyError
 from depthprune_study.runner import chain, prepare
 
+SENT = ("DEPTHPRUNE_", "GOMP_", "OMP_")  # variables that workers get
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -74,7 +76,7 @@ def run(sweep: Sweep, pool: Executor, *, say: Callable[[str], None]) -> list[str
     """Run unfinished cells; returns a sentence for each failed cell. The others continue."""
     todo = [cell for cell in sweep.cells if not cell.done]
     say(f"sweep {sweep.name}: {len(sweep.cells)} cells, {len(todo)} to run")
-    moved = {name: value for name, value in os.environ.items() if name.startswith("DEPTHPRUNE_")}
+    moved = {name: value for name, value in os.environ.items() if name.startswith(SENT)}
     failed = []
     try:
         futures = {pool.submit(run_cell, c.study, c.notebook, c.values, moved): c for c in todo}

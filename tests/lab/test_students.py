@@ -86,6 +86,15 @@ def test_healing_is_done_once_under_any_name(
     assert cache.weights_hash(again.model) == healed.content
 
 
+@pytest.mark.parametrize("damage", [lambda f: f.unlink(), lambda f: f.write_text("{")])
+def test_a_damaged_curve_is_made_again(open_lab: Open, damage: Callable[[Path], None]) -> None:
+    healed = students.recover(open_lab(), "healed", PLAN, recipe_of(open_lab()))
+    (curve,) = open_lab().folder.rglob("*.curve.json")
+    damage(curve)
+    again = students.recover(open_lab(), "healed", PLAN, recipe_of(open_lab()))
+    assert again.curve == healed.curve and again.content == healed.content
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"temperature": 2.0}])
 def test_another_recipe_is_another_student(lab: Workspace, change: dict[str, float]) -> None:
     recipe = recipe_of(lab, tokens=576)

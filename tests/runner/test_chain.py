@@ -170,6 +170,29 @@ def test_a_kernel_has_its_variables_and_its_progress_leaves_no_trace_in_the_note
     assert "".join(output["text"]).split() == ["a", str(fresh), str(fresh / "notebooks")]
 
 
+def test_a_kernel_draws_in_the_notebook_and_may_start_processes(fresh: Path) -> None:
+    cell = (
+        "import matplotlib.pyplot as plt, multiprocessing as m\nplt.plot([1])\n"
+        "with m.get_context('fork').Pool(1) as pool:\n    print(pool.apply(abs, (-3,)))"
+    )
+    toy.write(fresh, "01_sensitivity", cell)
+    given = {"01_sensitivity": {"study": "toy", "tokens": 8}}
+    chain.run("toy", given=given, say=lambda line: None, terminal=io.StringIO())
+    cells = provenance.read_cells(marks.executed("toy", "01_sensitivity"))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert any("3" in "".join(output.get("text", ())) for output in outputs)
+
+
+def test_a_run_leaves_the_environment_as_it_was(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DEPTHPRUNE_BARS", raising=False)
+    before = os.environ["DEPTHPRUNE_HOME"]
+    run()
+    assert os.environ["DEPTHPRUNE_HOME"] == before and "DEPTHPRUNE_BARS" not in os.environ
+
+
 def test_a_second_run_at_once_is_refused_in_a_sentence(fresh: Path) -> None:
     with (
         chain.alone(paths.runs("toy")),

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import toy
+import yaml
 from papermill import inspect_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
+from depthprune_core import storage
 from depthprune_core.records import Recipe
 from depthprune_study import parameters, paths
 from depthprune_study.errors import StudyError
@@ -149,6 +151,38 @@ def test_notebooks_that_read_each_other_have_one_model(params: Path) -> None:
     (params / "02_prune.yaml").write_text("study: toy\nmodel: llama-tiny\n")
     (problem,) = problems(params, "")
     assert problem.startswith("model must be 'gpt2-mini', as in 01_sensitivity.yaml")
+
+
+@pytest.mark.parametrize(
+    ("notebook", "changed", "sentence"),
+    [
+        ("03_recovery", {"rule": "random"}, "rule must not be random"),
+        ("03_recovery", {"drop_count": 5}, r"drop_count must be one of 02_prune's \[2, 3\], not 5"),
+        (
+            "08_limits",
+            {"seeded_counts": [9]},
+            r"seeded_counts must be among drop_counts, not \[9\]",
+        ),
+        ("05_seed_stability", {"other_model": "llama-tiny"}, "other_model must be 'smollm2-135m'"),
+    ],
+)
+def test_values_that_contradict_an_earlier_notebook_are_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    notebook: str,
+    changed: dict[str, object],
+    sentence: str,
+) -> None:
+    there, folder = paths.params(), tmp_path / "params" / "mine"
+    for name in ("01_sensitivity", "02_prune", "03_recovery", "04_transfer", notebook):
+        values = {"study": "mine", **(changed if name == notebook else {})}
+        storage.write_atomically(folder / f"{name}.yaml", yaml.safe_dump(values))
+    storage.write_atomically(
+        folder.parent / "recipe.yaml", (there / "recipe.yaml").read_text(encoding="utf-8")
+    )
+    monkeypatch.setattr(paths, "params", lambda: folder.parent)
+    with pytest.raises(StudyError, match=sentence):
+        parameters.of_study("mine")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks import machine
 from depthprune_core import models, speed
-from depthprune_core.decoder import anatomy
+from depthprune_core.anatomy import anatomy
 from depthprune_core.progress import Progress
 from depthprune_study.results.statistics import median_ratio
 

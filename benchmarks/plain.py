@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from depthprune_core.decoder import anatomy
+from depthprune_core.anatomy import anatomy
 from depthprune_core.running import passing, replaced
 from depthprune_core.text import Windows
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from benchmarks import machine, plain
 from benchmarks.measure import Row, in_turn
 from depthprune_core import distillation, pruning, sensitivity, subsets
-from depthprune_core.decoder import anatomy
+from depthprune_core.anatomy import anatomy
 from depthprune_core.models import Teacher
 from depthprune_core.products import linear, onednn_is_better
 from depthprune_core.progress import Progress

@@ -36,7 +36,8 @@ def load(name: str, *, cache: Path) -> list[Document]:
     data set (ORG/NAME or ORG/NAME/CONFIG), whose first rows are streamed. A suffix `:column` names
     the field with the text; without it, the field is `text`, or the only field with strings.
 
-    Raises ValueError for a name that is not a text, RuntimeError if it cannot be fetched.
+    Raises ValueError for a name that is not a text or a data set that cannot be streamed,
+    RuntimeError if news-excerpt or wikitext-2 cannot be fetched.
     """
     if name == "wikipedia-excerpt":
         return wikipedia()
@@ -96,6 +97,10 @@ def wikitext() -> dict[str, list[Document]]:
     parts = {}
     for split in ("train", "validation", "test"):
         files = sorted(folder.glob(f"{split}-*.parquet"))
+        if not files:
+            raise RuntimeError(
+                f"wikitext-2 has no {split} file in {folder}: run again with a network"
+            )
         lines = (row["text"] for file in files for row in reading.rows(file))
         parts[split] = _articles(split, lines)
     return parts

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-import weakref
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from depthprune_core import probing
 from depthprune_core.products import linear
 
 
@@ -50,32 +46,6 @@ _SHARED = {
     "num_kv_shared_layers": "layers that use the keys and values of earlier ones",
 }
 _SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
-_MLP_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim")
-
-_known: weakref.WeakKeyDictionary[nn.Module, Decoder] = weakref.WeakKeyDictionary()
-
-
-def anatomy(model: PreTrainedModel) -> Decoder:
-    """The parts of a decoder, found by structure and checked on a few tokens.
-
-    Raises ValueError if the model is not a stack of layers that can be skipped one by one:
-    encoder-decoders, state-space models, encoders, layers that share more than hidden states.
-    """
-    if model not in _known:
-        parts = structure(model)
-        was_training = model.training
-        model.eval()  # dropout would draw random numbers
-        try:
-            _known[model] = replace(parts, **probing.probe(model, parts))
-        finally:
-            model.train(was_training)
-    return _known[model]
-
-
-def remember(student: PreTrainedModel, like: Decoder) -> None:
-    """Lets a student skip the probe: it has the structure of its original's anatomy, `like`."""
-    facts = {name: getattr(like, name) for name in ("softcap", "scale", "returns_tuple")}
-    _known[student] = replace(structure(student), **facts)
 
 
 def structure(model: PreTrainedModel) -> Decoder:
@@ -146,57 +116,3 @@ def _stack(model: PreTrainedModel, n_layers: int) -> str:
 def _attends(layer: nn.Module) -> bool:
     names = [type(module).__name__.lower() for module in layer.modules()]
     return any("attention" in name or "attn" in name for name in names)
-
-
-# ---------------------------------------------------------------- the MLPs
-
-
-def mlp_outputs(model: PreTrainedModel) -> list[nn.Module]:
-    """For each layer, the linear map from the MLP's neurons back to the hidden states.
-
-    Raises ValueError if the config does not state the width, or if the width does not identify
-    this map.
-    """
-    name, width = _mlp_width(model)
-
-    def ends_mlp(module: nn.Module) -> bool:
-        if isinstance(module, Conv1D):
-            return module.weight.shape[0] == width
-        return isinstance(module, nn.Linear) and module.in_features == width
-
-    maps = [[m for m in layer.modules() if ends_mlp(m)] for layer in anatomy(model).layers]
-    if any(len(found) != 1 for found in maps):
-        raise ValueError(
-            f"{type(model).__name__} has not exactly one map of {width} inputs ({name}) in every "
-            "layer, so its MLPs cannot be narrowed"
-        )
-    return [found for (found,) in maps]
-
-
-def mlp_width(model: PreTrainedModel) -> int:
-    """Neurons of each layer's MLP. Raises ValueError if the config does not state it."""
-    return _mlp_width(model)[1]
-
-
-def narrow_config(model: PreTrainedModel, width: int) -> Any:
-    """A copy of the model's config with MLPs of this width."""
-    new = copy.deepcopy(model.config)
-    setattr(text_config(new), _mlp_width(model)[0], width)
-    return new
-
-
-def _mlp_width(model: PreTrainedModel) -> tuple[str, int]:
-    """The config's field for the MLP's width, and the width."""
-    config = text_config(model.config)
-    for name in _MLP_WIDTHS:
-        try:
-            width = getattr(config, name)
-        except (AttributeError, RuntimeError):  # none, or one for each layer
-            continue
-        width = width or 4 * config.hidden_size  # GPT-2 leaves it open
-        if isinstance(width, int):
-            return name, width
-    raise ValueError(
-        f"the config of {type(model).__name__} does not state one width for its MLPs "
-        f"({', '.join(_MLP_WIDTHS)})"
-    )

@@ -14,7 +14,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from depthprune_core import adapters, checkpoints
-from depthprune_core.decoder import anatomy
+from depthprune_core.anatomy import anatomy
 from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Curve, Recipe
 from depthprune_core.steps import DivergedError, Run
@@ -145,7 +145,7 @@ def _check(
         )
     if recipe.kl and teacher is None:
         raise ValueError(f"kl={recipe.kl:g} needs a teacher")
-    if teacher is not None:
+    if recipe.kl and teacher is not None:
         words, known = (len(anatomy(model).head.weight) for model in (student, teacher))
         if words != known:
             raise ValueError(

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from depthprune_core import losses
-from depthprune_core.decoder import anatomy
+from depthprune_core.anatomy import anatomy
 from depthprune_core.products import fast_products
 from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Divergence, Score
@@ -43,9 +43,8 @@ def score(
     sums = torch.zeros(len(windows.names), dtype=torch.float64)
     with _evaluating(model):
         for done, batch in enumerate(windows.batches(batch_size)):
-            batch = batch.trimmed()
             mask = batch.mask.to(model.device)
-            hidden = hidden_states(model, batch.inputs.to(model.device))[mask]  # (n_scored, d)
+            hidden = hidden_states(parts, batch.inputs.to(model.device))[mask]  # (n_scored, d)
             values = losses.nll(parts, hidden, batch.targets.to(model.device)[mask])
             sums.index_add_(0, batch.owner, values.double().cpu())
             progress(min((done + 1) * batch_size, len(windows)), len(windows), "windows scored")
@@ -68,10 +67,9 @@ def divergence(
     agreements = torch.zeros(len(windows.names), dtype=torch.long)
     with _evaluating(student, teacher):
         for done, batch in enumerate(windows.batches(batch_size)):
-            batch = batch.trimmed()
             ids, mask = batch.inputs.to(student.device), batch.mask.to(student.device)
-            hidden = hidden_states(student, ids)[mask]  # (n_scored, d)
-            teacher_hidden = hidden_states(teacher, ids)[mask]
+            hidden = hidden_states(ours, ids)[mask]  # (n_scored, d)
+            teacher_hidden = hidden_states(theirs, ids)[mask]
             targets = batch.targets.to(student.device)[mask]
             _, kl = losses.nll_and_kl([hidden], ours, teacher_hidden, theirs, targets)
             same = losses.top_tokens(ours, hidden) == losses.top_tokens(theirs, teacher_hidden)

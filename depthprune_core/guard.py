@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from depthprune_core.decoder import Decoder, anatomy
+from depthprune_core.anatomy import anatomy
+from depthprune_core.decoder import Decoder
 from depthprune_core.folders import KEY_PROBLEMS, dtypes
 from depthprune_core.probing import probe_ids, tolerance
 from depthprune_core.progress import reason
@@ -25,7 +26,7 @@ def check_alike(
 ) -> None:
     """Raises ValueError unless each layer of the student has its original's structure.
 
-    Compares modules, shapes and settings only.
+    Compares modules, shapes and settings only. A tensor outside the layers must keep its shape.
     """
     name = type(model).__name__
     layers = student.get_submodule(parts.layers_name)
@@ -37,6 +38,12 @@ def check_alike(
                     f"what a layer of {name} is depends on its number: without the dropped layers, "
                     f"{key} of layer {old} would be {ours.get(key)} instead of {theirs.get(key)}"
                 )
+    shapes = {key: p.shape for key, p in model.named_parameters(remove_duplicate=False)}
+    for key, p in student.named_parameters(remove_duplicate=False):
+        if not key.startswith(f"{parts.layers_name}.") and p.shape != shapes.get(key):
+            raise ValueError(
+                f"{name} keeps one tensor for all its layers ({key}), so no layer can be dropped"
+            )
 
 
 @torch.no_grad()

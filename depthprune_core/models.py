@@ -12,7 +12,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from depthprune_core import configs, folders, obtaining, pruning
-from depthprune_core.decoder import anatomy, text_config
+from depthprune_core.anatomy import anatomy
+from depthprune_core.decoder import text_config
 from depthprune_core.obtaining import BUNDLED, fetch_hub
 from depthprune_core.sources import SOURCES, Source
 
@@ -103,35 +104,24 @@ def file_dtypes(model: PreTrainedModel) -> dict[str, torch.dtype]:
 
 
 def depth(name: str) -> int:
-    """Layers of a named model or local folder, from its config; 0 if it is not there yet."""
+    """Layers of a named model or local folder, from its config."""
+    return text_config(_config_of(name)).num_hidden_layers
+
+
+def shape(name: str, *, n_layers: int) -> PreTrainedModel:
+    """A named model of any depth without weights (meta device), for counting parameters."""
     config = _config_of(name)
-    return text_config(config).num_hidden_layers if config else 0
-
-
-def shape(name: str, *, n_layers: int | None = None) -> PreTrainedModel:
-    """A named model of any depth without weights (meta device), for counting parameters.
-
-    Raises ValueError for a name without a known shape.
-    """
-    config = _config_of(name)
-    if config is None:
-        raise ValueError(f"model {name!r} has no shape to count before it is fetched")
-    if n_layers is not None:
-        config.num_hidden_layers = n_layers
+    config.num_hidden_layers = n_layers
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    model.tie_weights()
-    return model
+        return AutoModelForCausalLM.from_config(config)
 
 
-def _config_of(name: str) -> Any | None:
-    """The config of a named model or local folder; None if it is not there yet."""
+def _config_of(name: str) -> Any:
+    """The config of a named model or local folder, before its weights are there."""
     source = obtaining.source_of(name)
-    if source is None:
-        return folders.config_of(Path(name))
-    if source.kind == "bundled":
-        return folders.config_of(obtaining.bundled(source))
-    return AutoConfig.for_model(**source.shape) if source.shape else None
+    if source is not None and source.shape:
+        return AutoConfig.for_model(**source.shape)
+    return folders.config_of(obtaining.bundled(source) if source else Path(name))
 
 
 def _check_prunable(model: PreTrainedModel, name: str) -> None:

@@ -1,17 +1,17 @@
-"""Runs a few tokens to find out how a model's layers and logits are computed.
-
-`parts` is a `decoder.Decoder` (whose file imports this one).
-"""
+"""Runs a few tokens to find out how a model's layers and logits are computed."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from depthprune_core.decoder import Decoder
 from depthprune_core.progress import reason
+from depthprune_core.running import hidden_states
 
 _LENGTH = 16  # tokens of a probe, and twice any window that is not longer than the next
 _SMALL_WINDOW = 64
@@ -48,8 +48,8 @@ def tolerance(model: PreTrainedModel, logits: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def probe(model: PreTrainedModel, parts: Any) -> dict[str, Any]:
-    """The fields of `Decoder` that need a forward pass: scale and returns_tuple.
+def probe(model: PreTrainedModel, parts: Decoder) -> Decoder:
+    """The parts with the fields that need a forward pass: scale and returns_tuple.
 
     Raises ValueError if the layers cannot be skipped one by one, if the logits are not
     scale * head(hidden) or its softcap, or if a token sees later tokens.
@@ -58,7 +58,7 @@ def probe(model: PreTrainedModel, parts: Any) -> dict[str, Any]:
     ids = probe_ids(model)
     try:
         seen, logits = _listen(model, parts, ids)
-        hidden = parts.base(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = hidden_states(parts, ids)
     except (RuntimeError, TypeError, AttributeError, KeyError, IndexError) as error:
         raise ValueError(f"{name} cannot be run on tokens alone ({reason(error)})") from error
     if [index for index, _, _ in seen] != list(range(len(parts.layers))):
@@ -73,22 +73,25 @@ def probe(model: PreTrainedModel, parts: Any) -> dict[str, Any]:
         )
     if not torch.isfinite(logits).all():
         raise ValueError(f"{name} computes logits that are not finite, so it cannot be measured")
-    scale = _scale(model, parts.logits(hidden), logits)
+    scale = _scale(model, parts, hidden, logits)
     loose = 100 * tolerance(model, logits)
     if not torch.allclose(logits[0, :-1], logits[1, :-1], rtol=0, atol=loose):
         raise ValueError(
             f"{name} lets a token see later ones: only decoders (causal language models) can be "
             "pruned here"
         )
-    _check_resuming(model, parts, ids, seen, hidden)
-    return {"scale": scale, "returns_tuple": isinstance(first, tuple | list)}
+    parts = replace(parts, scale=scale, returns_tuple=isinstance(first, tuple | list))
+    _check_resuming(model, parts, ids, seen[len(parts.layers) // 2][2], hidden)
+    return parts
 
 
 def _hidden(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output, tuple | list) else output
 
 
-def _listen(model: PreTrainedModel, parts: Any, ids: torch.Tensor) -> tuple[_Seen, torch.Tensor]:
+def _listen(
+    model: PreTrainedModel, parts: Decoder, ids: torch.Tensor
+) -> tuple[_Seen, torch.Tensor]:
     """Each layer's input and output, in running order, and the model's logits."""
     seen: _Seen = []
 
@@ -110,22 +113,30 @@ def _listen(model: PreTrainedModel, parts: Any, ids: torch.Tensor) -> tuple[_See
             hook.remove()
 
 
-def _scale(model: PreTrainedModel, ours: torch.Tensor, logits: torch.Tensor) -> float:
-    """The factor between head(hidden) and the model's logits; usually 1.
+def _scale(
+    model: PreTrainedModel, parts: Decoder, hidden: torch.Tensor, logits: torch.Tensor
+) -> float:
+    """The factor between head(hidden) and the model's logits before any softcap; usually 1.
 
     A factor in the config is preferred, because a fitted one is rounded.
     """
+    ours, cap = parts.logits(hidden), parts.softcap
+
+    def uncapped(values: torch.Tensor) -> torch.Tensor:
+        return torch.atanh((values.double() / cap).clamp(-0.999, 0.999)) * cap if cap else values
+
     near = max(1e-3, 2 * torch.finfo(model.dtype).eps)
     atol = near * float(logits.abs().max())
     if torch.allclose(ours, logits, rtol=near, atol=atol):
         return 1.0
-    wide = ours.double()
-    fitted = float((logits * wide).sum() / wide.square().sum())
+    wide = uncapped(ours).double()
+    fitted = float((uncapped(logits) * wide).sum() / wide.square().sum())
     facts = model.config.get_text_config(decoder=True).to_dict()
     constants = [v for k, v in facts.items() if "logit" in k and isinstance(v, int | float) and v]
     stated = [known for value in constants for known in (float(value), 1 / value)]
     scale = next((known for known in stated if abs(known / fitted - 1) < near), fitted)
-    if not torch.allclose((wide * scale).float(), logits, rtol=near, atol=atol):
+    scaled = torch.tanh(wide * scale / cap) * cap if cap else wide * scale
+    if not torch.allclose(scaled.float(), logits, rtol=near, atol=atol):
         raise ValueError(
             f"{type(model).__name__} computes its logits in a way that is not known here, so it "
             "cannot be measured"
@@ -134,32 +145,17 @@ def _scale(model: PreTrainedModel, ours: torch.Tensor, logits: torch.Tensor) -> 
 
 
 def _check_resuming(
-    model: PreTrainedModel, parts: Any, ids: torch.Tensor, seen: _Seen, hidden: torch.Tensor
+    model: PreTrainedModel, parts: Decoder, ids: torch.Tensor, output: Any, hidden: torch.Tensor
 ) -> None:
-    """Checks that the second half of the layers can resume from a stored hidden state.
+    """Checks that the last half of the layers can resume from `output`, that of the layer before.
 
     This fails if layers pass on more than hidden states, such as keys and values or residuals.
     """
-    last = len(parts.layers) // 2
-    output = seen[last][2]
-
-    def passed(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return (hidden_states,) if isinstance(output, tuple | list) else hidden_states
-
-    def put_in(*args: Any, **kwargs: Any) -> Any:
-        return passed(_hidden(output))
-
-    skipped = list(parts.layers)[: last + 1]
+    before = len(parts.layers) // 2
     try:
-        for layer in skipped[:-1]:
-            layer.forward = passed
-        skipped[-1].forward = put_in
-        resumed = parts.base(input_ids=ids, use_cache=False).last_hidden_state
+        resumed = hidden_states(parts, ids, resume_after=before, hidden=_hidden(output))
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError):
         resumed = torch.full_like(hidden, float("inf"))
-    finally:
-        for layer in skipped:
-            layer.__dict__.pop("forward", None)
     near = 1e-3 * float(hidden.abs().max())
     if not torch.allclose(resumed, hidden, rtol=0, atol=near):
         raise ValueError(

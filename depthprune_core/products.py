@@ -61,12 +61,6 @@ def onednn_is_better() -> bool:
     return has_op and wide and CPUINFO.exists() and "AuthenticAMD" in CPUINFO.read_text()
 
 
-def has_bfloat16(device: torch.device | str) -> bool:
-    """Whether the device is a GPU with native bfloat16 products; older GPUs emulate them."""
-    cuda = torch.device(device).type == "cuda"
-    return cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
 def _forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     weight = module.weight.t() if isinstance(module, Conv1D) else module.weight
     return linear(x, weight, module.bias)

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from depthprune_core import decoder, guard
+from depthprune_core import guard
+from depthprune_core.anatomy import anatomy, remember
 from depthprune_core.configs import slice_config
-from depthprune_core.decoder import Decoder, anatomy, text_config
+from depthprune_core.decoder import Decoder, structure, text_config
 from depthprune_core.guard import check_saved
 from depthprune_core.records import Plan, Size
 
@@ -46,7 +47,7 @@ def drop_layers(model: PreTrainedModel, plan: Plan, *, share: bool = False) -> P
         student.requires_grad_(True)
     student.generation_config = copy.deepcopy(model.generation_config)
     student.eval()
-    decoder.remember(student, parts)
+    remember(student, parts)
     guard.check_cut(student, model, plan)
     return student
 
@@ -56,7 +57,7 @@ def check_droppable(model: PreTrainedModel) -> None:
 
     Uses only config and shapes, so a model on torch's meta device works too.
     """
-    parts = decoder.structure(model)
+    parts = structure(model)
     n_layers = len(parts.layers)
     if n_layers == 1:
         return
@@ -76,7 +77,7 @@ def share_equal(student: PreTrainedModel, model: PreTrainedModel, plan: Plan) ->
     The student has the plan's layers. Shared tensors take no memory and must not be trained in
     place; adapters on them can be trained (`adapters.low_rank`).
     """
-    stack = decoder.structure(model).layers_name
+    stack = structure(model).layers_name
     for held, key, theirs in _tensors(student, model, stack, plan.kept):
         if torch.equal(held[key], theirs):
             held[key] = theirs

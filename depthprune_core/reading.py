@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from depthprune_core.progress import reason
 from depthprune_core.text import Document
 
 STREAMED_CHARS = 12_000_000  # of a data set on the hub: its first rows, about three million tokens
@@ -19,8 +20,9 @@ _ROWS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"
 
 
 def kind_of(path: Path) -> str:
-    """The suffix that gives the file type; `.gz` is ignored."""
-    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
+    """The suffix that gives the file type, in lower case; `.gz` is ignored."""
+    packed = path.suffix.lower() == ".gz"
+    return (path.with_suffix("") if packed else path).suffix.lower()
 
 
 def is_hub_name(where: str) -> bool:
@@ -55,9 +57,11 @@ def from_file(path: Path, column: str, folder: Path | None = None) -> list[Docum
         return _documents(rows(path), name, str(path), column)
     if kind_of(path) not in _PLAIN:
         raise ValueError(f"{path} is no text that can be read here: give {WANTED}")
+    if column:
+        raise ValueError(f"{path} is plain text and has no column {column!r}: name the file alone")
     try:
         content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        content = gzip.decompress(content) if path.suffix.lower() == ".gz" else content
         text = content.decode("utf-8-sig")
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise ValueError(f"{path} is no whole gzip file: copy it again") from None
@@ -65,6 +69,11 @@ def from_file(path: Path, column: str, folder: Path | None = None) -> list[Docum
         raise ValueError(
             f"{path} is not UTF-8 text (byte {error.start}): if it is text at all, save it as UTF-8"
         ) from None
+    if "\0" in text:
+        raise ValueError(f"{path} is binary, not text: give {WANTED}")
+    first = text.lstrip().partition("\n")[0].rstrip()
+    if first.startswith("{") and first.endswith("}"):
+        raise ValueError(f"{path} holds JSON lines, not prose: rename it to {path.stem}.jsonl")
     return [Document(name, text)] if text.strip() else []
 
 
@@ -93,8 +102,7 @@ def _stream(source: dict[str, Any], failure: str) -> Iterator[dict[str, Any]]:
     try:
         yield from datasets.load_dataset(**source, split="train", streaming=True)
     except Exception as error:  # of datasets, pyarrow, pandas, fsspec, the hub's client
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(f"{failure} ({reason})") from None
+        raise ValueError(f"{failure} ({type(error).__name__}: {reason(error)})") from None
     finally:
         datasets.logging.set_verbosity(level)
 

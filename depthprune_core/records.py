@@ -173,18 +173,19 @@ class SetCosts:
     n_layers: int
     rise_nll_nats: dict[str, float]  # "3" or "3,7": layers in ascending order
 
-    def __call__(self, dropped: frozenset[int]) -> float:
-        """The cost of a set, for the search rules. Raises KeyError if it was not measured."""
-        return self.rise_nll_nats[",".join(map(str, sorted(dropped)))] if dropped else 0.0
+    @property
+    def by_layers(self) -> dict[tuple[int, ...], float]:
+        """Layers in ascending order -> rise."""
+        return {tuple(map(int, key.split(","))): rise for key, rise in self.rise_nll_nats.items()}
 
     def of_size(self, k: int) -> dict[tuple[int, ...], float]:
         """The measured sets of k layers."""
-        sets = {tuple(map(int, key.split(","))): rise for key, rise in self.rise_nll_nats.items()}
-        return {layers: rise for layers, rise in sets.items() if len(layers) == k}
+        return {layers: rise for layers, rise in self.by_layers.items() if len(layers) == k}
 
-    def interaction(self, i: int, j: int) -> float:
-        """Pair cost minus the two single costs; above 0, the layers can replace each other."""
-        return self(frozenset({i, j})) - self(frozenset({i})) - self(frozenset({j}))
+    def interactions(self) -> dict[tuple[int, ...], float]:
+        """Each pair's rise minus those of its two layers; above 0, they can replace each other."""
+        single = self.of_size(1)
+        return {(i, j): rise - single[i,] - single[j,] for (i, j), rise in self.of_size(2).items()}
 
 
 @dataclass(frozen=True)

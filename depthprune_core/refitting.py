@@ -7,7 +7,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from depthprune_core.decoder import anatomy, mlp_outputs
+from depthprune_core.anatomy import anatomy
+from depthprune_core.mlps import mlp_outputs
+from depthprune_core.probing import probe_ids
 from depthprune_core.products import linear
 from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Plan
@@ -89,7 +91,7 @@ def is_possible(model: PreTrainedModel) -> bool:
         last = mlp_outputs(model)[0]
     except ValueError:
         return False
-    probe, weight = torch.tensor([[1, 2, 3, 2]]), last.weight.clone()
+    probe, weight = probe_ids(model)[:1], last.weight.clone()
     neurons, before = _inside(model, last, probe, None, 0)
     try:
         last.weight.mul_(2)
@@ -146,7 +148,7 @@ def _advance(
     resumed = {"resume_after": start - 1, "hidden": hidden} if start and hidden is not None else {}
     rest = {index: passing(parts) for index in range(stop, len(parts.layers))}
     with replaced(parts.layers, rest), recording(parts.layers) as inputs:
-        hidden_states(model, ids.to(model.device), **resumed)
+        hidden_states(parts, ids.to(model.device), **resumed)
     return inputs[stop]
 
 

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
-from depthprune_core.decoder import Decoder, anatomy
+from depthprune_core.decoder import Decoder
 from depthprune_core.products import fast_products
 
 
@@ -88,7 +87,7 @@ def recording(layers: nn.ModuleList, *, start: int = 0) -> Iterator[dict[int, to
 
 
 def hidden_states(
-    model: PreTrainedModel,
+    parts: Decoder,
     ids: torch.Tensor,
     *,
     resume_after: int = -1,
@@ -99,7 +98,6 @@ def hidden_states(
     With `resume_after=i`, layers 0..i are not computed: `hidden` (batch, seq, d) is used as the
     output of layer i.
     """
-    parts = anatomy(model)
     skipped = {index: passing(parts) for index in range(resume_after)}
     if resume_after >= 0:
         skipped[resume_after] = passing(parts, hidden)

@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from depthprune_core import losses
-from depthprune_core.decoder import Decoder, anatomy
+from depthprune_core.anatomy import anatomy
+from depthprune_core.decoder import Decoder
 from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Profile, Score
 from depthprune_core.running import hidden_states, recording
@@ -49,11 +50,11 @@ def profile(
         ids, mask = batch.inputs.to(model.device), batch.mask.to(model.device)
         targets = batch.targets.to(model.device)[mask]
         with recording(parts.layers) as inputs:
-            teacher_hidden = hidden_states(model, ids)[mask]  # (n, d)
+            teacher_hidden = hidden_states(parts, ids)[mask]  # (n, d)
         _add_distances(inputs, mask, batch.owner, sums["block_influence"], spans)
         ablated = []
         for layer in range(n_layers):
-            rest = hidden_states(model, ids, resume_after=layer, hidden=inputs[layer])
+            rest = hidden_states(parts, ids, resume_after=layer, hidden=inputs[layer])
             ablated.append(rest[mask])
             progress(step * n_layers + layer + 1, len(batches) * n_layers, "layers profiled")
         whole = losses.nll(parts, teacher_hidden, targets).double().cpu()
@@ -107,21 +108,22 @@ def _taylor(
     flags = {p: p.requires_grad for p in model.parameters()}
     layers = [list(layer.parameters()) for layer in parts.layers]
     wanted = {p for layer in layers for p in layer}
-    for p in flags:
-        p.requires_grad_(p in wanted)
-    with torch.enable_grad():
-        for batch in windows.batches(batch_size):
-            hidden = hidden_states(model, batch.inputs.to(model.device))
-            targets, mask = batch.targets.to(model.device), batch.mask.to(model.device)
-            flat = (hidden.flatten(0, 1), targets.flatten(), mask.flatten())
-            scale = 1 / windows.n_tokens
-            _, gradient = losses.backward_in_chunks(parts, *flat, scale=scale, ce=1.0)
-            hidden.backward(gradient.view_as(hidden))
-    result = tuple(
-        math.fsum(float((p * p.grad).abs().double().sum()) for p in layer if p.grad is not None)
-        for layer in layers
-    )
-    for p, flag in flags.items():
-        p.requires_grad_(flag)
-        p.grad = None
-    return result
+    try:
+        for p in flags:
+            p.requires_grad_(p in wanted)
+        with torch.enable_grad():
+            for batch in windows.batches(batch_size):
+                hidden = hidden_states(parts, batch.inputs.to(model.device))
+                targets, mask = batch.targets.to(model.device), batch.mask.to(model.device)
+                flat = (hidden.flatten(0, 1), targets.flatten(), mask.flatten())
+                scale = 1 / windows.n_tokens
+                _, gradient = losses.backward_in_chunks(parts, *flat, scale=scale, ce=1.0)
+                hidden.backward(gradient.view_as(hidden))
+        return tuple(
+            math.fsum(float((p * p.grad).abs().double().sum()) for p in layer if p.grad is not None)
+            for layer in layers
+        )
+    finally:
+        for p, flag in flags.items():
+            p.requires_grad_(flag)
+            p.grad = None

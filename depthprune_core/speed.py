@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from depthprune_core.decoder import anatomy, text_config
+from depthprune_core.anatomy import anatomy
+from depthprune_core.decoder import text_config
 from depthprune_core.products import CPUINFO
 from depthprune_core.progress import Progress, silent
 from depthprune_core.pruning import drop_layers

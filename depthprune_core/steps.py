@@ -11,7 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from depthprune_core import losses
-from depthprune_core.decoder import Decoder, anatomy
+from depthprune_core.anatomy import anatomy
+from depthprune_core.decoder import Decoder
 from depthprune_core.evaluation import score
 from depthprune_core.records import Curve, Recipe
 from depthprune_core.running import checkpointed, hidden_states
@@ -98,7 +99,7 @@ class Run:
         ):
             teacher = self._teacher(ids) if recipe.kl else None
             with sparing:
-                hidden = hidden_states(self.student, ids)
+                hidden = hidden_states(parts, ids)
             values, gradient = losses.backward_in_chunks(
                 parts,
                 hidden.flatten(0, 1),
@@ -117,7 +118,8 @@ class Run:
     def _teacher(self, ids: torch.Tensor) -> tuple[Decoder, torch.Tensor]:
         if self.states is not None:
             return self.states.of(ids)
-        return anatomy(self.teacher), hidden_states(self.teacher, ids).flatten(0, 1)
+        parts = anatomy(self.teacher)
+        return parts, hidden_states(parts, ids).flatten(0, 1)
 
     def update(self) -> None:
         """Steps the optimiser and writes the log."""

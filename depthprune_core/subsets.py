@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from depthprune_core import losses
-from depthprune_core.decoder import anatomy
+from depthprune_core.anatomy import anatomy
 from depthprune_core.progress import Progress, silent
 from depthprune_core.running import hidden_states, passing, recording, replaced
 from depthprune_core.selection import Layers
@@ -48,7 +48,7 @@ def nll_by_window(
         first = node[-1] + 1 if node else 0
         watch = recording(parts.layers, start=first) if branches else nullcontext({})
         with replaced(parts.layers, {layer: passing(parts) for layer in unneeded}), watch as deeper:
-            hidden = hidden_states(model, ids, **resume)
+            hidden = hidden_states(parts, ids, **resume)
         if node in row:
             targets = batch.targets.to(model.device)[mask]
             values = losses.nll(parts, hidden[mask], targets).double().cpu()

@@ -11,7 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from depthprune_core import checkpoints
-from depthprune_core.decoder import Decoder, anatomy
+from depthprune_core.anatomy import anatomy
+from depthprune_core.decoder import Decoder
 from depthprune_core.running import hidden_states
 from depthprune_core.storage import write_atomically
 
@@ -56,7 +57,7 @@ class TeacherStates:
             return self._kept[name]
         states = self._from_disk(name)
         if states is None:
-            states = hidden_states(self.teacher, row[None].to(device))[0].cpu()
+            states = hidden_states(anatomy(self.teacher), row[None].to(device))[0].cpu()
             self._to_disk(name, states)
         if states.nbytes <= self._memory_left:
             self._memory_left -= states.nbytes

@@ -76,8 +76,9 @@ class Windows:
         return Windows(*(part[:, :end] for part in parts), self.document, self.names, self.n_bytes)
 
     def batches(self, batch_size: int) -> Iterator[Windows]:
+        """Some windows at a time, without the padding that all of them have at their end."""
         for begin in range(0, len(self), batch_size):
-            yield self.take(slice(begin, begin + batch_size))
+            yield self.take(slice(begin, begin + batch_size)).trimmed()
 
 
 def scoring_windows(

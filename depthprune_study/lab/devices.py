@@ -8,7 +8,6 @@ import torch
 from transformers import PreTrainedModel
 
 from depthprune_core.decoder import text_config
-from depthprune_core.products import has_bfloat16
 from depthprune_study.errors import StudyError
 
 
@@ -26,7 +25,8 @@ def fast_precision(device: str) -> str:
     """float32 on a CPU, bfloat16 on a GPU with hardware support, else float16."""
     if device != "cuda":
         return "float32"
-    return "bfloat16" if has_bfloat16(device) else "float16"
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if native else "float16"
 
 
 def whole_windows(batch_tokens: int, seq_len: int) -> int:

@@ -15,7 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoTokenizer, PreTrainedModel
 
 from depthprune_core import models, pruning
-from depthprune_core.decoder import anatomy
+from depthprune_core.anatomy import anatomy
 from depthprune_core.records import Plan
 from depthprune_study.errors import StudyError
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from depthprune_core import folders, models, selection, splits, text
-from depthprune_core.decoder import anatomy
+from depthprune_core.anatomy import anatomy
 from depthprune_core.models import SOURCES, Teacher
 from depthprune_core.progress import Progress
 from depthprune_core.records import Plan, Recipe

@@ -89,7 +89,8 @@ def pairs_to_try(
     The other pairs have equal distances in the ranking of costs.
     """
     order = sorted(range(profile.n_layers), key=lambda layer: profile.drop_one[layer])
-    ranked = sorted(costs.of_size(2), key=lambda pair: (costs(frozenset(pair)), pair))
+    rises = costs.of_size(2)
+    ranked = sorted(rises, key=lambda pair: (rises[pair], pair))
     tail = [pair for pair in ranked if set(pair) <= set(order[:cheap])]
     others = [pair for pair in ranked if pair not in tail]
     n = min(spread, len(others))
@@ -128,10 +129,7 @@ class _Cost:
 
     def __init__(self, lab: Workspace, windows: Windows, known: SetCosts | None) -> None:
         self._lab, self._windows = lab, windows
-        self._rises = {
-            tuple(map(int, key.split(","))): rise
-            for key, rise in (known.rise_nll_nats if known else {}).items()
-        }
+        self._rises = known.by_layers if known else {}
 
     def __call__(self, sets: Sequence[tuple[int, ...]]) -> list[float]:
         new = sorted({layers for layers in sets if layers not in self._rises})

@@ -29,7 +29,7 @@ from depthprune_core import (
     sensitivity,
     subsets,
 )
-from depthprune_core.decoder import anatomy
+from depthprune_core.anatomy import anatomy
 from depthprune_core.records import Curve, Plan, Profile, Score
 from depthprune_study.errors import StudyError
 from depthprune_study.lab import cache, devices, export, healing, weights

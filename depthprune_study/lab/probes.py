@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from depthprune_core import losses
-from depthprune_core.decoder import anatomy
+from depthprune_core.anatomy import anatomy
 from depthprune_core.models import Teacher
 from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Answers
@@ -126,7 +126,7 @@ def _scored(
                 at += [(line, first + i) for i in range(len(tokens))]
                 targets += tokens
                 owners += [index] * len(tokens)
-        hidden = hidden_states(model, ids.to(model.device))
+        hidden = hidden_states(parts, ids.to(model.device))
         where = torch.tensor(at, device=hidden.device)
         chosen = hidden[where[:, 0], where[:, 1]]  # (n, d)
         lost = losses.nll(parts, chosen, torch.tensor(targets, device=hidden.device))

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from depthprune_core import decoder, models, refitting, speed, splits, storage, text
+from depthprune_core import models, refitting, speed, splits, storage, text
+from depthprune_core.anatomy import anatomy
 from depthprune_core.records import Recipe
 from depthprune_core.teachers import TeacherStates
 from depthprune_core.text import Document, Windows
@@ -95,7 +96,7 @@ class Workspace(showing.Page):
     @property
     def n_layers(self) -> int:
         """Layers of the whole model."""
-        return len(decoder.anatomy(self.teacher.model).layers)
+        return len(anatomy(self.teacher.model).layers)
 
     @property
     def context(self) -> int:

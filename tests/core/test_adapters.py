@@ -12,7 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from depthprune_core.adapters import SCALING, low_rank
-from depthprune_core.decoder import anatomy
+from depthprune_core.anatomy import anatomy
 from depthprune_core.distillation import recover
 from depthprune_core.pruning import drop_layers, share_equal
 from depthprune_core.records import Plan, Recipe

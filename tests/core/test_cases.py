@@ -20,8 +20,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from depthprune_core import models, pruning
+from depthprune_core.anatomy import anatomy
 from depthprune_core.configs import slice_config
-from depthprune_core.decoder import anatomy
 from depthprune_core.guard import check_saved
 from depthprune_core.probing import probe_ids
 from depthprune_core.records import Plan
@@ -51,6 +51,20 @@ def test_layers_that_depend_on_their_number_or_count_are_refused(family, by, mon
     monkeypatch.setattr(kind, "forward", by_number)
     model = tiny(family)
     with pytest.raises(ValueError, match=r"without layers 1 computes something else .* number"):
+        pruning.drop_layers(model, plan_of(model, 1))
+
+
+def test_one_tensor_for_all_layers_is_refused(monkeypatch):
+    kind = type(tiny("llama").model)
+    begin = kind.__init__
+
+    def with_table(self, config):
+        begin(self, config)
+        self.table = nn.Parameter(torch.zeros(config.num_hidden_layers, 4))
+
+    monkeypatch.setattr(kind, "__init__", with_table)
+    model = tiny("llama")
+    with pytest.raises(ValueError, match=r"one tensor for all its layers \(model\.table\)"):
         pruning.drop_layers(model, plan_of(model, 1))
 
 
@@ -157,7 +171,6 @@ MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
             (0,),  # of 0 dense, 1 sparse, 2 dense, 3 dense by name, 4 dense
             {"decoder_sparse_step": 1, "mlp_only_layers": [1, 2, 3]},
         ),
-        ("ernie4_5_moe", {"moe_layer_interval": 2}, (0, 1), {"moe_layer_interval": 2}),
     ],
 )
 def test_per_layer_settings_of_a_config_follow_the_layers(kind, facts, dropped, wanted):
@@ -180,6 +193,18 @@ def test_a_constant_scale_of_the_logits_is_found_and_applied(kind, facts, scale)
     torch.testing.assert_close(ours, plain_logits(model, IDS), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(some, ours[..., 3:9], rtol=1e-5, atol=1e-6)
     assert anatomy(pruning.drop_layers(model, plan_of(model, 1))).scale == scale
+
+
+def test_a_scale_before_a_softcap_is_found_and_applied(monkeypatch):
+    model = tiny("gemma2", final_logit_softcapping=5.0)
+    head = model.lm_head
+    monkeypatch.setattr(head, "forward", lambda x: 0.5 * nn.functional.linear(x, head.weight))
+    parts = anatomy(model)
+    assert parts.softcap == 5.0 and parts.scale == pytest.approx(0.5, rel=1e-3)
+    with torch.no_grad():
+        hidden = parts.base(input_ids=IDS, use_cache=False).last_hidden_state
+        ours = parts.logits(hidden)
+    torch.testing.assert_close(ours, plain_logits(model, IDS), rtol=2e-3, atol=2e-3)
 
 
 # ---------------------------------------------------------------- where the layers are

@@ -132,6 +132,13 @@ def test_the_text_column_is_read_and_nothing_else(tmp_path, name, write):
     assert load(path)[2].name == f"{path.name} row 2"
 
 
+def test_a_plain_text_has_no_columns_and_its_suffix_may_be_in_capitals(tmp_path):
+    (tmp_path / "A.TXT").write_text("First.")
+    assert [d.text for d in load(tmp_path)] == ["First."]
+    with pytest.raises(ValueError, match="plain text and has no column 'text'"):
+        load(tmp_path / "A.TXT", "text")
+
+
 def test_a_packed_file_is_read_like_the_same_file_unpacked(tmp_path):
     plain = jsonl(tmp_path / "a.jsonl", ROWS)
     (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
@@ -182,6 +189,12 @@ def test_the_only_column_of_strings_needs_no_name_and_empty_rows_are_passed_over
         ("a.txt", b"", r"holds no text"),
         ("a.txt", "café".encode("latin-1"), r"not UTF-8 text \(byte 3\).*save it as UTF-8"),
         ("a.txt", pickle.dumps([1.5, "x"] * 3), r"not UTF-8 text"),
+        ("a.txt", b"one\0two", r"binary, not text"),
+        (
+            "a.txt",
+            b'{"text": "a"}\n{"text": "b"}\n',
+            r"JSON lines, not prose: rename it to a.jsonl",
+        ),
         ("a.docx", b"PK\3\4", r"no text that can be read here: give UTF-8 text \(.txt, .md\)"),
         ("a.jsonl", b'{"text": "a"}\n{"te', r"a\.jsonl cannot be read as jsonl"),
         ("a.csv", "text,n\ncafé,1".encode("latin-1"), r"cannot be read as csv \(UnicodeDecode"),

@@ -17,8 +17,9 @@ from tiny import (
 from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
+from depthprune_core.anatomy import anatomy
 from depthprune_core.configs import slice_config
-from depthprune_core.decoder import anatomy, mlp_outputs, mlp_width, narrow_config
+from depthprune_core.mlps import mlp_outputs, mlp_width, narrow_config
 
 IDS = tiny_windows().inputs
 

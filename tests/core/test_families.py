@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from depthprune_core import pruning
-from depthprune_core.decoder import anatomy
+from depthprune_core.anatomy import anatomy
 from depthprune_core.records import Plan
 
 N = 6

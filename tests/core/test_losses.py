@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from depthprune_core import losses
-from depthprune_core.decoder import Decoder, anatomy
+from depthprune_core.anatomy import anatomy
+from depthprune_core.decoder import Decoder
 from depthprune_core.running import hidden_states
 
 
@@ -81,7 +82,7 @@ def test_trained_values_match_the_hand_computed_example_whatever_their_weights()
 def test_gradients_are_those_of_plain_autograd_on_full_logits(name, scale, terms, windows, chunk):
     student, teacher, temperature = tiny(name), tiny(name, seed=1), 2.0
     mask, parts = windows.mask, [replace(anatomy(m), scale=scale) for m in (student, teacher)]
-    hidden = [hidden_states(m, windows.inputs).flatten(0, 1) for m in (student, teacher)]
+    hidden = [hidden_states(anatomy(m), windows.inputs).flatten(0, 1) for m in (student, teacher)]
     logits, other = (
         p.logits(h).unflatten(0, mask.shape) for p, h in zip(parts, hidden, strict=True)
     )
@@ -117,7 +118,7 @@ def test_several_students_are_measured_as_each_alone_and_as_by_full_logits(model
     mask, targets = windows.mask, windows.targets[windows.mask]
     ours, theirs = anatomy(model), anatomy(teacher)
     with torch.no_grad():
-        hidden, other = (hidden_states(m, windows.inputs)[mask] for m in (model, teacher))
+        hidden, other = (hidden_states(anatomy(m), windows.inputs)[mask] for m in (model, teacher))
         together = losses.nll_and_kl([hidden, 0.5 * hidden], ours, other, theirs, targets)
         alone = losses.nll_and_kl([0.5 * hidden], ours, other, theirs, targets)
     assert [tuple(part.shape) for part in together] == [(2, windows.n_tokens)] * 2

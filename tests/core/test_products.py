@@ -10,8 +10,8 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from depthprune_core import products
-from depthprune_core.decoder import anatomy
-from depthprune_core.products import fast_products, has_bfloat16, linear
+from depthprune_core.anatomy import anatomy
+from depthprune_core.products import fast_products, linear
 from depthprune_core.running import hidden_states
 
 HAS_OP = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -77,7 +77,7 @@ def test_a_model_gives_the_same_output_and_is_unchanged(library, name, windows):
         within = plain_logits(model, windows.inputs)
     assert not any("forward" in vars(m) for m in modules)
     torch.testing.assert_close(within, plain_logits(model, windows.inputs), rtol=1e-4, atol=1e-4)
-    logits = anatomy(model).logits(hidden_states(model, windows.inputs))
+    logits = anatomy(model).logits(hidden_states(anatomy(model), windows.inputs))
     torch.testing.assert_close(logits, within, rtol=1e-4, atol=1e-4)
 
 
@@ -99,17 +99,6 @@ def test_the_library_is_chosen_by_the_processors_name(monkeypatch, tmp_path):
     assert chosen() is False
     cpuinfo.write_text("vendor_id\t: AuthenticAMD\n")
     assert chosen() is HAS_OP
-
-
-def test_bfloat16_counts_where_a_gpu_has_it_in_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not has_bfloat16("cpu")
-    for has_it in (True, False):
-        monkeypatch.setattr(
-            torch.cuda,
-            "is_bf16_supported",
-            lambda including_emulation=True, has_it=has_it: including_emulation or has_it,
-        )
-        assert has_bfloat16(torch.device("cuda")) is has_it
 
 
 @pytest.mark.parametrize("requires_grad", [True, False])

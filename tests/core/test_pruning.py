@@ -22,7 +22,7 @@ from tiny import (
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from depthprune_core.decoder import mlp_outputs
+from depthprune_core.mlps import mlp_outputs
 from depthprune_core.pruning import drop_layers, share_equal, size
 from depthprune_core.records import Plan
 

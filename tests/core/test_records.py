@@ -85,9 +85,7 @@ def test_a_profile_gives_means_per_token():
 def test_an_interaction_is_the_pair_cost_minus_both_single_costs():
     rises = {"0": 0.1, "1": 0.2, "2": 0.3, "0,1": 0.5, "0,2": 0.1, "1,2": 0.7}
     costs = SetCosts(3, rises)
-    assert costs.interaction(0, 1) == pytest.approx(0.2)
-    assert costs.interaction(2, 0) == pytest.approx(-0.3)
-    assert costs(frozenset()) == 0 and costs(frozenset({2, 0})) == 0.1
+    assert costs.interactions()[0, 1] == pytest.approx(0.2)
+    assert costs.interactions()[0, 2] == pytest.approx(-0.3)
     assert costs.of_size(2) == {(0, 1): 0.5, (0, 2): 0.1, (1, 2): 0.7}
-    with pytest.raises(KeyError):
-        costs(frozenset({0, 1, 2}))
+    assert costs.by_layers[0, 2] == 0.1

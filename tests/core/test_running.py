@@ -17,7 +17,7 @@ from tiny import (
     tiny_windows,
 )
 
-from depthprune_core.decoder import anatomy
+from depthprune_core.anatomy import anatomy
 from depthprune_core.running import checkpointed, hidden_states, passing, recording, replaced
 
 IDS = tiny_windows().inputs
@@ -29,10 +29,11 @@ def test_resuming_behind_any_layer_with_its_output_changes_nothing(name):
     with torch.no_grad():
         states = model(input_ids=IDS, use_cache=False, output_hidden_states=True).hidden_states
         with recording(layers_of(model)) as inputs:
-            whole = hidden_states(model, IDS)
+            whole = hidden_states(anatomy(model), IDS)
         assert torch.equal(whole, states[-1])  # the last one is after the norm
         for layer in range(len(layers_of(model))):
-            resumed = hidden_states(model, IDS, resume_after=layer, hidden=inputs[layer + 1])
+            behind = {"resume_after": layer, "hidden": inputs[layer + 1]}
+            resumed = hidden_states(anatomy(model), IDS, **behind)
             assert torch.equal(resumed, whole), f"resumed after layer {layer}"
 
 
@@ -112,5 +113,5 @@ def test_checkpointed_layers_change_neither_loss_nor_gradients(name, training):
 def test_checkpointed_layers_compute_their_inside_again_and_passed_ones_do_not(model):
     parts, passes = anatomy(model), count_layer_passes(model)
     with checkpointed(parts.layers), replaced(parts.layers, {0: passing(parts), 2: passing(parts)}):
-        hidden_states(model, IDS).sum().backward()
+        hidden_states(anatomy(model), IDS).sum().backward()
     assert passes == [1, 3, 4, 4, 3, 1]

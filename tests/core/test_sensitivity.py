@@ -22,7 +22,7 @@ from tiny import (
 )
 
 from depthprune_core import losses
-from depthprune_core.decoder import anatomy
+from depthprune_core.anatomy import anatomy
 from depthprune_core.evaluation import score
 from depthprune_core.sensitivity import profile
 

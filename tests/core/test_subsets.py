@@ -18,7 +18,7 @@ from tiny import (
 )
 
 from depthprune_core import subsets
-from depthprune_core.decoder import anatomy
+from depthprune_core.anatomy import anatomy
 from depthprune_core.selection import Evidence, choose
 from depthprune_core.sensitivity import profile
 

@@ -9,7 +9,7 @@ import torch
 from tiny import FAMILIES, count_layer_passes, layers_of, plan_of, tiny, tiny_windows
 
 from depthprune_core import teachers
-from depthprune_core.decoder import anatomy
+from depthprune_core.anatomy import anatomy
 from depthprune_core.distillation import recover
 from depthprune_core.pruning import drop_layers
 from depthprune_core.records import Recipe
@@ -57,7 +57,7 @@ def test_the_states_of_a_window_do_not_depend_on_its_batch():
     parts, all_of_them = together.of(TRAINING.inputs)
     assert torch.equal(one, all_of_them) and parts is anatomy(teacher)
     with torch.no_grad():
-        plain = hidden_states(teacher, TRAINING.inputs).flatten(0, 1)
+        plain = hidden_states(anatomy(teacher), TRAINING.inputs).flatten(0, 1)
     torch.testing.assert_close(one, plain, rtol=1e-4, atol=1e-5)
 
 

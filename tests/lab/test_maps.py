@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny import FAMILIES, layers_of, plain_logits, plan_of, skipping, state_of, tiny, tiny_windows
 
-from depthprune_core.decoder import mlp_outputs
 from depthprune_core.evaluation import score
+from depthprune_core.mlps import mlp_outputs
 from depthprune_core.pruning import drop_layers
 from depthprune_core.records import Plan
 from depthprune_study.errors import StudyError

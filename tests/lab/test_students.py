@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from depthprune_core import distillation, pruning, refitting
-from depthprune_core.decoder import mlp_outputs
+from depthprune_core.mlps import mlp_outputs
 from depthprune_core.records import Plan, Recipe
 from depthprune_study.errors import StudyError
 from depthprune_study.lab import cache, healing, scoring, students, weights

@@ -7,7 +7,7 @@ import torch
 from tiny import ARCHITECTURES, layers_of, state_of, tiny, tiny_windows
 from transformers import AutoModelForCausalLM
 
-from depthprune_core.decoder import mlp_outputs, mlp_width
+from depthprune_core.mlps import mlp_outputs, mlp_width
 from depthprune_core.pruning import drop_layers
 from depthprune_core.records import Plan
 from depthprune_study.lab.rivals.width import narrow_mlps, neuron_importance, width_of_size

@@ -19,7 +19,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from depthprune_core.decoder import anatomy, mlp_outputs
+from depthprune_core.anatomy import anatomy
+from depthprune_core.mlps import mlp_outputs
 from depthprune_core.pruning import drop_layers
 from depthprune_core.records import Plan
 from depthprune_core.refitting import is_possible
@@ -169,12 +170,12 @@ def _states(
     inside: nn.Module | None = None,
 ) -> Iterator[tuple[torch.Tensor, ...]]:
     """X and Y of each batch (or window), and the output of module `inside`.  (n, d) float64"""
-    layers, seen = anatomy(model).layers, []
+    parts, seen = anatomy(model), []
     for batch in windows.batches(BATCH):
         hook = inside and inside.register_forward_hook(lambda _, args, output: seen.append(output))
         try:
-            with recording(layers) as inputs:
-                hidden_states(model, batch.inputs.to(model.device))
+            with recording(parts.layers) as inputs:
+                hidden_states(parts, batch.inputs.to(model.device))
         finally:
             if hook is not None:
                 hook.remove()

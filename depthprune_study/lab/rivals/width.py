@@ -12,7 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from depthprune_core.decoder import anatomy, mlp_outputs, mlp_width, narrow_config
+from depthprune_core.anatomy import anatomy
+from depthprune_core.mlps import mlp_outputs, mlp_width, narrow_config
 from depthprune_core.records import Plan
 from depthprune_core.running import hidden_states
 from depthprune_core.text import Windows
@@ -52,7 +53,7 @@ def neuron_importance(
     """
     modules, width = mlp_outputs(model), mlp_width(model)
     squares = torch.zeros(len(modules), width, dtype=torch.float64)
-    mask = torch.zeros(0)
+    parts, mask = anatomy(model), torch.zeros(0)
 
     def add(layer: int):
         def hook(module: nn.Module, args: tuple) -> None:
@@ -65,7 +66,7 @@ def neuron_importance(
     try:
         for batch in windows.batches(batch_size):
             mask = batch.mask.flatten().to(model.device)
-            hidden_states(model, batch.inputs.to(model.device))
+            hidden_states(parts, batch.inputs.to(model.device))
     finally:
         for hook in hooks:
             hook.remove()

@@ -105,7 +105,7 @@ def pairs(costs: SetCosts) -> Finding:
     pair_costs, single = costs.of_size(2), costs.of_size(1)
     cheapest = min(pair_costs, key=lambda pair: pair_costs[pair])
     naive = tuple(sorted(layer for (layer,) in sorted(single, key=lambda key: single[key])[:2]))
-    more = sum(costs.interaction(*pair) > 0 for pair in pair_costs)
+    more = sum(beyond > 0 for beyond in costs.interactions().values())
     alone = w.listed(w.number(single[layer,]) for layer in cheapest)
     text = (
         f"Of {len(pair_costs):,} pairs, {w.listed(cheapest)} cost least together,"

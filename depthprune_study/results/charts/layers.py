@@ -78,7 +78,7 @@ def criteria(profile: Profile, *, title: str) -> Figure:
 def pairs(costs: SetCosts, *, title: str) -> Figure:
     """Left: the cost of each pair. Right: this cost minus the two layers' single costs."""
     both = costs.of_size(2)
-    beyond = {pair: costs.interaction(*pair) for pair in both}
+    beyond = costs.interactions()
     figure, (left, right) = new_figure(title, 3.7, ncols=2)
     finite = [cost for cost in both.values() if math.isfinite(cost)]
     most = np.quantile([abs(value) for value in beyond.values() if math.isfinite(value)], 0.9)

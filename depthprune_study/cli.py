@@ -163,7 +163,7 @@ def _publish(study: str, steps: list) -> None:
 
     keys = {step.notebook: step.key for step in steps if step.done}
     costs, unfinished = marks.costs(paths.runs(study)), len(keys) < len(steps)
-    with chain.alone(paths.runs(study)):
+    with chain.alone(study):
         publish.publish(study, keys=keys, costs=costs, unfinished=unfinished)
 
 

@@ -17,7 +17,9 @@ FILES = sorted([*ROOT.glob("depthprune_core/**/*.py"), *ROOT.glob("depthprune_st
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 CORE, STUDY = "depthprune_core", "depthprune_study"
-GROUND = tuple(f"{STUDY}.{name}" for name in ("errors", "paths", "provenance", "parameters"))
+GROUND = tuple(
+    f"{STUDY}.{name}" for name in ("errors", "locks", "paths", "provenance", "parameters")
+)
 PLAIN = tuple(f"{CORE}.{name}" for name in ("records", "storage", "selection", "sources"))
 # Import rules (importer, imported) as prefixes of module names. The first line that matches a
 # module counts; a package may always import itself.
@@ -37,6 +39,7 @@ WALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (f"{STUDY}.parameters", (*PLAIN, f"{STUDY}.ranges", *GROUND)),
     (f"{STUDY}.ranges", PLAIN),
     (f"{STUDY}.errors", ()),
+    (f"{STUDY}.locks", (f"{STUDY}.errors",)),
     (f"{STUDY}.paths", ()),
     (f"{STUDY}.provenance", (*PLAIN, *GROUND)),
     (f"{STUDY}.telling", GROUND),

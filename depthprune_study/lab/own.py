@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
 from depthprune_core import (
-    distillation,
     evaluation,
     pruning,
     refitting,
@@ -31,7 +29,7 @@ from depthprune_core import (
 )
 from depthprune_core.anatomy import anatomy
 from depthprune_core.records import Curve, Plan, Profile, Score
-from depthprune_study.errors import StudyError
+from depthprune_study import locks
 from depthprune_study.lab import cache, devices, export, healing, weights
 from depthprune_study.lab.card import CUT, SAVED, WHOLE, mergekit, model_card
 from depthprune_study.lab.job import Job, prepare
@@ -151,20 +149,16 @@ def heal(
 
     watched: score the validation passages during training, for the curve.
     """
-    recipe, tight = job.recipe, healing.is_tight(student)
-    if recipe.trained == "lora":
+    if job.recipe.trained == "lora":
         pruning.share_equal(student, job.teacher.model, plan)
     name = cache.short_hash([cache.weights_hash(job.teacher.model), list(plan.dropped)])
-    student, curve = distillation.recover(
+    student, curve = healing.distil(
         student,
         job.teacher.model,
-        job.sample(recipe.tokens),
-        recipe,
+        job.sample(job.recipe.tokens),
+        job.recipe,
         validation=job.windows("validation") if watched else None,
-        validate_every_tokens=healing.every(recipe) if watched else None,
         checkpoint=job.work / f"{name}.ckpt",
-        micro_batch_size=1 if tight else None,
-        checkpoint_activations=tight,
         progress=job.progress,
     )
     cache.forget_hash(student)
@@ -232,15 +226,9 @@ def save(job: Job, student: PreTrainedModel, plan: Plan, scores: Mapping[str, Sc
 @contextmanager
 def _alone(job: Job) -> Iterator[None]:
     """Lock `out` for one process. Raises StudyError for a second process."""
-    job.work.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(job.work / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise StudyError(f"another process is writing {job.out}: wait for it") from None
-    try:
-        yield
-    finally:
-        lock.release()
-        if not [path for path in job.work.glob("*") if path.name != ".lock"]:
-            shutil.rmtree(job.work, ignore_errors=True)
+    with locks.alone(job.work, f"writing {job.out}", job.say):
+        try:
+            yield
+        finally:
+            if not [path for path in job.work.glob("*") if path.name != ".lock"]:
+                shutil.rmtree(job.work, ignore_errors=True)

@@ -8,15 +8,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-import filelock
-
 from depthprune_core import storage
-from depthprune_study import parameters, paths, provenance
+from depthprune_study import locks, parameters, paths, provenance
 from depthprune_study.errors import StudyError
 from depthprune_study.runner import execute, marks, prepare
 from depthprune_study.runner.marks import Step, hash_of
@@ -61,7 +59,7 @@ def run(
     Raises StudyError if a notebook fails; finished notebooks stay finished.
     """
     steps = plan(study, given)
-    with alone(paths.runs(study), say):
+    with alone(study, say):
         if not all(step.done for step in steps):
             os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
             prepare.fetch({s.notebook: s.parameters for s in steps}, say)
@@ -103,33 +101,16 @@ def restore(study: str, source: Path) -> int:
             f"{source} contains no records of a study: name a folder such as reports/{study}"
         )
     target = paths.runs(study)
-    with alone(target):
+    with alone(study):
         missing = [path for path in files if not (target / path.relative_to(source)).exists()]
         for path in missing:
             storage.write_atomically(target / path.relative_to(source), path.read_bytes())
     return len(missing)
 
 
-@contextmanager
-def alone(folder: Path, say: Say = lambda line: None) -> Iterator[None]:
-    """Lock a folder for one process; the lock ends with the process.
-
-    Raises StudyError if another process holds it. Prints a warning if locks are not supported.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise StudyError(
-            f"another process is running or publishing study {folder.name}: wait, or stop it"
-        ) from None
-    except (OSError, NotImplementedError) as error:  # NFS without its lock daemon, some drives
-        say(f"{folder} cannot be locked ({error}): do not start a second process in it")
-    try:
-        yield
-    finally:
-        lock.release()
+def alone(study: str, say: Say = lambda line: None) -> AbstractContextManager[None]:
+    """Lock a study's working folder. Raises StudyError if another process holds it."""
+    return locks.alone(paths.runs(study), f"running or publishing study {study}", say)
 
 
 def _key(notebook: str, values: dict[str, Any], earlier: list[str]) -> str:

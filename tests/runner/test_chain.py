@@ -195,7 +195,7 @@ def test_a_run_leaves_the_environment_as_it_was(
 
 def test_a_second_run_at_once_is_refused_in_a_sentence(fresh: Path) -> None:
     with (
-        chain.alone(paths.runs("toy")),
+        chain.alone("toy"),
         pytest.raises(StudyError, match="another process is running"),
     ):
         run()

@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 ONE_THREAD := OMP_NUM_THREADS=1
 TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder  # each takes a file of tests at a time
 
-.PHONY: help study test test-slow test-colab torture bench audit lint clean
+.PHONY: help study test test-slow torture bench audit lint clean
 
 help:  ## what can be made (this list)
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 @/p' $(MAKEFILE_LIST) | awk -F@ '{printf "%-20s %s\n", $$1, $$2}'
@@ -18,11 +18,8 @@ study: $(READY)  ## run a study [STUDY=quick] and write reports/<study>/
 test: $(READY)  ## the fast tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -m "not slow" $(TWO_PROCESSES)
 
-test-slow: $(READY)  ## the slow tests: whole studies, kills
+test-slow: $(READY)  ## the slow tests: whole studies, kills, Colab's own versions
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -m slow $(TWO_PROCESSES)
-
-test-colab: $(READY)  ## every notebook of ci on Colab's own versions (twenty minutes)
-	DEPTHPRUNE_TEST_COLAB=1 $(ONE_THREAD) $(BIN)/python -m pytest -q tests/test_colab.py
 
 torture: $(READY)  ## kill a study at random moments [KILLS=50 SEED=0], damage its files
 	@PYTHONPATH=.:tests $(BIN)/python tests/faults/torture.py --kills $(KILLS) --seed $(SEED)

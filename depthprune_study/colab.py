@@ -68,7 +68,9 @@ def show_report(study: str) -> HTML:
     if not page.is_file():
         raise StudyError(f"study {study} has no report yet: run the cell above to its end")
     frame = 'style="width: 100%; height: 900px; border: 0" title="report"'
-    return HTML(f'<iframe {frame} srcdoc="{escape(page.read_text(encoding="utf-8"))}"></iframe>')
+    content = escape(page.read_text(encoding="utf-8"))
+    # IPython warns of an iframe that is not inside something.
+    return HTML(f'<div><iframe {frame} srcdoc="{content}"></iframe></div>')
 
 
 def mounted(study: str) -> str:

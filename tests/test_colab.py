@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import venv
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,15 +24,6 @@ from depthprune_core import storage
 from depthprune_study import colab as in_colab
 from depthprune_study import parameters, paths
 from depthprune_study.errors import StudyError
-
-ASKED = "DEPTHPRUNE_TEST_COLAB" in os.environ
-
-
-def slow(test: Any) -> Any:
-    """Twenty minutes on two cores; run by `make test-colab`."""
-    asked = pytest.mark.skipif(not ASKED, reason="make test-colab runs it")
-    return pytest.mark.slow(asked(test))
-
 
 ROOT = Path(__file__).resolve().parents[1]
 PINS = Path(__file__).parent / "data" / "colab-2026-08-19.txt"
@@ -215,7 +207,7 @@ def study(colab: Colab) -> Study:
     return Study(executed, content, before, colab.versions(), colab.n_kernels())
 
 
-@slow
+@pytest.mark.slow
 def test_colab_runs_every_notebook_of_the_smallest_study_and_shows_the_report(study: Study) -> None:
     assert list(flaws(study.executed)) == []
     notebooks = parameters.notebooks_of("ci")
@@ -228,21 +220,21 @@ def test_colab_runs_every_notebook_of_the_smallest_study_and_shows_the_report(st
     assert "srcdoc=" in "".join(shown["data"]["text/html"])
 
 
-@slow
+@pytest.mark.slow
 def test_a_study_has_trained_adapters_beside_the_old_torchao(study: Study) -> None:
     assert study.before["torchao"] == "0.10.0"
     scores = storage.read(study.content / "runs" / "ci" / "records" / "06_controls" / "test.json")
     assert scores["adapters"].mean_nll_nats != scores["cut"].mean_nll_nats
 
 
-@slow
+@pytest.mark.slow
 def test_kernels_write_nothing_to_stderr_but_progress(study: Study) -> None:
     for log in (study.content / "runs" / "ci" / "logs").glob("*.log"):
         assert not RED.search(text := log.read_text(encoding="utf-8")), log
         assert "Warning" not in text, log
 
 
-@slow
+@pytest.mark.slow
 def test_no_package_of_colab_is_replaced(study: Study) -> None:
     assert study.before["ipython"] == "7.34.0"
     assert not ABSENT & set(study.before)
@@ -250,7 +242,7 @@ def test_no_package_of_colab_is_replaced(study: Study) -> None:
     assert {*LATER, "papermill"} <= set(study.after)
 
 
-@slow
+@pytest.mark.slow
 def test_a_badge_takes_the_parameters_of_the_study_named_in_its_cell(colab: Colab) -> None:
     content = colab.machine()
     assert list(flaws(colab.opened("01_sensitivity", content, study='"ci"'))) == []
@@ -259,7 +251,7 @@ def test_a_badge_takes_the_parameters_of_the_study_named_in_its_cell(colab: Cola
     assert stamp.versions["transformers"] == "5.15.0"
 
 
-@slow
+@pytest.mark.slow
 def test_a_notebook_names_the_missing_earlier_notebooks(colab: Colab) -> None:
     executed = colab.opened("03_recovery", colab.empty(), fails=True, study='"ci"')
     outputs = [output for cell in executed["cells"] for output in cell.get("outputs", ())]
@@ -299,3 +291,14 @@ def test_a_missing_drive_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     with pytest.raises(StudyError, match="no Google Drive is mounted"):
         in_colab.mounted("ci")
+
+
+def test_the_report_is_shown_without_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEPTHPRUNE_HOME", str(tmp_path))
+    (paths.reports("ci") / "report.html").parent.mkdir(parents=True)
+    (paths.reports("ci") / "report.html").write_text('<p class="a">found</p>')
+    with warnings.catch_warnings(action="error"):
+        shown = in_colab.show_report("ci").data
+    assert 'srcdoc="&lt;p class=&quot;a&quot;&gt;found&lt;/p&gt;"' in shown

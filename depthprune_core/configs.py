@@ -68,6 +68,7 @@ def written(config: Any) -> dict[str, Any]:
 
 def _follow(facts: dict[str, Any], n_layers: int, kept: tuple[int, ...]) -> None:
     """Change the config's per-layer settings to those of the kept layers."""
+    listed = facts.get("mlp_only_layers") or []
     for key, value in list(facts.items()):
         if "token_id" in key or "label" in key or isinstance(value, bool):
             continue
@@ -85,15 +86,14 @@ def _follow(facts: dict[str, Any], n_layers: int, kept: tuple[int, ...]) -> None
         facts["scale_depth"] *= math.sqrt(len(kept) / n_layers)
     if (step := facts.get("decoder_sparse_step") or 1) > 1 and "mlp_only_layers" in facts:
         # "Every so many layers one is sparse" becomes a list of the others.
-        dense = {kept[new] for new in facts["mlp_only_layers"] or []}
-        dense |= {layer for layer in range(n_layers) if (layer + 1) % step}
+        dense = {layer for layer in range(n_layers) if (layer + 1) % step or layer in listed}
         facts["decoder_sparse_step"] = 1
         facts["mlp_only_layers"] = [new for new, old in enumerate(kept) if old in dense]
 
 
 def _followed_list(key: str, value: list, n_layers: int, kept: tuple[int, ...]) -> list:
     whole = all(isinstance(v, int) and not isinstance(v, bool) for v in value)
-    numbers = whole and value == sorted(set(value)) and all(0 <= v < n_layers for v in value)
+    numbers = whole and len(value) == len(set(value)) and all(0 <= v < n_layers for v in value)
     if value and numbers and _NUMBERED.search(key) and (len(value) != n_layers or n_layers > 2):
         return [new for new, old in enumerate(kept) if old in value]
     return [value[layer] for layer in kept] if len(value) == n_layers else value

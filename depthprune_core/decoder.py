@@ -45,6 +45,7 @@ _SHARED = {
     "hidden_size_per_layer_input": "embeddings for each of its layers in one tensor",
     "num_kv_shared_layers": "layers that use the keys and values of earlier ones",
 }
+_CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
 _SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
 
 
@@ -86,6 +87,12 @@ def structure(model: PreTrainedModel) -> Decoder:
 def text_config(config: Any) -> Any:
     """The part of a config that describes the language model; usually the whole config."""
     return config.get_text_config(decoder=True)
+
+
+def context_length(config: Any) -> int:
+    """Tokens that a model can read at once; 0 if the config sets no limit."""
+    found = [value for name in _CONTEXTS if type(value := getattr(config, name, None)) is int]
+    return next((value for value in found if value > 0), 0)
 
 
 def _stack(model: PreTrainedModel, n_layers: int) -> str:

@@ -32,6 +32,12 @@ def check(folder: Path) -> tuple[PreTrainedModel, Any]:
     for file in sorted(folder.glob(WEIGHTS)):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - no mapping
+                kind = tensors.get_slice(name).get_dtype()
+                if kind not in _DTYPES and (kind.startswith("F") or name.endswith(".weight")):
+                    raise ValueError(
+                        f"weights {file}: tensor {name} is quantised ({kind}): name the model that "
+                        "it was made from"
+                    )
                 tensor = tensors.get_tensor(name)
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     raise ValueError(
@@ -87,7 +93,10 @@ def opened(folder: Path, **options: Any) -> PreTrainedModel:
 def config_of(folder: Path) -> Any:
     """The folder's config, which names its model type. Raises ValueError if it is missing."""
     try:
-        return AutoConfig.for_model(**json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+        facts = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(facts, dict) or not isinstance(facts.get("model_type"), str):
+            raise ValueError("it names no model_type")
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the library says many things of a bad config
         raise ValueError(
             f"model folder {folder} has no {CONFIG} that transformers knows ({reason(error)})"

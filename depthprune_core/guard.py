@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from depthprune_core.anatomy import anatomy
 from depthprune_core.decoder import Decoder
@@ -30,6 +31,11 @@ def check_alike(
     """
     name = type(model).__name__
     layers = student.get_submodule(parts.layers_name)
+    if len(layers) != len(kept):
+        raise ValueError(
+            f"{name} would keep {len(layers)} layers instead of {len(kept)}: its config counts "
+            "them in a field that is not known here, so no layer can be dropped"
+        )
     for new, old in enumerate(kept):
         ours, theirs = _facts(layers[new]), _facts(parts.layers[old])
         for key in {**theirs, **ours}:
@@ -72,10 +78,12 @@ def check_saved(student: PreTrainedModel, folder: Path) -> None:
     Saves the student there first if the folder holds no config.json yet. Weights may be rounded to
     the dtype of the file; logits of the opened model with the student's weights must agree.
     """
+    is_causal = type(student.config) in MODEL_FOR_CAUSAL_LM_MAPPING  # else with an image tower
+    kind = AutoModelForCausalLM if is_causal else type(student)
     try:
         if not (folder / "config.json").exists():
             student.save_pretrained(folder)
-        opened, info = type(student).from_pretrained(
+        opened, info = kind.from_pretrained(
             folder, dtype=student.dtype, output_loading_info=True, trust_remote_code=False
         )
     except Exception as error:  # of the library's validators, of its reader

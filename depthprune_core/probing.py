@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from depthprune_core.decoder import Decoder
+from depthprune_core.decoder import Decoder, context_length
 from depthprune_core.progress import reason
 from depthprune_core.running import hidden_states
 
@@ -34,8 +34,7 @@ def probe_ids(model: PreTrainedModel) -> torch.Tensor:
     embedding = model.get_input_embeddings().weight
     words = [word for word in range(min(len(embedding), 1_000)) if word not in special]
     length = max(_LENGTH, 2 * max(windows))
-    context = getattr(config, "max_position_embeddings", None) or 0
-    length = min(length, context) if context > 0 else length
+    length = min(length, context_length(config) or length)
     row = [words[(7 * i * i + 3 * i) % len(words)] for i in range(length)]
     other = [*row[:-1], next(word for word in words if word != row[-1])]
     return torch.tensor([row, other], device=embedding.device)
@@ -59,7 +58,7 @@ def probe(model: PreTrainedModel, parts: Decoder) -> Decoder:
     try:
         seen, logits = _listen(model, parts, ids)
         hidden = hidden_states(parts, ids)
-    except (RuntimeError, TypeError, AttributeError, KeyError, IndexError) as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
         raise ValueError(f"{name} cannot be run on tokens alone ({reason(error)})") from error
     if [index for index, _, _ in seen] != list(range(len(parts.layers))):
         raise ValueError(
@@ -120,6 +119,12 @@ def _scale(
 
     A factor in the config is preferred, because a fitted one is rounded.
     """
+    unknown = ValueError(
+        f"{type(model).__name__} computes its logits in a way that is not known here, so it cannot "
+        "be measured"
+    )
+    if hidden.shape[-1] != parts.head.in_features:
+        raise unknown
     ours, cap = parts.logits(hidden), parts.softcap
 
     def uncapped(values: torch.Tensor) -> torch.Tensor:
@@ -137,10 +142,7 @@ def _scale(
     scale = next((known for known in stated if abs(known / fitted - 1) < near), fitted)
     scaled = torch.tanh(wide * scale / cap) * cap if cap else wide * scale
     if not torch.allclose(scaled.float(), logits, rtol=near, atol=atol):
-        raise ValueError(
-            f"{type(model).__name__} computes its logits in a way that is not known here, so it "
-            "cannot be measured"
-        )
+        raise unknown
     return scale
 
 

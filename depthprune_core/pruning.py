@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from depthprune_core import guard
 from depthprune_core.anatomy import anatomy, remember
@@ -58,6 +59,11 @@ def check_droppable(model: PreTrainedModel) -> None:
     Uses only config and shapes, so a model on torch's meta device works too.
     """
     parts = structure(model)
+    if type(model.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"{type(model).__name__} is part of a larger model: AutoModelForCausalLM opens no "
+            f"folder with {type(model.config).__name__} alone, so no layer can be dropped"
+        )
     n_layers = len(parts.layers)
     if n_layers == 1:
         return

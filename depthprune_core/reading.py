@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
+import json
 import math
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +74,31 @@ def from_file(path: Path, column: str, folder: Path | None = None) -> list[Docum
         ) from None
     if "\0" in text:
         raise ValueError(f"{path} is binary, not text: give {WANTED}")
-    first = text.lstrip().partition("\n")[0].rstrip()
-    if first.startswith("{") and first.endswith("}"):
-        raise ValueError(f"{path} holds JSON lines, not prose: rename it to {path.stem}.jsonl")
+    if kind := _json_kind(text):
+        raise ValueError(f"{path} holds JSON, not prose: rename it to {path.stem}.{kind}")
     return [Document(name, text)] if text.strip() else []
+
+
+def _json_kind(text: str) -> str:
+    """`json` or `jsonl` if that is what a text is; else empty."""
+    begin = text.lstrip()
+    first = begin.partition("\n")[0].rstrip()
+    if first.startswith("{") and first.endswith("}"):
+        return "jsonl"
+    if begin.startswith(("{", "[")):
+        with suppress(ValueError, RecursionError):
+            json.loads(text)
+            return "json"
+    return ""
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a .jsonl, .json, .csv or .parquet file. Raises ValueError if that fails."""
-    source = {"path": _ROWS[kind_of(path)], "data_files": str(path)}
+    if "::" in str(path):
+        raise ValueError(f"{path} cannot be read: rename it without '::'")
+    if not path.stat().st_size:
+        return iter(())
+    source = {"path": _ROWS[kind_of(path)], "data_files": glob.escape(str(path))}
     return _stream(source, f"{path} cannot be read as {kind_of(path)[1:]}")
 
 
@@ -101,6 +120,8 @@ def _stream(source: dict[str, Any], failure: str) -> Iterator[dict[str, Any]]:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield from datasets.load_dataset(**source, split="train", streaming=True)
+    except StopIteration:  # datasets found no row
+        return
     except Exception as error:  # of datasets, pyarrow, pandas, fsspec, the hub's client
         raise ValueError(f"{failure} ({type(error).__name__}: {reason(error)})") from None
     finally:
@@ -132,6 +153,11 @@ def _column(row: dict[str, Any], wanted: str, where: str) -> str:
     """The column with the text: the given one, else `text`, else the only column of strings."""
     if wanted and wanted not in row:
         raise ValueError(f"{where} has no column {wanted!r}: it has {', '.join(row)}")
+    if len(row) == 1 and (";" in (only := next(iter(row))) or "\t" in only or len(only) > 80):
+        raise ValueError(
+            f"{where} has one column, {only[:40]!r}: the first row must name the columns, with "
+            "commas between them"
+        )
     texts = [name for name, value in row.items() if isinstance(value, str)]
     if wanted or "text" in row or len(texts) == 1:
         return wanted or ("text" if "text" in row else texts[0])

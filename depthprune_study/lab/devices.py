@@ -7,7 +7,7 @@ import sys
 import torch
 from transformers import PreTrainedModel
 
-from depthprune_core.decoder import text_config
+from depthprune_core.decoder import context_length, text_config
 from depthprune_study.errors import StudyError
 
 
@@ -35,6 +35,8 @@ def whole_windows(batch_tokens: int, seq_len: int) -> int:
 
 
 def context_of(model: PreTrainedModel) -> int:
-    """The model's context length in tokens."""
-    config = text_config(model.config)
-    return getattr(config, "max_position_embeddings", None) or sys.maxsize
+    """The model's context length in tokens. Raises ValueError if no token can be predicted."""
+    context = context_length(text_config(model.config)) or sys.maxsize
+    if context < 2:
+        raise ValueError(f"{type(model).__name__} reads only {context} token at once: 2 are needed")
+    return context

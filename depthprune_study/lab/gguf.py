@@ -88,8 +88,7 @@ def _read(path: Path) -> GGUFReader:
 def _plan(path: Path, reader: GGUFReader, dropped: Iterable[int]) -> Plan:
     fields = _fields(reader)
     kind = fields[_ARCHITECTURE]
-    if fields.get("split.count", 1) > 1:
-        n = fields["split.count"]
+    if (n := fields.get("split.count", 1)) not in (0, 1):
         raise ValueError(f"{path} is one of {n} parts: merge them first (gguf-split --merge)")
     if DROPPED in fields:
         gone = fields[DROPPED]

@@ -112,6 +112,8 @@ def prepare(
     if rule not in selection.RULES:
         names = ", ".join(selection.RULES)
         raise StudyError(f"rule={rule!r} is not known: name one of {names}")
+    if not 0 <= seed < 2**63:
+        raise StudyError(f"seed={seed} is not valid: give a whole number from 0 to 2^63 - 1")
     if not replace:
         export.check_free(out)
     export.check_push(push_to)
@@ -121,7 +123,7 @@ def prepare(
     if teacher.note:
         say(f"{model}: {teacher.note}")
     seq_len = min(seq_len, devices.context_of(teacher.model))
-    recipe = _recipe(recover_tokens, lr, trained, seq_len, seed, device) if recover_tokens else None
+    recipe = _recipe(recover_tokens, lr, trained, seq_len, seed, device)
     named = Plan(len(anatomy(teacher.model).layers), tuple(layers), "named").dropped
     return Job(
         base=base,
@@ -132,7 +134,7 @@ def prepare(
         n_dropped=_n_dropped(teacher, *goal) if goal else len(named),
         layers=named,
         rule=rule,
-        recipe=recipe,
+        recipe=recipe if recover_tokens else None,
         seq_len=seq_len,
         score_tokens=score_tokens,
         seed=seed,
@@ -197,9 +199,9 @@ def _recipe(tokens: int, lr: float, trained: str, seq_len: int, seed: int, devic
     """params/recipe.yaml with these changes; lr=0: the recipe's rate, ten times it for adapters."""
     values = parameters.recipe_values()
     usual = values.get("lr", LR) * (LORA_TIMES if trained == "lora" else 1)
-    batch = values.get("batch_tokens", Recipe.batch_tokens)
-    values |= {"tokens": tokens, "lr": lr or usual, "trained": trained, "seq_len": seq_len}
+    batch = devices.whole_windows(values.get("batch_tokens", Recipe.batch_tokens), seq_len)
+    values |= {"tokens": tokens or batch, "lr": lr or usual, "trained": trained, "seq_len": seq_len}
     values |= {"seed": seed, "precision": devices.fast_precision(device)}
-    values["batch_tokens"] = devices.whole_windows(batch, seq_len)
+    values["batch_tokens"] = batch
     values["refit_tokens"] = min(values.get("refit_tokens", REFIT_TOKENS), REFIT_TIMES * tokens)
     return Recipe(**values)

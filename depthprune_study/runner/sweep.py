@@ -52,10 +52,17 @@ def read(path: Path) -> Sweep:
     """Read a sweep file. Raises StudyError with every problem, before anything runs."""
     wrong, given = parameters.read_yaml(path)
     kinds = {"name": str, "notebook": str, "vary": dict, "same": dict}
-    wrong += [f"{k} is missing" for k in kinds if not isinstance(given.get(k), kinds[k])]
     if not wrong:
-        lists = {name: value for name, value in given["vary"].items() if isinstance(value, list)}
-        wrong += [f"vary.{name} must be a list" for name in given["vary"].keys() - lists.keys()]
+        wrong = [f"{k} is missing" for k in kinds if not isinstance(given.get(k), kinds[k])]
+    if not wrong:
+        names = [*given["vary"], *given["same"]]
+        wrong += [f"{name!r} is no parameter's name" for name in names if not isinstance(name, str)]
+        lists = {
+            k: value for k, value in given["vary"].items() if isinstance(value, list) and value
+        }
+        wrong += [
+            f"vary.{name} must be a list of values" for name in given["vary"] if name not in lists
+        ]
         both = lists.keys() & given["same"].keys()
         wrong += [f"{name} must be in vary or in same, not in both" for name in both]
     if wrong:
@@ -131,6 +138,7 @@ def _parsl_pool(site: Path) -> Executor:
     except Exception as error:  # a missing package or cluster raises many kinds of errors
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise StudyError(f"config() in {site} must return a parsl.Config ({reason})") from None
+    config.run_dir = str(paths.runs(".parsl"))  # its logs; by default in the current folder
     # Parsl starts its scripts by name, even if the environment is not activated.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return ParslPoolExecutor(config=config)

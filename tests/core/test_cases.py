@@ -17,7 +17,12 @@ from tiny import (
     tiny_windows,
 )
 from torch import nn
-from transformers import AutoModelForCausalLM, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    Emu3Config,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 from depthprune_core import models, pruning
 from depthprune_core.anatomy import anatomy
@@ -68,6 +73,15 @@ def test_one_tensor_for_all_layers_is_refused(monkeypatch):
         pruning.drop_layers(model, plan_of(model, 1))
 
 
+def test_a_part_of_a_larger_model_is_refused_before_any_work():
+    """AutoModelForCausalLM takes it out of the larger model, but opens no folder of it alone."""
+    shape = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 4, "intermediate_size": 48}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 2}
+    model = AutoModelForCausalLM.from_config(Emu3Config(text_config=shape))
+    with pytest.raises(ValueError, match=r"part of a larger model: .* Emu3TextConfig alone"):
+        pruning.check_droppable(model)
+
+
 def test_a_window_longer_than_the_probe_is_checked_by_its_setting(monkeypatch):
     model = tiny("mistral", sliding_window=4_096)
     kind = type(layers_of(model)[0].self_attn)
@@ -92,6 +106,7 @@ def test_the_probe_is_twice_as_long_as_a_small_window_and_names_no_special_token
     assert ids.shape == (2, 40) and not {3, 5} & set(ids.flatten().tolist())
     assert torch.equal(ids[0, :-1], ids[1, :-1]) and ids[0, -1] != ids[1, -1]
     assert probe_ids(tiny("llama", max_position_embeddings=8)).shape == (2, 8)
+    assert probe_ids(tiny("mpt", max_position_embeddings=None, max_seq_len=8)).shape == (2, 8)
 
 
 def test_a_folder_that_opens_as_another_model_is_refused(model, tmp_path):
@@ -171,6 +186,13 @@ MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
             (0,),  # of 0 dense, 1 sparse, 2 dense, 3 dense by name, 4 dense
             {"decoder_sparse_step": 1, "mlp_only_layers": [1, 2, 3]},
         ),
+        (
+            "qwen3_moe",
+            {"decoder_sparse_step": 2, "mlp_only_layers": [3, 1, 9]},
+            (0,),  # the model passes over layer 9, which it has not
+            {"decoder_sparse_step": 1, "mlp_only_layers": [0, 1, 2, 3]},
+        ),
+        ("qwen3_moe", {"mlp_only_layers": [3, 0], **MOE}, (1,), {"mlp_only_layers": [0, 2]}),
     ],
 )
 def test_per_layer_settings_of_a_config_follow_the_layers(kind, facts, dropped, wanted):

@@ -139,6 +139,24 @@ def test_a_plain_text_has_no_columns_and_its_suffix_may_be_in_capitals(tmp_path)
         load(tmp_path / "A.TXT", "text")
 
 
+@pytest.mark.parametrize("name", ["notes[1].jsonl", "p?.jsonl", "a*.jsonl"])
+def test_a_file_name_is_no_pattern(tmp_path, name):
+    for other in ("notes1.jsonl", "pa.jsonl", "ab.jsonl"):
+        jsonl(tmp_path / other, [{"text": "another file"}])
+    assert [d.text for d in load(jsonl(tmp_path / name, ROWS))] == [row["text"] for row in ROWS]
+
+
+def test_a_file_name_that_datasets_would_take_apart_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"x::y\.jsonl cannot be read: rename it without '::'"):
+        load(jsonl(tmp_path / "x::y.jsonl", ROWS))
+
+
+def test_an_empty_file_does_not_spoil_its_folder(tmp_path):
+    jsonl(tmp_path / "a.jsonl", [])
+    jsonl(tmp_path / "b.jsonl", ROWS)
+    assert [d.text for d in load(tmp_path)] == [row["text"] for row in ROWS]
+
+
 def test_a_packed_file_is_read_like_the_same_file_unpacked(tmp_path):
     plain = jsonl(tmp_path / "a.jsonl", ROWS)
     (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
@@ -193,8 +211,16 @@ def test_the_only_column_of_strings_needs_no_name_and_empty_rows_are_passed_over
         (
             "a.txt",
             b'{"text": "a"}\n{"text": "b"}\n',
-            r"JSON lines, not prose: rename it to a.jsonl",
+            r"JSON, not prose: rename it to a.jsonl",
         ),
+        ("a.md", b'[\n {"text": "a"},\n {"text": "b"}]', r"JSON, not prose: rename it to a.json$"),
+        ("a.jsonl", b"", r"holds no text"),
+        (
+            "a.csv",
+            b"id;text\n0;Some words\n",
+            r"one column, 'id;text': the first row",
+        ),
+        ("a.csv", b'"' + b"Some words. " * 9 + b'"\n"More."\n', r"the first row must name the col"),
         ("a.docx", b"PK\3\4", r"no text that can be read here: give UTF-8 text \(.txt, .md\)"),
         ("a.jsonl", b'{"text": "a"}\n{"te', r"a\.jsonl cannot be read as jsonl"),
         ("a.csv", "text,n\ncafé,1".encode("latin-1"), r"cannot be read as csv \(UnicodeDecode"),

@@ -37,6 +37,8 @@ GEMMA4 = HEAD | SLIDING | dict(hidden_size_per_layer_input=0, num_kv_shared_laye
 ERNIE = dict(moe_num_experts=4, moe_k=2, moe_intermediate_size=24, moe_num_shared_experts=1)
 LLAMA4 = LOCAL | HEAD | dict(intermediate_size_mlp=48, attention_chunk_size=8)
 LLAMA4 |= dict(num_experts_per_tok=1, no_rope_layers=[1, 1, 1, 0, 1, 1])
+BART = dict(vocab_size=64, d_model=32, encoder_layers=N, decoder_layers=N)
+BART |= dict(decoder_attention_heads=4, decoder_ffn_dim=48, max_position_embeddings=64)
 INDEXED = DEEP | dict(index_n_heads=2, index_head_dim=8, index_topk=4)
 
 WORKS: list[tuple[str, dict[str, Any]]] = [
@@ -139,6 +141,9 @@ REFUSED: list[tuple[str, dict[str, Any], tuple[int, ...], str]] = [
     ("minimax", SHAPE, (1,), STATE),
     ("bert", SHAPE, (1,), "computes its logits in a way|lets a token see later ones"),
     ("recurrent_gemma", SHAPE, (1,), "no stack of 6 attention layers"),
+    ("bart", BART, (1,), "would keep 6 layers instead of 5"),
+    ("electra", SHAPE | dict(embedding_size=16, is_decoder=True), (1,), "computes its logits in a"),
+    ("xmod", SHAPE | dict(is_decoder=True), (1,), "cannot be run on tokens alone"),
 ]
 
 

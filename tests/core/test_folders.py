@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, tiny, tiny_tokenizer
+from transformers import AutoConfig
 
 from depthprune_core import folders, models
 
@@ -106,6 +107,13 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no config": (gone("config.json"), NO_CONFIG),
     "half a config": (content("config.json", '{"model_type": "llama",'), NO_CONFIG),
     "a config without a kind": (content("config.json", '{"hidden_size": 32}'), NO_CONFIG),
+    "a config of no kind": (content("config.json", '{"model_type": null}'), NO_CONFIG),
+    "no config at all": (content("config.json", "[]"), NO_CONFIG),
+    "float8": (weights(lambda t: t.update({UP: t[UP].to(torch.float8_e4m3fn)})), "(F8_E4M3): name"),
+    "int8": (
+        weights(lambda t: t.update({UP: t[UP].to(torch.int8)})),
+        "is quantised (I8): name",
+    ),
     "no heads": (config(num_attention_heads=0), NO_CONFIG),
     "no such activation": (config(hidden_act="none such"), "cannot be opened"),
     "another kind": (config(model_type="t5"), "T5Config"),
@@ -164,6 +172,12 @@ def test_a_complete_folder_is_accepted_without_loading_its_weights(family, tmp_p
     outline, _ = folders.check(tmp_path)
     assert all(p.is_meta for p in outline.parameters())
     models.load(str(tmp_path), cache=tmp_path)
+
+
+def test_an_infinite_number_in_a_config_is_read_as_the_library_writes_it(tmp_path):
+    hybrid = AutoConfig.for_model("granitemoehybrid", time_step_limit=(0.0, float("inf")))
+    hybrid.save_pretrained(tmp_path)
+    assert tuple(folders.config_of(tmp_path).time_step_limit) == (0.0, float("inf"))
 
 
 def test_code_and_pickles_beside_a_known_model_are_not_touched(folder, tmp_path):

@@ -265,6 +265,8 @@ def test_a_folder_with_an_incomplete_model_is_refused(words: Path, tmp_path: Pat
         ({"device": "tpu"}, "device='tpu' is not known"),
         ({"lr": -0.1}, "lr=-0.1 is not possible"),
         ({"lr": float("nan")}, "lr=nan is not possible"),
+        ({"lr": -0.1, "recover_tokens": 0}, "lr=-0.1 is not possible"),
+        ({"seed": 2**64}, "seed=18446744073709551616 is not valid: give a whole number"),
         ({"recover_tokens": 100}, "tokens=100 is not possible: one step takes 256"),
         ({"push_to": "a/b/c"}, "push_to='a/b/c' must be NAME/MODEL"),
     ],

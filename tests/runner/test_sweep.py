@@ -68,6 +68,8 @@ def test_every_point_runs_once_and_keeps_its_folder_when_the_grid_grows(grid: Pa
         ("[8, 16]", "[8, x]", "tokens must be a whole number, not 'x'"),
         ("seed: 3", "sed: 3", "sed is not a parameter"),
         ("notebook: cell", "notebook: no", "notebook is missing"),
+        ("[8, 16]", "[]", "vary.tokens must be a list of values"),
+        ("tokens: [8, 16]", "5: [8]", "5 is no parameter's name"),
         ("notebook: cell", "notebook: none", "none.ipynb cannot be read"),
     ],
 )
@@ -150,3 +152,4 @@ def test_cells_run_on_the_workers_of_a_site(grid: Path) -> None:
     pool = sweep.pool(site=toy.ROOT / "params/sites/two_workers.py")
     assert sweep.run(found, pool, say=lambda line: None) == []
     assert all(cell.done for cell in found.cells)
+    assert paths.runs(".parsl").is_dir() and not Path("runinfo").exists()

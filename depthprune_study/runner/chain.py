@@ -71,8 +71,8 @@ def run(
                 continue
             for sentence in marks.spoilt(step):
                 say(sentence)
-            about = marks.expected(study).get(step.notebook)
-            say(f"{step.notebook}: running{f', about {marks.minutes(about)}' if about else ''}")
+            cost = marks.expected(study).get(step.notebook)
+            say(f"{step.notebook}: running{f', {marks.minutes(cost)}' if cost else ''}")
             seconds = _execute(step, terminal)
             say(f"{step.notebook}: done in {seconds:.0f} s")
     return finished

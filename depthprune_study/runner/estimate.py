@@ -17,7 +17,7 @@ def lines(study: str, steps: Sequence[Step]) -> Iterator[str]:
     yield f"study {study}: {len(steps)} notebooks, {len(waiting)} to run"
     for step in steps:
         cost = measured.get(step.notebook)
-        about = f"about {marks.minutes(cost)}" if cost else "time not measured"
+        about = marks.minutes(cost) if cost else "time not measured"
         names = [str(step.parameters.get(name, "")) for name in ("model", "tokens")]
         yield f"  {step.notebook:<20} {'done' if step.done else about:<20} {' '.join(names)}"
     if not waiting:

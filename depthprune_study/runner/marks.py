@@ -81,11 +81,11 @@ def expected(study: str) -> dict[str, dict[str, Any]]:
 
 
 def minutes(cost: Mapping[str, Any]) -> str:
-    """A measured time as text; `more than` if only part of the run was timed."""
+    """A measured time as text: `about 4 min`; `more than` if only part of the run was timed."""
     seconds = cost["seconds"]
     time_ = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
     time_ = time_ if seconds < 5_400 else f"{seconds / 3_600:.1f} h"
-    return f"more than {time_}" if cost.get("resumed") else time_
+    return f"{'more than' if cost.get('resumed') else 'about'} {time_}"
 
 
 def remember_cost(step: Step, seconds: float, peak_bytes: int, *, goes_on: bool) -> None:

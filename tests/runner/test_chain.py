@@ -46,7 +46,7 @@ def test_an_executed_notebook_contains_no_times_and_no_machine(done: Path) -> No
 
 
 def test_the_time_of_a_resumed_run_is_shown_as_more_than() -> None:
-    assert marks.minutes({"seconds": 240}) == "4 min"
+    assert marks.minutes({"seconds": 240}) == "about 4 min"
     assert marks.minutes({"seconds": 7_200, "resumed": True}) == "more than 2.0 h"
 
 

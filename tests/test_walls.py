@@ -254,6 +254,9 @@ def test_a_notebook_is_calls_figures_and_findings(path: Path) -> None:
         kinds = (ast.FunctionDef, ast.ClassDef, ast.Lambda)
         found = [n for n in ast.walk(ast.parse(code)) if isinstance(n, kinds)]
         wrong += [f"cell {number} defines something (line {n.lineno})" for n in found]
+        last = ast.parse(code).body[-1:]
+        if last and isinstance(last[0], ast.Expr) and ast.unparse(last[0]).startswith("lab.save("):
+            wrong.append(f"cell {number} ends in a record, which would be printed: give it a name")
         if cell["outputs"] or cell["execution_count"]:
             wrong.append(f"cell {number} holds outputs: strip them")
         if set(tags) & {"setup", "parameters"} and not cell["metadata"].get("jupyter"):

@@ -55,7 +55,9 @@ def answer_lines(evidence: Evidence) -> list[str]:
     plan = evidence.get(lead, "plan") or evidence.get(lead, "plans").get("main")
     if plan:
         which = f"{model} without layers {w.listed(plan.dropped)} of {plan.n_layers}"
-        sentences.append(f"{which}. {of.path(scores).text}")
+        healed = (evidence.get(lead, "curves") or {}).get("healed")
+        seen = f", healed on {healed.tokens[-1]:,} tokens" if healed else ""
+        sentences.append(f"{which}{seen}. {of.path(scores).text}")
     if {"ce", statistics.CONTROL} <= set(scores):
         sentences.append(of.control(scores).text)
     for notebook in (lead, "02_prune"):

@@ -48,15 +48,23 @@ def _claims(evidence: Evidence, root: Path) -> str:
     rows = []
     for v in judge(evidence):
         cells = (claims()[v.id].claim, claims()[v.id].source, v.figure or "–")
-        rows.append([v.id, *map(pages.safe, cells), v.word])
-    return pages.table(["", "the source says", "its figure", "ours", "verdict"], rows)
+        changed = " \\*" if claims()[v.id].changed else ""
+        rows.append([v.id, *map(pages.safe, cells), f"{v.word}{changed}"])
+    made = pages.table(["", "the source says", "its figure", "ours", "verdict"], rows)
+    report = f"[the report](reports/{evidence.study}/README.md#claims)"
+    return (
+        f"{made}\n\\* The rule changed after figures were seen; {report} has its first version.\n"
+    )
 
 
 def _notebooks(evidence: Evidence, root: Path) -> str:
     """One row per notebook: its question, its finding in one line, its Colab badge."""
+    start = f"Start with {evidence.lead[:2]}.\n\n" if evidence.lead else ""
     first = {"10_report": "every claim, judged"} if evidence.lead else {}
     for notebook, _, finding in found(evidence):
-        first.setdefault(notebook, finding.title)
+        model = evidence.model(notebook)
+        whose = f" ({model}, a stand-in)" if pages.kind(model) == pages.STAND_IN else ""
+        first.setdefault(notebook, f"{finding.title}{whose}")
     rows, site = [], f"github/{paths.REPOSITORY}/blob/{paths.BRANCH}"
     for notebook, question in pages.QUESTIONS.items():
         executed = f"reports/{evidence.study}/notebooks/{notebook}.ipynb"
@@ -70,7 +78,7 @@ def _notebooks(evidence: Evidence, root: Path) -> str:
         f"{paths.REPOSITORY}/tree/{paths.BRANCH}/reports/{evidence.study}/notebooks/).\n"
     )
     made = pages.table(["", "question", "what was found", ""], rows)
-    return f"{made}\n{viewer if evidence.lead else ''}\n{badge}"
+    return f"{start}{made}\n{viewer if evidence.lead else ''}\n{badge}"
 
 
 def _minutes(evidence: Evidence, root: Path) -> str:

@@ -58,10 +58,12 @@ def tally(verdicts: Sequence[Verdict]) -> str:
     n = Counter(v.word for v in verdicts)
     decided = n[HOLDS] + n[FAILS]
     counted = f"Of {len(verdicts)} claims, experiments decided {decided}"
-    counted += f": {n[HOLDS]} hold and {n[FAILS]} fail" if decided else ""
+    if decided:
+        holds, fails = ("holds", "hold")[n[HOLDS] != 1], ("fails", "fail")[n[FAILS] != 1]
+        counted += f": {n[HOLDS]} {holds}, {n[FAILS]} {fails}"
     return (
-        f"{counted}. {n[OPEN]} open, {n[NOT_TESTED]} not tested here,"
-        f" {n[BY_ARITHMETIC]} by arithmetic."
+        f"{counted}. {n[OPEN]} {'is' if n[OPEN] == 1 else 'are'} open, {n[NOT_TESTED]} not tested"
+        f" here, {n[BY_ARITHMETIC]} by arithmetic."
     )
 
 

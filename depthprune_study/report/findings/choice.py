@@ -33,10 +33,14 @@ def speed(timings: Mapping[str, Timing]) -> Finding:
     parts = []
     for name in w.natural(timings):
         timing, gain = timings[name], gains[name]
-        doubt = " (suspect: above the layer limit)" if gain.low > timing.by_layer_count else ""
+        doubt = (
+            " (suspect: more than fewer layers can give)"
+            if gain.low > timing.by_layer_count
+            else ""
+        )
         parts.append(
             f"{name}: decoding is {w.interval(gain)} times as fast{shown[w.side(gain, 1)]}{doubt};"
-            f" layer count allows {timing.by_layer_count:.3f}, weight bytes allow"
+            f" the layer count alone would give {timing.by_layer_count:.3f}, the weight bytes"
             f" {timing.by_weight_bytes:.3f} (n = {gain.n} rounds)"
         )
     faster, slower = (

@@ -25,10 +25,18 @@ def path(scores: Mapping[str, Score]) -> Finding:
         return Finding(f"Cut, not healed: perplexity ratio {w.short(ratios['cut'])}", text)
     lost, left = (statistics.nll_rise(scores[n], scores["whole"]) for n in ("cut", last))
     if w.side(lost, 0) == w.ABOVE and gain == w.BELOW:
-        text += f" {w.percent(1 - left.point / lost.point)} of the loss is recovered."
+        text += f" {w.percent(1 - left.point / lost.point)} of the loss in nats is recovered."
+    if stages == ["cut", "refitted", "healed"]:
+        after = w.ratio(scores, "healed", "refitted")
+        shown = {w.BELOW: "better", w.ABOVE: "worse", w.OPEN: "not clearly different"}
+        text += (
+            f" Training after the refit: {w.interval(after)} times the refitted student's"
+            f" perplexity, {shown[w.side(after, 1)]}."
+        )
     cut, end = w.short(ratios["cut"]), w.short(ratios[last])
+    how = "Refit and healing lower" if "refitted" in stages else "Healing lowers"
     title = {
-        w.BELOW: f"Healing lowers the cut's perplexity ratio from {cut} to {end}",
+        w.BELOW: f"{how} the cut's perplexity ratio from {cut} to {end}",
         w.ABOVE: f"Healing makes the cut worse: ratio {cut} before, {end} after",
         w.OPEN: f"Healing is not shown to help: ratio {cut} before, {end} after",
     }[gain]
@@ -41,8 +49,8 @@ def control(scores: Mapping[str, Score]) -> Finding:
     trained = w.ratio(scores, "ce")
     text = (
         f"Repair: the healed student has {w.interval(repair)} times the frozen whole model's"
-        f" perplexity. Matched: the student trained on the text has {w.interval(matched)} times"
-        f" that of the whole model trained on the same text (n = {matched.n} test articles)."
+        " perplexity. Matched: with both trained on the same text, the cut model has"
+        f" {w.interval(matched)} times the whole model's (n = {matched.n} test articles)."
     )
     if w.adaptation(trained, repair):
         text += (

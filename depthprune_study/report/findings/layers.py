@@ -127,18 +127,21 @@ def rules(scores: Mapping[str, Score], k: int) -> Finding:
     random = [named.pop(name) for name in list(named) if name.startswith("random")]
     named["whole"], first, start = scores["whole"], w.best(named), f"{w.plural(k, 'layer')} fewer"
     value = w.ratio(named, first)
-    others = [name for name in w.natural(named) if name not in ("whole", first)]
+    same = [name for name in named if named[name].nll_nats == named[first].nll_nats]  # the same set
+    others = [name for name in w.natural(named) if name not in ("whole", *same)]
     tied = [name for name in others if w.side(w.ratio(named, name, first), 1) == w.OPEN]
+    who = w.listed(map(w.words, w.natural(same)))
+    cost = "choose the same layers, which cost least" if len(same) > 1 else "costs least"
     text = (
-        f"{start}, {w.words(first)} costs least: {w.interval(value)} times the perplexity (n ="
-        f" {value.n} articles)"
+        f"{start}, {who} {cost}: {w.interval(value)} times the perplexity (n = {value.n} articles)"
     )
     more = f"not clearly different: {w.listed(map(w.words, tied))}"
     text += f"; {more if tied else 'every other rule costs more'}."
     if random:
         named["random"] = statistics.mean_score(random)
+        drawn = [w.number(statistics.ppl_ratio(of, scores["whole"]).point) for of in random]
+        text += f" Random draws cost {w.listed(drawn)}."
     for name, label in (
-        ("random", "Random draws"),
         ("most_sensitive", "The most sensitive layers"),
         ("last_k", "The last layers"),
     ):
@@ -146,6 +149,6 @@ def rules(scores: Mapping[str, Score], k: int) -> Finding:
     if random and w.side(w.ratio(named, first, "random"), 1) != w.BELOW:
         return Finding(f"{start}: no rule is shown to beat random draws", text, True)
     if tied:
-        title = f"{start}: {len(tied) + 1} rules are tied as the best"
+        title = f"{start}: {len(tied) + len(same)} rules are tied as the best"
         return Finding(title, text)
-    return Finding(f"{start}: {w.words(first)} chooses best", text)
+    return Finding(f"{start}: {who} choose{'' if len(same) > 1 else 's'} best", text)

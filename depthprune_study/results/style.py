@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-WIDTH = 6.4  # inches; a phone shows it at 390 px, where 10 points are 8.5 px
+WIDTH = 6.0  # inches; a phone shows it at 390 px, where 10 points are 9 px
 DPI = 192  # twice a screen's 96
 SMALL, NORMAL, LARGE = 9.0, 10.0, 11.0  # points; nothing is smaller or larger
-A_LINE, A_TITLE = 92, 72  # characters that fit the width, small and large
+A_LINE, A_TITLE = 86, 67  # characters that fit the width, small and large
 INK, SOFT, FAINT = "#222222", "#5A5A5A", "#E4E4E4"  # words and layers; remarks; grids
 
 LOOK = {

@@ -70,7 +70,7 @@ def path(stages: Ratios, control: Ratios, *, title: str) -> Figure:
 
 
 def _point(ax: Axes, at: int, ratio: Interval, look: parts.Look) -> None:
-    """A point of the path; at its right its number, and its interval in small type."""
+    """A point of the path with its number; its line is its interval, which the alt text names."""
     limits = ax.get_ylim()
     inside = parts.dot(ax, at, ratio, look, upright=True)
     if ratio == exactly(1.0):
@@ -78,11 +78,8 @@ def _point(ax: Axes, at: int, ratio: Interval, look: parts.Look) -> None:
     ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
     style = {"textcoords": "offset points", "color": look[0], "zorder": 5, "bbox": ground}
     place = at, float(np.clip(ratio.point, *limits)) if inside else limits[1]
-    up = 6 if inside else -20
     text = f"{parts.arrow(ratio.point, limits)}{wording.number(ratio.point)}"
-    ax.annotate(text, place, (6, up + 10), fontsize=LARGE, fontweight="bold", **style)
-    if wording.bounds(ratio):
-        ax.annotate(wording.bounds(ratio), place, (6, up - 2), fontsize=SMALL, **style)
+    ax.annotate(text, place, (6, 6 if inside else -20), fontsize=LARGE, fontweight="bold", **style)
 
 
 @styled

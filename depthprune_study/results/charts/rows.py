@@ -120,8 +120,8 @@ def speed(timings: Mapping[str, Timing], *, title: str) -> Figure:
         prefill = median_ratio(timing.teacher_prefill_ms, timing.student_prefill_ms)
         groups[wording.words(name)] = [
             ("decode", decode, IDEAS["healed"]),
-            ("layer count allows", exactly(timing.by_layer_count), (INK, "|")),
-            ("weight bytes allow", exactly(timing.by_weight_bytes), (INK, "|")),
+            ("layer count alone", exactly(timing.by_layer_count), (INK, "|")),
+            ("weight bytes alone", exactly(timing.by_weight_bytes), (INK, "|")),
             ("prefill", prefill, IDEAS["other"]),
         ]
     settings = {

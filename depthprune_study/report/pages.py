@@ -55,7 +55,7 @@ def answer_lines(evidence: Evidence) -> list[str]:
     plan = evidence.get(lead, "plan") or evidence.get(lead, "plans").get("main")
     if plan:
         which = f"{model} without layers {w.listed(plan.dropped)} of {plan.n_layers}"
-        healed = (evidence.get(lead, "curves") or {}).get("healed")
+        healed = evidence.get(lead, "curves").get("healed")
         seen = f", healed on {healed.tokens[-1]:,} tokens" if healed else ""
         sentences.append(f"{which}{seen}. {of.path(scores).text}")
     if {"ce", statistics.CONTROL} <= set(scores):

@@ -33,11 +33,8 @@ def speed(timings: Mapping[str, Timing]) -> Finding:
     parts = []
     for name in w.natural(timings):
         timing, gain = timings[name], gains[name]
-        doubt = (
-            " (suspect: more than fewer layers can give)"
-            if gain.low > timing.by_layer_count
-            else ""
-        )
+        too_fast = gain.low > timing.by_layer_count
+        doubt = " (suspect: more than fewer layers can give)" if too_fast else ""
         parts.append(
             f"{name}: decoding is {w.interval(gain)} times as fast{shown[w.side(gain, 1)]}{doubt};"
             f" the layer count alone would give {timing.by_layer_count:.3f}, the weight bytes"

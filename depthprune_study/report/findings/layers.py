@@ -125,9 +125,10 @@ def rules(scores: Mapping[str, Score], k: int) -> Finding:
     end = f"-{k}"
     named = {name.removesuffix(end): s for name, s in scores.items() if name.endswith(end)}
     random = [named.pop(name) for name in list(named) if name.startswith("random")]
-    named["whole"], first, start = scores["whole"], w.best(named), f"{w.plural(k, 'layer')} fewer"
-    value = w.ratio(named, first)
+    first, start = w.best(named), f"{w.plural(k, 'layer')} fewer"
     same = [name for name in named if named[name].nll_nats == named[first].nll_nats]  # the same set
+    named["whole"] = scores["whole"]
+    value = w.ratio(named, first)
     others = [name for name in w.natural(named) if name not in ("whole", *same)]
     tied = [name for name in others if w.side(w.ratio(named, name, first), 1) == w.OPEN]
     who = w.listed(map(w.words, w.natural(same)))

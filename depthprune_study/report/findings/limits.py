@@ -79,8 +79,8 @@ def depth(scores: Mapping[str, Score], sizes: Mapping[str, Size]) -> Finding:
         f"After healing, perplexity ÷ the frozen whole model's: {', '.join(parts)} (n ="
         f" {len(scores['whole'].documents)} test articles).{w.adaptation(*ratios.values())}"
     )
-    below = lambda k: w.side(ratios[k], CHEAP) == w.BELOW  # noqa: E731
-    cheap = list(itertools.takewhile(below, ratios))  # in ascending order
+    sides = {k: w.side(ratio, CHEAP) for k, ratio in ratios.items()}  # in ascending order
+    cheap = list(itertools.takewhile(lambda k: sides[k] == w.BELOW, sides))
     if not cheap:
         return Finding(f"No depth is shown to stay below {CHEAP:g} times the perplexity", text)
     k = max(cheap)

@@ -26,6 +26,11 @@ def kind(model: str, *, speed: bool = False) -> int:
     return STAND_IN if model in STAND_INS or model.endswith("-shape") else REAL
 
 
+def called(model: str) -> str:
+    """The model's name in a sentence; a stand-in is called one."""
+    return f"{model} (a stand-in)" if kind(model) == STAND_IN else model
+
+
 @dataclass(frozen=True)
 class Evidence:
     """A study's folder (runs/<study> or reports/<study>): records/, figures/, costs.json."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from depthprune_study.report import findings
-from depthprune_study.report.evidence import Evidence, remembered
+from depthprune_study.report.evidence import Evidence, called, remembered
 from depthprune_study.report.wording import Finding
 from depthprune_study.results import statistics
 
@@ -42,7 +42,8 @@ def _elsewhere(evidence: Evidence, notebook: str) -> Finding | None:
 
 def _transfer(evidence: Evidence, notebook: str) -> Finding | None:
     scores, first = evidence.get(notebook, "test"), evidence.get("03_recovery", "test")
-    return findings.transfer(scores, first) if scores and first else None
+    models = called(evidence.model("03_recovery")), called(evidence.model(notebook))
+    return findings.transfer(scores, first, models=models) if scores and first else None
 
 
 def _seeds(evidence: Evidence, notebook: str) -> Finding | None:

@@ -63,7 +63,8 @@ def _notebooks(evidence: Evidence, root: Path) -> str:
     first = {"10_report": "every claim, judged"} if evidence.lead else {}
     for notebook, _, finding in found(evidence):
         model = evidence.model(notebook)
-        whose = f" ({model}, a stand-in)" if pages.kind(model) == pages.STAND_IN else ""
+        told = pages.kind(model) != pages.STAND_IN or model in finding.title
+        whose = "" if told else f" ({model}, a stand-in)"
         first.setdefault(notebook, f"{finding.title}{whose}")
     rows, site = [], f"github/{paths.REPOSITORY}/blob/{paths.BRANCH}"
     for notebook, question in pages.QUESTIONS.items():

@@ -9,7 +9,7 @@ from typing import Any
 import handmade as h
 import pytest
 
-from depthprune_core.records import Facts, SetCosts
+from depthprune_core.records import Answers, Facts, SetCosts
 from depthprune_study.report import findings as f
 from depthprune_study.report import wording as w
 from depthprune_study.report.wording import Finding
@@ -43,6 +43,10 @@ def rival(ours: float, theirs: float, *, k: int = 2) -> dict:
 def staged(pair: float, single: float) -> dict:
     names = ("at once, healed", "staged, pair first, healed", "staged, single first, healed")
     return h.scores(**dict(zip(names, (1.1, pair, single), strict=True)))
+
+
+def transfer(scores: dict) -> Finding:
+    return f.transfer(scores, PATH, models=("gpt2", "tinyllama"))
 
 
 def budget(articles: float, words: float | None = None) -> dict:
@@ -108,12 +112,9 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
     (lambda: f.curves({"healed": h.curve(0.5, 0.2, 0.2, 0.2)}), "No loss is still falling"),
     (lambda: f.curves({"ce": h.curve(3.0, 2.0), "healed": h.curve(0.5, 0.5)}), "Still falling at"),
     (lambda: f.curves({"healed": h.curve(0.5, 9.0, diverged="loss 9")}), "Training diverged:"),
-    (lambda: f.transfer(PATH, PATH), "The same recipe heals the second"),
-    (lambda: f.transfer(more(healed=1.4), PATH), "harms the second family"),
-    (
-        lambda: f.transfer(h.open_scores(PATH, "healed", "cut"), PATH),
-        "not shown to heal the second",
-    ),
+    (lambda: transfer(PATH), "The recipe of gpt2 heals tinyllama too"),
+    (lambda: transfer(more(healed=1.4)), "The recipe of gpt2 harms tinyllama"),
+    (lambda: transfer(h.open_scores(PATH, "healed", "cut")), "not shown to heal tinyllama"),
     (lambda: f.staged(staged(1.05, 1.06)), "stages are better than at once"),
     (lambda: f.staged(staged(1.2, 1.3)), "at once is better than stages"),
     (lambda: f.staged(staged(1.05, 1.3)), "depends on which layers go first"),
@@ -187,6 +188,14 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
     ),
     (lambda: f.recipe(h.scores(**{"lr: 0.0002": 1.05, "lr: 0.0004": 1.05}), h.RECIPE), "No factor"),
 ]
+
+
+def test_probes_say_how_small_a_difference_their_items_could_show() -> None:
+    answers = h.answers(whole=0.9, cut=0.9, healed=0.9)
+    few = {name: Answers(of.task, of.right[:20]) for name, of in answers.items()}
+    reaches = [re.search(r"widest interval is ± ([0-9.]+):", f.probes(of).text) for of in (answers, few)]
+    many_items, few_items = (float(found[1]) for found in reaches if found)
+    assert few_items > many_items
 
 
 @pytest.mark.parametrize(("make", "title"), OUTCOMES, ids=[title for _, title in OUTCOMES])

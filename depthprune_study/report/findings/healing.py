@@ -132,9 +132,11 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
         f"{f} {', then '.join(w.interval(loss[f]) for loss in losses)}" for f in order
     )
     n = sum(len(items.right) for items in whole.values())
+    reach = max((loss[f].high - loss[f].low) / 2 for loss in losses for f in whole)
     text = (
         f"Accuracy minus the whole model's, {', then '.join(stages)} (n = {n:,} items in total):"
-        f" {parts}."
+        f" {parts}. The widest interval is ± {w.number(reach)}: these items cannot show a smaller"
+        " change."
     )
     if not gone:
         return Finding("No ability is shown to suffer from the cut", text)

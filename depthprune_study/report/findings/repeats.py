@@ -13,18 +13,21 @@ from depthprune_study.report.wording import Finding
 from depthprune_study.results import statistics
 
 
-def transfer(scores: Mapping[str, Score], first: Mapping[str, Score]) -> Finding:
-    """Whether the recipe of the first family works on the second, unchanged."""
+def transfer(
+    scores: Mapping[str, Score], first: Mapping[str, Score], *, models: tuple[str, str]
+) -> Finding:
+    """Whether the recipe of the first model heals the second, of another family, unchanged."""
+    before, after = models
     gain = w.ratio(scores, "healed", "cut")
     one, two = (f"{w.over(of, 'cut')} cut, {w.over(of, 'healed')} healed" for of in (first, scores))
     return w.outcome(
         w.side(gain, 1),
-        f"With the same recipe, the first family is at {one}, the second at {two} (times the frozen"
-        f" whole model's perplexity; n = {gain.n} test articles). On the second family the healed"
-        f" student has {w.interval(gain)} times the cut's perplexity.",
-        below="The same recipe heals the second family too",
-        above="The same recipe harms the second family",
-        open="The same recipe is not shown to heal the second family",
+        f"With the same recipe, {before} is at {one}, and {after} at {two} (times the frozen whole"
+        f" model's perplexity; n = {gain.n} test articles). The healed {after} has"
+        f" {w.interval(gain)} times the cut's perplexity.",
+        below=f"The recipe of {before} heals {after} too",
+        above=f"The recipe of {before} harms {after}",
+        open=f"The recipe of {before} is not shown to heal {after}",
     )
 
 

@@ -193,7 +193,9 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
 def test_probes_say_how_small_a_difference_their_items_could_show() -> None:
     answers = h.answers(whole=0.9, cut=0.9, healed=0.9)
     few = {name: Answers(of.task, of.right[:20]) for name, of in answers.items()}
-    reaches = [re.search(r"widest interval is ± ([0-9.]+):", f.probes(of).text) for of in (answers, few)]
+    reaches = [
+        re.search(r"widest interval is ± ([0-9.]+):", f.probes(of).text) for of in (answers, few)
+    ]
     many_items, few_items = (float(found[1]) for found in reaches if found)
     assert few_items > many_items
 

@@ -6,26 +6,26 @@ import re
 from pathlib import Path
 
 from depthprune_study import paths
-from depthprune_study.report import pages
+from depthprune_study.report import pages, wording
 from depthprune_study.report.claims import judge
 from depthprune_study.report.evidence import Evidence
 from depthprune_study.report.found import found
 from depthprune_study.report.rules import claims
 
-STUDY, SHORT = "overnight", "quick"  # SHORT is shown until STUDY has run
+STUDY, SHORT = "overnight", "quick"  # SHORT is shown until STUDY has an answer
 NOT_EXECUTED = f"The study `{STUDY}` is not executed yet: no numbers here.\n"
 FROM_SHORT = (
-    f"*These numbers are from `{SHORT}`, the short study. `{STUDY}` has not run yet in this"
+    f"*These numbers are from `{SHORT}`, the short study. `{STUDY}` has no answer yet in this"
     " edition.*\n\n"
 )
+FROM_PART = "*These numbers are from `{}`. Its notebooks {} have not run yet in this edition.*\n\n"
 BLOCKS = ("answer", "claims", "notebooks", "minutes")
 
 
 def filled(text: str, root: Path) -> str:
     """The README with new blocks; `root` contains README.md and reports/."""
-    published = (name for name in (STUDY, SHORT) if (root / "reports" / name / "records").is_dir())
-    study = next(published, STUDY)
-    evidence = Evidence(study, root / "reports" / study)
+    published = [Evidence(study, root / "reports" / study) for study in (STUDY, SHORT)]
+    evidence = next((one for one in published if one.lead), published[0])
     for block in BLOCKS:
         made = globals()[f"_{block}"](evidence, root)
         pattern = rf"(<!-- {block} -->\n).*?(<!-- /{block} -->)"
@@ -37,9 +37,16 @@ def _answer(evidence: Evidence, root: Path) -> str:
     if not evidence.lead:
         return NOT_EXECUTED
     where = f"reports/{evidence.study}/"
-    note = FROM_SHORT if evidence.study == SHORT else ""
+    note = FROM_SHORT if evidence.study == SHORT else _missing(evidence)
     more = f"[The whole report]({where}README.md): every claim, every figure, what failed.\n"
     return f"{note}{pages.answer(evidence, root=where)}\n{more}"
+
+
+def _missing(evidence: Evidence) -> str:
+    """A note on the notebooks that left no records; empty if all did."""
+    ran = {*evidence.notebooks, "10_report"}  # 10 shows the others' records
+    missing = [name[:2] for name in pages.QUESTIONS if name not in ran]
+    return FROM_PART.format(evidence.study, wording.listed(missing)) if missing else ""
 
 
 def _claims(evidence: Evidence, root: Path) -> str:

@@ -37,6 +37,8 @@ CHAIN = (
 DEFAULT = "quick"  # the study whose values are the notebooks' defaults
 SWEEP = "sweep-"  # name prefix of a sweep's cells, which have no files under params/
 OTHER_MODEL = ("04_transfer", "your_model")  # may use another model and text than 01
+TRAINED_ON = ("tokens", "pair_tokens", "full_tokens", "budgets", "longest")  # training budgets
+STAGED = "04_transfer"  # it heals in two stages, so its budget is two steps at least
 KINDS = {"list", "dict", *TYPES, *(f"list[{name}]" for name in TYPES)}
 
 
@@ -82,7 +84,9 @@ def checked(notebook: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The notebook's defaults with these values. Raises StudyError that names every problem."""
     known = declared(notebook)
     _refuse([f"{problem} ({notebook})" for problem in problems_of(known, values)])
-    return {name: parameter.default for name, parameter in known.items()} | dict(values)
+    found = {name: parameter.default for name, parameter in known.items()} | dict(values)
+    _refuse([f"{problem} ({notebook})" for problem in _too_short(notebook, found)])
+    return found
 
 
 def notebooks_of(study: str) -> tuple[str, ...]:
@@ -106,13 +110,27 @@ def of_study(study: str) -> dict[str, dict[str, Any]]:
         wrong += problems_of(known, differences)
         if not wrong and differences.get("study", DEFAULT) != study:
             wrong.append(f"study must be {study}, as the folder says: write `study: {study}`")
-        problems += [f"{problem} (params/{study}/{notebook}.yaml)" for problem in wrong]
         found[notebook] = {p.name: p.default for p in known.values()} | differences
+        wrong = wrong or list(_too_short(notebook, found[notebook]))
+        problems += [f"{problem} (params/{study}/{notebook}.yaml)" for problem in wrong]
     if not problems:
         problems += _disagreements(study, found)
     _refuse(problems)
-    recipe_values()
     return found
+
+
+def _too_short(notebook: str, values: Mapping[str, Any]) -> Iterator[str]:
+    """Training budgets below what the recipe's steps need."""
+    recipe = {"batch_tokens": Recipe.batch_tokens, "seq_len": Recipe.seq_len} | recipe_values()
+    step = max(1, recipe["batch_tokens"] // recipe["seq_len"]) * recipe["seq_len"]
+    least, why = step, "one step of params/recipe.yaml"
+    if notebook == STAGED:
+        least, why = 2 * step, "one step of params/recipe.yaml for each of its two stages"
+    for name in (name for name in TRAINED_ON if name in values):
+        given = values[name] if isinstance(values[name], list) else [values[name]]
+        for n in given:
+            if n < least and (n or name != "longest"):  # longest=0 is none
+                yield f"{name} must be at least {least:,}, {why}, not {n}"
 
 
 def _disagreements(study: str, found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -73,6 +73,7 @@ def build(folder: Path) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("" if study == "quick" else "study: toy\ntokens: 16\n")
     (folder / "params" / "claims.yaml").write_text("C1: {}\n")
+    (folder / "params" / "recipe.yaml").write_text("batch_tokens: 8\nseq_len: 8\n")
     return folder
 
 

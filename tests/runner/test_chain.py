@@ -70,7 +70,11 @@ def test_a_changed_cell_or_parameter_reruns_the_notebook_and_its_readers(done: P
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("recipe.yaml", "lr: 1.0e-04\n"), ("claims.yaml", "C1: {other: true}\n")]
+    ("name", "content"),
+    [
+        ("recipe.yaml", "lr: 1.0e-04\nbatch_tokens: 8\nseq_len: 8\n"),
+        ("claims.yaml", "C1: {other: true}\n"),
+    ],
 )
 def test_a_changed_recipe_or_claim_reruns_later_notebooks(
     done: Path, name: str, content: str

@@ -164,9 +164,12 @@ def test_notebooks_that_read_each_other_have_one_model(params: Path) -> None:
             r"seeded_counts must be among drop_counts, not \[9\]",
         ),
         ("05_seed_stability", {"other_model": "llama-tiny"}, "other_model must be 'smollm2-135m'"),
+        ("03_recovery", {"tokens": 1_023}, "tokens must be at least 1,024, one step of params/rec"),
+        ("04_transfer", {"tokens": 1_024}, "tokens must be at least 2,048, one step .* two stages"),
+        ("08_limits", {"budgets": [8, 4_096]}, "budgets must be at least 1,024, one step .* not 8"),
     ],
 )
-def test_values_that_contradict_an_earlier_notebook_are_refused(
+def test_values_that_contradict_an_earlier_notebook_or_the_recipe_are_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     notebook: str,
@@ -228,6 +231,7 @@ def test_a_study_without_the_notebook_is_refused_and_a_sweeps_cell_needs_no_file
 
 def test_the_recipe_is_checked_as_a_recipe(fresh: Path) -> None:
     path = fresh / "params" / "recipe.yaml"
+    path.unlink()
     assert parameters.recipe_values() == {}
     path.write_text("lr: 2.0e-04\nbatch_tokens: 1024\nprecision: auto\n")
     values = parameters.recipe_values()

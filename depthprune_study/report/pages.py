@@ -54,9 +54,9 @@ def answer_lines(evidence: Evidence) -> list[str]:
         sentences.append(f"{model} is a stand-in: it only shows that the pipeline runs.")
     plan = evidence.get(lead, "plan") or evidence.get(lead, "plans").get("main")
     if plan:
-        which = f"{model} without layers {w.listed(plan.dropped)} of {plan.n_layers}"
+        which = f"{model} loses layers {w.listed(plan.dropped)} of {plan.n_layers}"
         healed = evidence.get(lead, "curves").get("healed")
-        seen = f", healed on {healed.tokens[-1]:,} tokens" if healed else ""
+        seen = f" and is healed on {healed.tokens[-1]:,} tokens" if healed else ""
         sentences.append(f"{which}{seen}. {of.path(scores).text}")
     if {"ce", statistics.CONTROL} <= set(scores):
         sentences.append(of.control(scores).text)

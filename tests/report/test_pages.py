@@ -98,7 +98,7 @@ def test_the_html_page_is_one_offline_file(evidence: Evidence) -> None:
 
 def test_both_costs_stand_side_by_side(evidence: Evidence) -> None:
     answer = pages.answer(evidence)
-    assert "Repair: " in answer and "Matched: " in answer and "adaptation" in answer
+    assert "repair cost" in answer and "matched cost" in answer and "adaptation" in answer
     assert "2 fewer: decoding is 1.05" in answer, "not the whole model beside itself"
 
 

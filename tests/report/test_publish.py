@@ -123,7 +123,7 @@ def test_the_index_leads_with_overnight_and_gives_ci_a_line(home: Path) -> None:
     published()
     index = (home / "reports" / "README.md").read_text(encoding="utf-8")
     assert index.index("## overnight") < index.index("## quick") < index.index("- **ci**")
-    assert "without layers 16 and 17 of 30" in index.split("## quick")[0]
+    assert "loses layers 16 and 17 of 30" in index.split("## quick")[0]
     for link in ("overnight/README.md", "ci/report.html"):
         assert f"({link})" in index and (home / "reports" / link).is_file()
 

@@ -19,8 +19,11 @@ def path(scores: Mapping[str, Score]) -> Finding:
     ratios = {name: w.ratio(scores, name) for name in stages}
     last = stages[-1]
     gain = w.side(w.ratio(scores, last, "cut"), 1)
-    parts = ", ".join(f"{name} {w.interval(ratios[name])}" for name in stages)
-    text = f"Perplexity ÷ the frozen whole model's: {parts} (n = {ratios[last].n} test articles)."
+    first, *others = (w.interval(ratios[name]) for name in stages)
+    parts = [f"Cut, the student has {first} times the frozen whole model's perplexity"]
+    parts += [f"{name}, {value}" for name, value in zip(stages[1:], others, strict=True)]
+    cost = " (the repair cost)" if last == "healed" else ""
+    text = f"{'; '.join(parts)}{cost}; n = {ratios[last].n} test articles."
     if last == "cut":
         return Finding(f"Cut, not healed: perplexity ratio {w.short(ratios['cut'])}", text)
     lost, left = (statistics.nll_rise(scores[n], scores["whole"]) for n in ("cut", last))
@@ -44,15 +47,13 @@ def path(scores: Mapping[str, Score]) -> Finding:
 
 
 def control(scores: Mapping[str, Score]) -> Finding:
-    """The two costs side by side: repair, and matched."""
-    repair, matched = w.ratio(scores, "healed"), w.ratio(scores, "ce", statistics.CONTROL)
-    trained = w.ratio(scores, "ce")
+    """The matched cost; `path` tells the repair cost."""
+    matched, trained = w.ratio(scores, "ce", statistics.CONTROL), w.ratio(scores, "ce")
     text = (
-        f"Repair: the healed student has {w.interval(repair)} times the frozen whole model's"
-        " perplexity. Matched: with both trained on the same text, the cut model has"
-        f" {w.interval(matched)} times the whole model's (n = {matched.n} test articles)."
+        f"With both trained on the same text, the cut model has {w.interval(matched)} times the"
+        f" whole model's perplexity (the matched cost; n = {matched.n} test articles)."
     )
-    if w.adaptation(trained, repair):
+    if w.adaptation(trained):
         text += (
             " Against the frozen whole model, the student trained on the text is at"
             f" {w.interval(trained)}, and the whole model trained on the same text is at"

@@ -93,7 +93,7 @@ SOURCES: dict[str, Source] = {
         note="an instruct model, dequantised from Q4_1: training on text may also repair rounding",
     ),
     "gpt2-mini": Source(
-        "bundled", "gpt2-mini", note="a stand-in trained here on exactly the recovery articles"
+        "bundled", "gpt2-mini", note="a stand-in trained here on 46 of the recovery articles"
     ),
     "gpt2-shape": Source("config", "gpt2-shape", shape=_GPT2_SHAPE, note="random weights"),
     "tinyllama-1.1b-shape": Source(

@@ -29,8 +29,11 @@ def folder(
     *,
     dtypes: Dtypes,
     files: Mapping[str, str],
+    replace: bool = False,
 ) -> None:
     """Write the folder under a temporary name, open it with transformers, compare, then rename.
+
+    With `replace`, an earlier folder `out` stays until the new one has passed.
 
     Each parameter gets its dtype of the base model's file: the model is rounded in place to this
     precision and is float32 again at the end. files: name -> text of further files.
@@ -38,21 +41,30 @@ def folder(
     Raises StudyError if `out` exists, or if the opened model gives other logits or the opened
     tokenizer other tokens than before saving.
     """
-    check_free(out)
+    if not replace:
+        check_free(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    old = building.with_name(f"{building.name}.old")
     try:
-        cast(model, dtypes).save_pretrained(building)
+        try:
+            cast(model, dtypes).save_pretrained(building)
+        finally:
+            cast(model, dict.fromkeys(dtypes, torch.float32))
         for name, content in files.items():
             (building / name).write_text(content, encoding="utf-8")
-        cast(model, dict.fromkeys(dtypes, torch.float32))
         tokenizer.save_pretrained(building)
         _check(building, model, tokenizer)
         os.chmod(building, 0o755)
+        if replace and out.is_dir():
+            os.replace(out, old)
         os.replace(building, out)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
+        if old.is_dir() and not out.exists():
+            os.replace(old, out)
         raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def file_dtypes(teacher: PreTrainedModel, student: PreTrainedModel, plan: Plan) -> Dtypes:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from depthprune_core.text import Document
 from depthprune_study.errors import StudyError
+from depthprune_study.results.statistics import CHANCE
 
 PASSAGE_WORDS = (30, 80)  # words before the word to predict
 N_CHOICES = 4
@@ -22,17 +23,6 @@ class Item:
     context: str
     candidates: tuple[str, ...]
     right: int  # index of the right candidate
-
-
-# The accuracy of random answers.
-CHANCE = {
-    "agreement": 0.5,
-    "copying": 0.25,
-    "recall": 0.25,
-    "arithmetic": 0.25,
-    "articles": 0.25,
-    "news": 0.25,
-}
 
 
 def make_items(

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 AT_ONCE = 16  # windows between two saves; an interruption loses at most this much
 
 
-def profile(
-    lab: Workspace, windows: Windows, *, gradients: bool = True, name: str = "profile"
-) -> Profile:
+def profile(lab: Workspace, windows: Windows, *, gradients: bool = True) -> Profile:
     """The importance of each layer, by every criterion."""
 
     def measure() -> Profile:
@@ -28,7 +26,7 @@ def profile(
         return sensitivity.profile(model, windows, gradients=gradients, progress=lab.progress)
 
     on = [lab.teacher, windows, gradients]
-    return lab.save(name, cache.measured(lab, "profile", measure, on=on, room="sensitivity"))
+    return lab.save("profile", cache.measured(lab, "profile", measure, on=on, room="sensitivity"))
 
 
 def set_costs(lab: Workspace, windows: Windows, *, up_to: int, name: str) -> SetCosts:

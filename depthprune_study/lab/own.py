@@ -215,9 +215,8 @@ def save(job: Job, student: PreTrainedModel, plan: Plan, scores: Mapping[str, Sc
         "README.md": model_card(job, plan, scores, student.num_parameters()),
         "mergekit.yaml": mergekit(job.base, plan, next(iter(dtypes.values()), torch.float32)),
     }
-    if job.replace and job.out.is_dir():
-        shutil.rmtree(job.out)
-    export.folder(job.out, student, job.teacher.tokenizer, dtypes=dtypes, files=files)
+    tokenizer = job.teacher.tokenizer
+    export.folder(job.out, student, tokenizer, dtypes=dtypes, files=files, replace=job.replace)
     shutil.rmtree(job.work, ignore_errors=True)
     address = export.push(job.out, job.push_to) if job.push_to else ""
     return Pruned(plan, scores, statistics.ratios(scores, whole=WHOLE), job.out, address)

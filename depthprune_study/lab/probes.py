@@ -20,13 +20,13 @@ from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Answers
 from depthprune_core.running import hidden_states
 from depthprune_study.lab.harness import harness
-from depthprune_study.lab.items import CHANCE, Item, make_items
+from depthprune_study.lab.items import Item, make_items
 
 if TYPE_CHECKING:
     from depthprune_study.lab.students import Student
     from depthprune_study.lab.workspace import Workspace
 
-__all__ = ["CHANCE", "answers", "harness", "right"]
+__all__ = ["answers", "harness", "right"]
 
 BATCH_TOKENS = 2_048  # per forward pass, with padding
 

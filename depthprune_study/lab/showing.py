@@ -6,7 +6,6 @@ Displays raw MIME data, which works on IPython 7.34 (Colab) and 9.
 from __future__ import annotations
 
 import base64
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,10 +33,10 @@ class Page:
     def __init__(self) -> None:
         self._files: dict[int, tuple[Any, Path]] = {}  # id -> the record, kept alive, and its file
         self._findings: list[Any] = []
-        self._began, self._boxed = time.monotonic(), False
+        self._boxed = False
 
     def box(self) -> None:
-        """Display a box with model, device, minutes, and the findings marked `lead`."""
+        """Display a box with model, device, and the findings marked `lead`."""
         self._boxed = True
         display(_markdown(self._box_text()), raw=True, display_id=BOX)
 
@@ -66,11 +65,12 @@ class Page:
         sources = self.sources_of(of, found.title)
         about = {"metadata": {"depthprune": {"sources": sources}}} if sources else {}
         display(_markdown(f"**Found.** {found.text}"), raw=True, **about)
-        if lead:
-            self._findings.append(found)
-            if len(self._findings) > MOST_FINDINGS:
-                raise StudyError(f"the box holds at most {MOST_FINDINGS} findings: {found.title!r}")
-        if self._boxed:  # also updates the minutes
+        if not lead:
+            return
+        self._findings.append(found)
+        if len(self._findings) > MOST_FINDINGS:
+            raise StudyError(f"the box holds at most {MOST_FINDINGS} findings: {found.title!r}")
+        if self._boxed:
             update_display(_markdown(self._box_text()), raw=True, display_id=BOX)
 
     def table(self, facts: Facts) -> None:
@@ -104,9 +104,8 @@ class Page:
         return {name: storage.data_hash(hashes[name]) for name in sorted(hashes)}
 
     def _box_text(self) -> str:
-        minutes = (time.monotonic() - self._began) / 60
         device = speed.device_name(torch.device(self.device))
-        where = f"**{self.model}** · {device} · {minutes:.1f} minutes so far"
+        where = f"**{self.model}** · {device}"
         lines = [*(f"**Found.** {found.text}" for found in self._findings), where]
         return "\n>\n".join(f"> {line}" for line in lines)
 

@@ -16,14 +16,21 @@ from depthprune_study.results import statistics
 MOST = 7
 
 
-def lines(evidence: Evidence, found: Sequence[Finding]) -> list[str]:
-    """Missed targets, claims that fail or are open, findings against the recipe, limits."""
+def lines(evidence: Evidence, found: Sequence[tuple[str, str, Finding]]) -> list[str]:
+    """Missed targets, claims that fail or are open, findings against the recipe, limits.
+
+    found: notebook, figure, finding.
+    """
     judged = judge(evidence)
     bullets = [f"This study's target: {line}" for line in missed(evidence)][:2]
     for word, which in ((verdicts.FAILS, "fail"), (verdicts.OPEN, "are open")):
         named = [f"{v.id} ({v.figure}, on {v.model})" for v in judged if v.word == word]
         bullets += [f"Claims that {which}: {'; '.join(named)}."] if named else []
-    against = [finding.title for finding in found if finding.against]
+    against = [
+        f"{finding.title} (notebook {notebook[:2]})"
+        for notebook, _, finding in found
+        if finding.against
+    ]
     bullets += [f"Findings against the recipe: {'; '.join(against)}."] if against else []
     stopped = diverged(evidence)
     bullets += [f"Stopped because they diverged: {w.listed(stopped)}."] if stopped else []
@@ -49,14 +56,13 @@ def missed(evidence: Evidence) -> list[str]:
 
 
 def _healed(evidence: Evidence, fewer: int) -> Score | None:
-    """The best healed student with this many layers fewer: by depth, or with the longest budget."""
-    found = [w.average(evidence.get("08_limits", "depth"), f"{fewer} fewer, healed")]
+    """The student healed on the most articles, with this many layers fewer."""
     counts = evidence.parameters("08_limits").get("drop_counts", [])
     if fewer in counts[:2][-1:]:  # the depth at which the budgets are tried
-        budget = evidence.get("08_limits", "budget")
-        found += [score for name, score in budget.items() if name.endswith("tokens")]
-    scored = [score for score in found if score]
-    return min(scored, key=lambda score: score.mean_nll_nats) if scored else None
+        budget = w.natural(evidence.get("08_limits", "budget"))
+        if longest := [name for name in budget if name.startswith("articles, ")]:
+            return evidence.get("08_limits", "budget")[longest[-1]]
+    return w.average(evidence.get("08_limits", "depth"), f"{fewer} fewer, healed")
 
 
 def diverged(evidence: Evidence) -> list[str]:

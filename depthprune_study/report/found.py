@@ -78,6 +78,7 @@ TABLE: tuple[tuple[str, str, Callable[[Evidence, str], Finding | None]], ...] = 
     ("03_recovery", "divergences", _of(findings.divergences, "divergences")),
     ("03_recovery", "probes", _of(findings.probes, "probes")),
     ("04_transfer", "path", _transfer),
+    ("04_transfer", "control", _of(findings.control, "test")),
     ("04_transfer", "staged", _of(findings.staged, "test")),
     ("05_seed_stability", "seeds", _seeds),
     ("06_controls", "width", _of(findings.width, "test")),

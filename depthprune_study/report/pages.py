@@ -126,7 +126,7 @@ def findings(evidence: Evidence, *, root: str = "../") -> str:
 
 def failures(evidence: Evidence, *, root: str = "../") -> str:
     """What failed, in at most seven bullets."""
-    lines = failing.lines(evidence, [finding for _, _, finding in found(evidence)])
+    lines = failing.lines(evidence, found(evidence))
     return "".join(f"- {safe(line)}\n" for line in lines) or NOT_RUN
 
 

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from depthprune_study import paths
-from depthprune_study.report import pages, wording
+from depthprune_study.report import pages, verdicts, wording
 from depthprune_study.report.claims import judge
-from depthprune_study.report.evidence import Evidence
+from depthprune_study.report.evidence import SOURCE, Evidence
 from depthprune_study.report.found import found
 from depthprune_study.report.rules import claims
 
@@ -52,14 +52,18 @@ def _missing(evidence: Evidence) -> str:
 def _claims(evidence: Evidence, root: Path) -> str:
     if not evidence.lead:
         return NOT_EXECUTED
-    rows = []
+    rows, lead = [], evidence.model(evidence.lead)
     for v in judge(evidence):
-        cells = (claims()[v.id].claim, claims()[v.id].source, v.figure or "–")
+        other = v.figure and v.model != lead and v.word != verdicts.BY_ARITHMETIC
+        ours = f"{v.figure} ({v.model})" if other else v.figure or "–"
+        cells = (claims()[v.id].claim, claims()[v.id].source, ours)
         changed = " \\*" if claims()[v.id].changed else ""
         rows.append([v.id, *map(pages.safe, cells), f"{v.word}{changed}"])
     made = pages.table(["", "the source says", "its figure", "ours", "verdict"], rows)
     report = f"[the report](reports/{evidence.study}/README.md#claims)"
+    own = "" if pages.kind(lead) == SOURCE else " (not a model of the source)"
     return (
+        f"Measured on {pages.safe(lead)}{own} where a cell names no other.\n\n"
         f"{made}\n\\* The rule changed after figures were seen; {report} has its first version.\n"
     )
 

@@ -62,8 +62,9 @@ def tally(verdicts: Sequence[Verdict]) -> str:
         holds, fails = ("holds", "hold")[n[HOLDS] != 1], ("fails", "fail")[n[FAILS] != 1]
         counted += f": {n[HOLDS]} {holds}, {n[FAILS]} {fails}"
     return (
-        f"{counted}. {n[OPEN]} {'is' if n[OPEN] == 1 else 'are'} open, {n[NOT_TESTED]} not tested"
-        f" here, {n[BY_ARITHMETIC]} by arithmetic."
+        f"{counted}. {n[OPEN]} {'is' if n[OPEN] == 1 else 'are'} open, {n[NOT_TESTED]}"
+        f" {'was' if n[NOT_TESTED] == 1 else 'were'} not tested here, and {n[BY_ARITHMETIC]}"
+        f" {'is' if n[BY_ARITHMETIC] == 1 else 'are'} true by arithmetic."
     )
 
 

@@ -34,8 +34,9 @@ class Finding:
 
 
 def sound(value: Interval) -> bool:
-    """Whether the value can decide: it is not NaN, and no run behind it diverged."""
-    return statistics.DIVERGED not in value.note and not math.isnan(value.point)
+    """Whether the value can decide: not NaN, no run behind it diverged, not too few rounds."""
+    doubts = statistics.DIVERGED in value.note, statistics.TOO_FEW in value.note
+    return not any(doubts) and not math.isnan(value.point)
 
 
 def side(value: Interval, at: float) -> str:
@@ -54,10 +55,10 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def listed(items: Iterable[Any], last: str = "and") -> str:
+def listed(items: Iterable[Any]) -> str:
     """1, 2 and 3"""
     names = [str(item) for item in items]
-    return f" {last} ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else "none"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else "none"
 
 
 def plural(n: int, one: str) -> str:
@@ -72,8 +73,9 @@ def ratio(scores: Mapping[str, Score], student: str, whole: str = "whole") -> In
 
 def average(scores: Mapping[str, Score], start: str) -> Score | None:
     """The mean over `start` and every `start, seed s`; None if neither exists."""
-    found = [s for name, s in scores.items() if name == start or name.startswith(f"{start}, seed")]
-    return statistics.mean_score(found) if found else None
+    named = (name for name in scores if name == start or name.startswith(f"{start}, seed"))
+    found = {scores[name].nll_nats: scores[name] for name in named}  # a run under two names is one
+    return statistics.mean_score([*found.values()]) if found else None
 
 
 def staged(names: Iterable[str]) -> list[str]:
@@ -107,9 +109,9 @@ def up(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def paired(value: Interval, unit: str = "test articles") -> str:
-    """An interval with its n."""
-    return f"{interval(value)} (n = {value.n} {unit})"
+def paired(value: Interval) -> str:
+    """An interval over test articles with its n."""
+    return f"{interval(value)} (n = {value.n} test articles)"
 
 
 def outcome(

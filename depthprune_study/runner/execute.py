@@ -20,6 +20,7 @@ from depthprune_study.errors import StudyError
 
 FULL_DISK_BYTES = 1_000_000  # with less free space, a failure counts as a full disk
 EVERY_SECONDS = 30  # between two lines of progress without a terminal
+WATCH_SECONDS = 0.25  # between two looks at the memory
 
 
 def execute(
@@ -124,14 +125,14 @@ def tidy(path: Path) -> None:
 
 
 @contextmanager
-def peak_memory(every_seconds: float = 0.25) -> Iterator[list[int]]:
+def peak_memory() -> Iterator[list[int]]:
     """A list of one number: the peak memory of any child process, in bytes."""
     import psutil
 
     peak, stop, this = [0], threading.Event(), psutil.Process()
 
     def watch() -> None:
-        while not stop.wait(every_seconds):
+        while not stop.wait(WATCH_SECONDS):
             with suppress(psutil.Error):  # the process has just ended
                 held = [child.memory_info().rss for child in this.children(recursive=True)]
                 peak[0] = max(peak[0], *held, 0)

@@ -6,6 +6,7 @@ from math import log
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -81,11 +82,12 @@ def test_mergekit_asks_for_the_folder_of_a_model_that_is_not_on_the_hub():
     assert page.startswith("# model: name the folder of mine here\n")
 
 
-def written(out: Path, dtypes: Any = None) -> Any:
+def written(out: Path, dtypes: Any = None, *, replace: bool = False) -> Any:
     model = tiny("llama", vocab_size=BYTES)
     student = drop_layers(model, plan_of(model, 2))
     dtypes = dict.fromkeys(dict(student.named_parameters()), torch.float32) | (dtypes or {})
-    export.folder(out, student, byte_tokenizer(), dtypes=dtypes, files={"README.md": "# out"})
+    files = {"README.md": "# out"}
+    export.folder(out, student, byte_tokenizer(), dtypes=dtypes, files=files, replace=replace)
     return student
 
 
@@ -115,6 +117,19 @@ def test_a_folder_that_opens_as_another_model_is_not_left_there(tmp_path, monkey
     with pytest.raises(StudyError, match="the written model differs after opening"):
         written(tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_replaced_folder_stays_until_the_new_one_has_passed(tmp_path, monkeypatch):
+    written(tmp_path / "out")
+    (tmp_path / "out" / "old").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "_check", Mock(side_effect=StudyError("it differs")))
+        with pytest.raises(StudyError, match="it differs"):
+            written(tmp_path / "out", replace=True)
+    assert (tmp_path / "out" / "old").exists()
+    written(tmp_path / "out", replace=True)
+    assert not (tmp_path / "out" / "old").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_existing_folders_and_impossible_places_are_refused(tmp_path: Path):

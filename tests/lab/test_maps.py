@@ -75,7 +75,7 @@ def test_prune_and_comp_scales_by_the_mean_ratio_of_magnitudes(name, dropped):
     model, plan = tiny(name), plan_of(tiny(name), *dropped)
     x, y = states(model, dropped[0], dropped[-1] + 1)
     ratios = [
-        y[w][WINDOWS.mask[w]].abs().mean() / x[w][WINDOWS.mask[w]].abs().mean()
+        (y[w][WINDOWS.mask[w]].abs().mean(0) / x[w][WINDOWS.mask[w]].abs().mean(0)).mean()
         for w in range(len(x))
     ]
     alpha = sum(ratios) / len(ratios)
@@ -91,7 +91,7 @@ def test_the_scalar_at_the_cut_is_the_papers_scalar_folded_into_the_weights():
     one_window = WINDOWS.take(slice(0, 1))
     ours = maps.prune_and_comp(model, plan, one_window)
     x, y = (state[:1][one_window.mask] for state in states(model, 3, 4))
-    alpha = float(y.abs().mean() / x.abs().mean())
+    alpha = float((y.abs().mean(0) / x.abs().mean(0)).mean())
     folded = drop_layers(model, plan)
     folded.model.embed_tokens.weight *= alpha
     for layer in folded.model.layers[:3]:

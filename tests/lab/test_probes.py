@@ -14,7 +14,8 @@ from tiny import BYTES, FAMILIES, byte_tokenizer, tiny, tiny_teacher
 from depthprune_core.text import Document
 from depthprune_study.errors import StudyError
 from depthprune_study.lab import harness, probes
-from depthprune_study.lab.items import CHANCE, Item, make_items
+from depthprune_study.lab.items import Item, make_items
+from depthprune_study.results.statistics import CHANCE
 
 PASSAGE = (
     "The small garden lies behind the old house where Laura lives with her brother and many cats. "

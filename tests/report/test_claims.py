@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,20 @@ def test_a_rule_that_was_changed_after_figures_says_so() -> None:
 def test_within_is_two_sided(low: float, high: float, word: str) -> None:
     value = Interval((low + high) / 2, low, high, 30, 30.0)
     assert verdicts.within(value, 1.09, 1.13) == word
+
+
+def test_a_speed_from_too_few_rounds_is_open(tmp_path: Path) -> None:
+    made = shapes(1.2, 1.1, 1.1)
+    few = {
+        name: replace(
+            timing,
+            teacher_decode_ms_per_token=timing.teacher_decode_ms_per_token[:5],
+            student_decode_ms_per_token=timing.student_decode_ms_per_token[:5],
+        )
+        for name, timing in made["02_prune"]["shape_timing"].items()
+    }
+    made["02_prune"]["shape_timing"] = few
+    assert verdict("C3", made, tmp_path).word == "open"
 
 
 def test_at_the_threshold_itself_a_claim_holds() -> None:

@@ -168,10 +168,15 @@ def test_answers_to_other_items_are_not_compared():
 
 
 def test_median_ratio_of_a_hand_computed_example():
+    ratio = statistics.median_ratio([10, 24, 18, 10, 20, 9, 11], [10, 10, 10, 5, 8, 9, 4])
+    assert ratio.point == pytest.approx(2.0)  # of 1.0, 2.4, 1.8, 2.0, 2.5, 1.0, 2.75
+    assert 1.0 <= ratio.low < 2.0 < ratio.high <= 2.75 and not ratio.note
+
+
+def test_fewer_than_six_rounds_have_only_a_range():
     ratio = statistics.median_ratio([10, 24, 18, 10, 20], [10, 10, 10, 5, 8])
-    assert ratio.point == pytest.approx(2.0)  # of 1.0, 2.4, 1.8, 2.0, 2.5
-    assert 1.0 <= ratio.low < 2.0 < ratio.high <= 2.5
-    assert str(statistics.median_ratio([3, 3], [2, 2])) == "1.500 [1.500, 1.500]"
+    assert (ratio.point, ratio.low, ratio.high) == pytest.approx((2.0, 1.0, 2.5))
+    assert ratio.note == statistics.TOO_FEW
 
 
 # ---------------------------------------------------------------- over layers
@@ -258,7 +263,11 @@ def test_names_give_depth_seed_and_budget():
         "3,7": {"seed 0": one, "seed 1": two}
     }
     budget = {"refitted": about(1.3), "articles, 250000 tokens": one, "articles, 4096 tokens": two}
-    assert statistics.by_budget(budget) == {"articles": {0: about(1.3), 4_096: two, 250_000: one}}
+    budget["own words, 4096 tokens"] = one  # its students were refitted on their own words
+    assert statistics.by_budget(budget) == {
+        "articles": {0: about(1.3), 4_096: two, 250_000: one},
+        "own words": {4_096: one},
+    }
 
 
 def test_depth_is_the_share_of_parameters_and_seeds_are_averaged():

@@ -63,11 +63,11 @@ def training_free(lab: Workspace, method: str, plan: Plan, windows: Windows) -> 
 def prune_and_comp(teacher: PreTrainedModel, plan: Plan, windows: Windows) -> PreTrainedModel:
     """Prune&Comp (Chen et al. 2025, arXiv:2507.18212): one scalar closes the magnitude gap.
 
-    alpha = the mean over windows of mean|Y| / mean|X| (the paper's magnitude gap, means over tokens
-    and channels). The paper folds alpha into the weights that make X: the embedding, and o_proj and
-    down_proj of every layer before the cut. Norms stand before each map, so this is the same as
-    X -> alpha X at the cut (up to the norms' epsilon), which is done here: a head that is tied to
-    the embedding would be scaled along. A test compares both on an untied model.
+    alpha = the mean over channels and windows of mean|Y| / mean|X|, means over tokens, as in the
+    authors' code (magcomp.py). The paper folds alpha into the weights that make X: the embedding,
+    and o_proj and down_proj of every layer before the cut. Norms stand before each map, so this is
+    the same as X -> alpha X at the cut (up to the norms' epsilon), which is done here: a head that
+    is tied to the embedding would be scaled along. A test compares both on an untied model.
 
     Deviation: the paper's search (prune one layer, compensate, choose the next) is left out,
     because all rivals repair the same cut.
@@ -75,7 +75,7 @@ def prune_and_comp(teacher: PreTrainedModel, plan: Plan, windows: Windows) -> Pr
     patched = drop_layers(teacher, plan)
     for first, after in cuts(plan):
         ratios = [
-            float(y.abs().mean() / x.abs().mean())
+            float((y.abs().mean(0) / x.abs().mean(0)).mean())
             for x, y in _states(teacher, first, after, windows, by_window=True)
         ]
         alpha = math.fsum(ratios) / len(ratios)

@@ -162,7 +162,7 @@ def _at_most_ratio(cut: Cut, rule: Rule, more: str = "") -> Reading:
 
 @claim("C10", "04_transfer")
 def carries_over(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
-    """The first family's recipe heals the second; fields limited by the context may differ.
+    """The first family's recipe heals the second; budget and window length may differ.
 
     From a stand-in nothing carries over: two families of real weights decide.
     """
@@ -179,7 +179,9 @@ def carries_over(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
     detail += f"; the recipe differs in {', '.join(changed)}" if changed else ""
     detail += f"; the budget differs in {', '.join(capped)}" if capped else ""
     word = OPEN if changed else at_most(gain, rule["threshold"])
-    word = NOT_TESTED if kind(evidence.model("03_recovery")) == STAND_IN else word
+    if kind(evidence.model("03_recovery")) == STAND_IN:
+        word = NOT_TESTED
+        detail += "; the first model is a stand-in, from which nothing carries over"
     yield Reading(evidence.model("04_transfer"), word, w.interval(gain), "04_transfer", detail)
 
 
@@ -197,9 +199,10 @@ def real_work(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
         )
         it = {w.ABOVE: "it holds", w.BELOW: "it fails", w.OPEN: "it is open"}[w.side(first, 0)]
         detail = (
-            f"healed over cut (n = {gain.n} test articles); trained on the text, the cut gains"
-            f" {w.interval(more)} nats per token more than the whole model. By the first version"
+            f"healed over cut (n = {gain.n} test articles); and what the cut gains more than the"
+            " whole model, if both are trained on the text, per token. By the first version"
             f" of the rule (healing minus the whole model's gain: {w.interval(first)}) {it}"
         )
         word = both([at_most(gain, rule["threshold"]), at_least(more, 0.0)])
-        yield Reading(evidence.model(notebook), word, w.interval(gain), notebook, detail)
+        figure = f"{w.interval(gain)}; {w.interval(more)} nats"
+        yield Reading(evidence.model(notebook), word, figure, notebook, detail)

@@ -127,11 +127,11 @@ def depth_is_redundant(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
     rises, quarter = np.asarray(profile.by_document["drop_nll_nats"]), max(1, profile.n_layers // 4)
     inner = np.arange(quarter, profile.n_layers - quarter)
     outer = np.setdiff1d(np.arange(1, profile.n_layers - 1), inner)
-    words, middle = [at_most(gap, rule["threshold"])], "no outer layers but the two ends"
+    words, middle = [at_most(gap, rule["threshold"]), OPEN], "no outer layers but the two ends"
     if len(outer) and len(inner):
         more = rises[inner].mean(axis=0) - rises[outer].mean(axis=0)
         value = statistics.mean_per_token(more, profile.teacher.n_tokens)
-        words.append(at_most(value, 0.0))
+        words[1] = at_most(value, 0.0)
         middle = f"middle minus outer {w.interval(value)} nats"
     detail = (
         f"before healing, fewer layers over narrower MLPs (n = {gap.n} test articles); the middle"

@@ -30,11 +30,11 @@ def speed(timings: Mapping[str, Timing]) -> Finding:
     timings = {name: t for name, t in timings.items() if t.by_layer_count > 1} or timings
     gains = {name: statistics.decode_gain(timing) for name, timing in timings.items()}
     shown = {w.ABOVE: "", w.OPEN: ", so no gain is shown", w.BELOW: ", which is slower"}
+    suspect = {name for name in timings if statistics.is_suspect(gains[name], timings[name])}
     parts = []
     for name in w.natural(timings):
         timing, gain = timings[name], gains[name]
-        too_fast = gain.low > timing.by_layer_count
-        doubt = " (suspect: more than fewer layers can give)" if too_fast else ""
+        doubt = " (suspect: more than fewer layers can give)" if name in suspect else ""
         parts.append(
             f"{name}: decoding is {w.interval(gain)} times as fast{shown[w.side(gain, 1)]}{doubt};"
             f" the layer count alone would give {timing.by_layer_count:.3f}, the weight bytes"
@@ -47,7 +47,8 @@ def speed(timings: Mapping[str, Timing]) -> Finding:
     text = ". ".join(parts) + "."
     if faster:
         where = "" if len(faster) == len(gains) else f" in {len(faster)} of {len(gains)} cases"
-        return Finding(f"Decoding is faster{where}: up to {max(faster):.2f} times", text)
+        most = f": up to {max(faster):.2f} times" + (" (suspect)" if suspect else "")
+        return Finding(f"Decoding is faster{where}{most}", text)
     if slower:
         return Finding(f"Decoding is slower in {len(slower)} of {len(gains)} cases", text, True)
     return Finding("No gain in decoding speed is shown", text, True)

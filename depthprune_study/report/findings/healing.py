@@ -29,15 +29,17 @@ def path(scores: Mapping[str, Score]) -> Finding:
     lost, left = (statistics.nll_rise(scores[n], scores["whole"]) for n in ("cut", last))
     if w.side(lost, 0) == w.ABOVE and gain == w.BELOW:
         text += f" {w.percent(1 - left.point / lost.point)} of the loss in nats is recovered."
+    how = "Healing lowers"
     if stages == ["cut", "refitted", "healed"]:
         after = w.ratio(scores, "healed", "refitted")
-        shown = {w.BELOW: "better", w.ABOVE: "worse", w.OPEN: "not clearly different"}
+        shown = {w.BELOW: "a clear gain", w.ABOVE: "a loss", w.OPEN: "nothing clear"}
+        adds = w.side(after, 1) == w.BELOW
+        how = "Refit and healing lower" if adds else "The refit, not healing, lowers"
         text += (
-            f" Training after the refit: {w.interval(after)} times the refitted student's"
-            f" perplexity, {shown[w.side(after, 1)]}."
+            f" The healed student has {w.interval(after)} times the refitted one's perplexity:"
+            f" healing adds {shown[w.side(after, 1)]}."
         )
     cut, end = w.short(ratios["cut"]), w.short(ratios[last])
-    how = "Refit and healing lower" if "refitted" in stages else "Healing lowers"
     title = {
         w.BELOW: f"{how} the cut's perplexity ratio from {cut} to {end}",
         w.ABOVE: f"Healing makes the cut worse: ratio {cut} before, {end} after",
@@ -50,8 +52,9 @@ def control(scores: Mapping[str, Score]) -> Finding:
     """The matched cost; `path` tells the repair cost."""
     matched, trained = w.ratio(scores, "ce", statistics.CONTROL), w.ratio(scores, "ce")
     text = (
-        f"With both trained on the same text, the cut model has {w.interval(matched)} times the"
-        f" whole model's perplexity (the matched cost; n = {matched.n} test articles)."
+        f"With both trained on the same text, the cut model (refitted first) has"
+        f" {w.interval(matched)} times the whole model's perplexity (the matched cost;"
+        f" n = {matched.n} test articles)."
     )
     if w.adaptation(trained):
         text += (
@@ -127,7 +130,8 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
     ]
     lost, left = losses[0], losses[-1]
     order = sorted(whole, key=lambda f: (lost[f].point, f))
-    gone = [f for f in order if w.side(lost[f], 0) == w.BELOW]
+    chance = [f for f in order if _by_chance(whole[f])]
+    gone = [f for f in order if f not in chance and w.side(lost[f], 0) == w.BELOW]
     back = [f for f in gone if w.side(left[f], 0) != w.BELOW]
     parts = ", ".join(
         f"{f} {', then '.join(w.interval(loss[f]) for loss in losses)}" for f in order
@@ -139,8 +143,15 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
         f" {parts}. The widest interval is ± {w.number(reach)}: these items cannot show a smaller"
         " change."
     )
+    if chance:
+        text += (
+            f" In {w.listed(chance)} the whole model itself is not clearly better than random"
+            " answers, so no loss can show there."
+        )
     if not gone:
-        return Finding("No ability is shown to suffer from the cut", text)
+        title = "No ability is shown to suffer from the cut"
+        few = f"; {len(chance)} of {len(whole)} are at chance in the whole model"
+        return Finding(title + (few if chance else ""), text)
     worst = f"{w.up(gone[0])} suffers most"
     if not healed:
         return Finding(f"{worst} with {stages[0]}", text)
@@ -148,6 +159,12 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
         return Finding(f"{worst}; every loss remains after healing", text, True)
     where = "" if back == gone else f" in {w.listed(back)}"
     return Finding(f"{worst}; after healing no loss is shown{where}", text)
+
+
+def _by_chance(whole: Answers) -> bool:
+    """Whether random answers could do as well; tasks without a known chance are not judged."""
+    known = statistics.CHANCE.get(whole.task)
+    return known is not None and w.side(statistics.proportion(whole), known) != w.ABOVE
 
 
 def curves(curves: Mapping[str, Curve]) -> Finding:
@@ -171,7 +188,11 @@ def curves(curves: Mapping[str, Curve]) -> Finding:
     if diverged:
         return Finding(f"Training diverged: {w.listed(map(w.words, diverged))}", text)
     if len(falling) == len(curves):
-        return Finding("Every loss is still falling at the end: more tokens may help", text)
+        return Finding(
+            "Every training loss is still falling at the end: more tokens may help", text
+        )
     if falling:
-        return Finding(f"Still falling at the end: {w.listed(map(w.words, falling))}", text)
-    return Finding("No loss is still falling at the end", text)
+        return Finding(
+            f"Training losses still falling at the end: {w.listed(map(w.words, falling))}", text
+        )
+    return Finding("No training loss is still falling at the end", text)

@@ -4,35 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from depthprune_core.records import Profile, Score, SetCosts
 from depthprune_study.report import wording as w
 from depthprune_study.report.wording import Finding
 from depthprune_study.results import statistics
 
 MOST_NAMED = 3  # layers that a title names
-DEAR = 2.0  # times the median layer's cost: above it a layer counts as costly
 ALIKE = 0.95  # rank correlation at or above which two rankings count as equal
 
 
-def dear_in_the_middle(profile: Profile) -> list[int]:
-    """Layers of the middle half whose interval lies above DEAR times the median layer's cost."""
-    quarter, limit = max(1, profile.n_layers // 4), DEAR * float(np.median(profile.drop_one))
-    costs = statistics.layer_intervals(profile)
+def costly_in_the_middle(profile: Profile) -> list[int]:
+    """The costly layers of the middle half."""
+    quarter = max(1, profile.n_layers // 4)
     middle = range(quarter, profile.n_layers - quarter)
-    return [layer for layer in middle if w.side(costs[layer], limit) == w.ABOVE]
+    return [layer for layer in statistics.costly_layers(profile) if layer in middle]
 
 
 def profile(profile: Profile) -> Finding:
     """What each layer costs when only it is dropped; costly middle layers by number."""
     costs, n = statistics.layer_intervals(profile), profile.n_layers
     order = sorted(range(n), key=lambda layer: profile.drop_one[layer])
-    ends = [layer for layer in (0, n - 1) if layer in order[-max(2, n // 4) :]]
+    costly = statistics.costly_layers(profile)
+    ends = [layer for layer in (0, n - 1) if layer in costly]
     text = (
         f"Of single layers, layer {order[-1]} costs most, {w.interval(costs[order[-1]])} nats per"
         f" token, and layer {order[0]} least, {w.interval(costs[order[0]])} (n = {costs[0].n}"
-        " articles)."
+        f" articles). A layer is costly if its interval lies above {statistics.COSTLY:g} times the"
+        f" median layer's cost; the costly layers are {w.listed(costly)}."
     )
     if len(ends) == 2:
         start = "Both end layers are costly"
@@ -40,14 +38,13 @@ def profile(profile: Profile) -> Finding:
         start = f"Of the two ends, only layer {ends[0]} is costly"
     else:
         start = "Neither end layer is costly"
-    dear = dear_in_the_middle(profile)
-    if not dear:
-        text += " In the middle half no layer is costly."
+    inner = costly_in_the_middle(profile)
+    if not inner:
         return Finding(f"{start}; no middle layer is", text)
-    each = ", ".join(f"{layer} ({w.interval(costs[layer])})" for layer in dear)
-    text += f" In the middle half, above {DEAR:g} times the median layer: {each}."
-    which = w.listed(dear) if len(dear) <= MOST_NAMED else f"{len(dear)} layers"
-    return Finding(f"{start}; so {'is' if len(dear) == 1 else 'are'} {which} in the middle", text)
+    each = ", ".join(f"{layer} ({w.interval(costs[layer])})" for layer in inner)
+    text += f" In the middle half: {each}."
+    which = w.listed(inner) if len(inner) <= MOST_NAMED else f"{len(inner)} layers"
+    return Finding(f"{start}; so {'is' if len(inner) == 1 else 'are'} {which} in the middle", text)
 
 
 def criteria(profile: Profile) -> Finding:
@@ -58,23 +55,23 @@ def criteria(profile: Profile) -> Finding:
     order = sorted(rho, key=lambda name: rho[name].point)
     best, worst = order[-1], order[0]
     text = (
-        f"Against the cost of dropping each layer, {w.words(best)} ranks best (rank correlation"
-        f" {w.interval(rho[best])}) and {w.words(worst)} worst ({w.interval(rho[worst])};"
-        f" n = {len(truth)} layers)."
+        f"With the cost of dropping each layer, {w.words(best)} has the highest rank correlation,"
+        f" {w.interval(rho[best])}, and {w.words(worst)} the lowest, {w.interval(rho[worst])}"
+        f" (n = {len(truth)} layers)."
     )
-    dear, missed = dear_in_the_middle(profile), {}
-    for layer in dear:
+    inner, missed = costly_in_the_middle(profile), {}
+    for layer in inner:
         cheaper = {name: sum(v < of[layer] for v in of) for name, of in others.items()}
         missing = [w.words(name) for name, n in cheaper.items() if n < len(truth) / 2]
         missed |= {layer: missing} if missing else {}
-    if not dear:
+    if not inner:
         title = f"{w.up(w.words(best))} ranks the layers best"
         if w.side(rho[best], 0) != w.ABOVE:
             title = "No criterion is shown to rank the layers well"
-        return Finding(title, f"{text} No middle layer is costly.")
+        return Finding(title, text)
     if not missed:
         title = "Every criterion finds the costly middle layers"
-        return Finding(title, f"{text} All find layer {w.listed(dear)}.")
+        return Finding(title, f"{text} All find layer {w.listed(inner)}.")
     parts = "; ".join(f"layer {layer} is missed by {w.listed(of)}" for layer, of in missed.items())
     return Finding(
         f"Costly middle layers that some criteria miss: {w.listed(list(missed)[:MOST_NAMED])}",
@@ -92,12 +89,13 @@ def stability(stability: Mapping[int, float]) -> Finding:
         enough = n
     text = (
         f"A ranking from {w.plural(first, 'article')} has a rank correlation of"
-        f" {stability[first]:.2f} with the ranking from all {most}; from {enough} articles on it"
-        f" stays at {ALIKE:g} or above (mean over random draws)."
+        f" {stability[first]:.2f} with the ranking from all {most}"
     )
-    if enough <= most / 2:
-        return Finding(f"{enough} of {most} articles are enough to rank the layers", text)
-    return Finding(f"The ranking of the layers needs {enough} of {most} articles", text)
+    if enough == most:  # by construction equal to itself
+        text += f"; no smaller number reaches {ALIKE:g} (mean over random draws)."
+        return Finding(f"Fewer than {most} articles rank the layers differently", text)
+    text += f"; from {enough} articles on it stays at {ALIKE:g} or above (mean over random draws)."
+    return Finding(f"{enough} of {most} articles are enough to rank the layers", text)
 
 
 def pairs(costs: SetCosts) -> Finding:
@@ -120,7 +118,7 @@ def pairs(costs: SetCosts) -> Finding:
     return Finding(f"The cheapest pair is {which}, not the two cheapest layers", text)
 
 
-def rules(scores: Mapping[str, Score], k: int) -> Finding:
+def rules(scores: Mapping[str, Score], k: int, *, split: str = "validation") -> Finding:
     """Which rules choose best with k layers fewer before healing, compared with random draws."""
     end = f"-{k}"
     named = {name.removesuffix(end): s for name, s in scores.items() if name.endswith(end)}
@@ -134,7 +132,8 @@ def rules(scores: Mapping[str, Score], k: int) -> Finding:
     who = w.listed(map(w.words, w.natural(same)))
     cost = "choose the same layers, which cost least" if len(same) > 1 else "costs least"
     text = (
-        f"{start}, {who} {cost}: {w.interval(value)} times the perplexity (n = {value.n} articles)"
+        f"{start}, {who} {cost}: {w.interval(value)} times the perplexity (n = {value.n} {split}"
+        " articles)"
     )
     more = f"not clearly different: {w.listed(map(w.words, tied))}"
     text += f"; {more if tied else 'every other rule costs more'}."
@@ -150,6 +149,6 @@ def rules(scores: Mapping[str, Score], k: int) -> Finding:
     if random and w.side(w.ratio(named, first, "random"), 1) != w.BELOW:
         return Finding(f"{start}: no rule is shown to beat random draws", text, True)
     if tied:
-        title = f"{start}: {len(tied) + len(same)} rules are tied as the best"
-        return Finding(title, text)
+        choices = 1 + len({named[name].nll_nats for name in tied})
+        return Finding(f"{start}: {choices} choices of layers are tied as the best", text)
     return Finding(f"{start}: {who} choose{'' if len(same) > 1 else 's'} best", text)

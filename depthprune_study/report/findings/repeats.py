@@ -25,9 +25,9 @@ def transfer(
         f"With the same recipe, {before} is at {one}, and {after} at {two} (times the frozen whole"
         f" model's perplexity; n = {gain.n} test articles). The healed {after} has"
         f" {w.interval(gain)} times the cut's perplexity.",
-        below=f"The recipe of {before} heals {after} too",
-        above=f"The recipe of {before} harms {after}",
-        open=f"The recipe of {before} is not shown to heal {after}",
+        below=f"The recipe used on {before} heals {after} too",
+        above=f"The recipe used on {before} harms {after}",
+        open=f"The recipe used on {before} is not shown to heal {after}",
     )
 
 

@@ -25,7 +25,7 @@ def profile(profile: Profile, dropped: Sequence[int] = (), *, title: str) -> Fig
     rises = statistics.layer_intervals(profile)
     figure, ax = new_figure(title, 3.1)
     ax.set_ylim(parts.zoom(rises, 0.0))
-    dear = 2 * float(np.median([rise.point for rise in rises]))
+    costly = statistics.costly_layers(profile)
     for layer, rise in enumerate(rises):
         look = IDEAS["cut" if layer in dropped else "other"]
         inside = parts.dot(ax, layer, rise, look, upright=True)
@@ -35,7 +35,7 @@ def profile(profile: Profile, dropped: Sequence[int] = (), *, title: str) -> Fig
             text = f"{layer}: {wording.number(rise.point)}"
             at = layer, float(np.clip(rise.point, *ax.get_ylim()))
             ax.annotate(text, at, (0, -8), rotation=90, va="top", **style)
-        elif layer in dropped or rise.point > dear:
+        elif layer in dropped or layer in costly:
             ax.annotate(str(layer), (layer, rise.point), (0, 6), **style)
     parts.baseline(ax, 0.0, upright=True)
     ax.locator_params(axis="x", nbins=16, integer=True)

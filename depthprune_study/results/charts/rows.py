@@ -12,7 +12,13 @@ from matplotlib.figure import Figure
 from depthprune_core.records import Timing
 from depthprune_study.results.charts import parts, wording
 from depthprune_study.results.charts.parts import Look, exactly
-from depthprune_study.results.statistics import Interval, decode_gain, median_ratio
+from depthprune_study.results.statistics import (
+    CHANCE,
+    Interval,
+    decode_gain,
+    is_suspect,
+    median_ratio,
+)
 from depthprune_study.results.style import FAINT, IDEAS, INK, SMALL, new_figure, remark, styled
 
 Ratios = Mapping[str, Interval]
@@ -71,12 +77,15 @@ def probes(accuracies: Mapping[str, Ratios], *, title: str) -> Figure:
         for row, by in enumerate(accuracies.values()):
             parts.dot(ax, row + 0.18 * (column - (len(looks) - 1) / 2), by[name], look)
             ax.text(1.03 + 0.13 * column, row, f"{by[name].point:.2f}", **style)
+    for row, family in enumerate(accuracies):
+        if family in CHANCE:
+            ax.plot(CHANCE[family], row, "|", color=INK, markersize=16, zorder=0)
     ax.set_yticks(range(len(accuracies)), map(wording.words, accuracies), fontsize=SMALL, color=INK)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     ax.grid(axis="x", color=FAINT, linewidth=0.6)
     ax.set_xlabel("share of items answered correctly")
-    remark(ax, wording.units(intervals, "items"))
+    remark(ax, f"Upright line: random answers. {wording.units(intervals, 'items')}")
     described = {
         f"{family}, {wording.words(name)}": by[name]
         for family, by in accuracies.items()
@@ -114,10 +123,13 @@ def speed(timings: Mapping[str, Timing], *, title: str) -> Figure:
     for name, timing in timings.items():
         if timing.by_layer_count <= 1:  # the whole model compared with itself
             continue
-        decode = decode_gain(timing)
-        if decode.point > timing.by_layer_count:
-            decode = replace(decode, note="suspect")
-        prefill = median_ratio(timing.teacher_prefill_ms, timing.student_prefill_ms)
+        decode, prefill = (
+            replace(gain, note="suspect") if is_suspect(gain, timing) else gain
+            for gain in (
+                decode_gain(timing),
+                median_ratio(timing.teacher_prefill_ms, timing.student_prefill_ms),
+            )
+        )
         groups[wording.words(name)] = [
             ("decode", decode, IDEAS["healed"]),
             ("layer count alone", exactly(timing.by_layer_count), (INK, "|")),

@@ -10,12 +10,17 @@ from depthprune_study.results.statistics.documents import (
 )
 from depthprune_study.results.statistics.interval import NO_BCA, RESAMPLES, Interval
 from depthprune_study.results.statistics.items import (
+    CHANCE,
+    TOO_FEW,
     accuracy_difference,
     decode_gain,
+    is_suspect,
     median_ratio,
     proportion,
 )
 from depthprune_study.results.statistics.rankings import (
+    COSTLY,
+    costly_layers,
     layer_intervals,
     rank_correlation,
     rank_draws,

@@ -11,11 +11,19 @@ from depthprune_core.records import Profile
 from depthprune_study.results.statistics.documents import mean_per_token
 from depthprune_study.results.statistics.interval import Interval, bootstrap
 
+COSTLY = 2.0  # times the median layer's rise: above it a layer counts as costly
+
 
 def layer_intervals(profile: Profile) -> list[Interval]:
     """The rise in NLL without each layer, nats per token."""
     rises = profile.by_document["drop_nll_nats"]
     return [mean_per_token(row, profile.teacher.n_tokens) for row in rises]
+
+
+def costly_layers(profile: Profile) -> list[int]:
+    """Layers whose whole interval lies above COSTLY times the median layer's rise."""
+    limit = COSTLY * float(np.median(profile.drop_one))
+    return [layer for layer, rise in enumerate(layer_intervals(profile)) if rise.low > limit]
 
 
 def rank_draws(profile: Profile, *, draws: int = 1_000) -> np.ndarray:

@@ -29,7 +29,7 @@ Rule = dict[str, Any]
 
 @claim("C7", "05_seed_stability")
 def seeds_agree(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
-    """The spread of the healed ratios; each seed draws its own articles."""
+    """The spread of the healed ratios; each seed draws half of the articles."""
     second = str(evidence.parameters("05_seed_stability").get("other_model", "")) or "another model"
     for name, model in (("test", evidence.model("05_seed_stability")), ("other", second)):
         scores = evidence.get("05_seed_stability", name)

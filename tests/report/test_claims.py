@@ -125,6 +125,7 @@ CASES: list[tuple[str, Callable[[], Study], str]] = [
     ("C13", profiled, "holds"),
     ("C13", lambda: profiled(middle=1.0), "fails"),
     ("C13", lambda: profiled(middle=0.4, noise=0.3), "open"),
+    ("C13", lambda: study(_01__profile=h.profile([7.0, 0.1, 0.1, 2.5])), "open"),
     ("C14", study, "holds"),
     ("C14", lambda: text(ce=1.2, control=0.9), "fails"),
     ("C14", lambda: vague("03_recovery", "healed", "cut"), "open"),

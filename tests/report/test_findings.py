@@ -270,3 +270,9 @@ def test_numbers_of_a_sentence_are_those_of_the_records(monkeypatch: pytest.Monk
     ):
         numbers = set(re.findall(r"-?\d+\.\d{3}\b", finding.text))
         assert numbers and numbers <= formatted
+
+
+def test_one_run_under_two_names_counts_once_in_the_mean_over_seeds() -> None:
+    runs = h.scores(**{"3 fewer, healed": 1.1, "3 fewer, healed, seed 1": 1.2})
+    again = runs | {"3 fewer, healed, seed 0": runs["3 fewer, healed"]}
+    assert w.average(again, "3 fewer, healed") == w.average(runs, "3 fewer, healed")

@@ -106,7 +106,7 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
     (lambda: f.divergences(CLOSE | {"healed": CLOSE["ce"]}), "Neither healing nor training"),
     (lambda: f.probes(h.answers(whole=0.9, cut=0.6, healed=0.9)), "after healing no loss is shown"),
     (lambda: f.probes(h.answers(whole=0.9, cut=0.6, healed=0.7)), "every loss remains"),
-    (lambda: f.probes(h.answers(whole=0.9, cut=0.9, healed=0.9)), "No ability is shown to suffer"),
+    (lambda: f.probes(h.answers(whole=0.9, cut=0.9, healed=0.9)), "No loss of ability is shown"),
     (lambda: f.probes(h.answers(**{"whole": 0.9, "2 fewer": 0.8, "5 fewer": 0.5})), "most with 5"),
     (
         lambda: f.curves({"healed": h.curve(0.5, 0.4, 0.3, 0.2)}),

@@ -60,6 +60,11 @@ def ends_are_critical(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
         first, last = (n - int(np.median(ranks[:, layer])) for layer in (0, -1))
         detail = f"layer 0 ranks {first} and the last {last} of {n}, 1 = costliest"
         detail += f" (n = {len(profile.teacher.documents)} calibration articles)"
+        thirds = [float(np.mean(of)) for of in np.array_split(profile.drop_one[1:-1], 3) if len(of)]
+        if len(thirds) == 3:
+            detail += (
+                f"; mean costs of the thirds between the ends: {w.listed(map(w.number, thirds))}"
+            )
         figure = f"true in {w.percent(share, 0)} of the resampled sets"
         yield Reading(evidence.model(notebook), word, figure, notebook, detail)
 

@@ -149,8 +149,8 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
             " answers, so no loss can show there."
         )
     if not gone:
-        title = "No ability is shown to suffer from the cut"
-        few = f"; {len(chance)} of {len(whole)} are at chance in the whole model"
+        title = "No loss of ability is shown"
+        few = f"; in {len(chance)} of {len(whole)} tasks none could show"
         return Finding(title + (few if chance else ""), text)
     worst = f"{w.up(gone[0])} suffers most"
     if not healed:

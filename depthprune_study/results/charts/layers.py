@@ -36,7 +36,8 @@ def profile(profile: Profile, dropped: Sequence[int] = (), *, title: str) -> Fig
             at = layer, float(np.clip(rise.point, *ax.get_ylim()))
             ax.annotate(text, at, (0, -8), rotation=90, va="top", **style)
         elif layer in dropped or layer in costly:
-            ax.annotate(str(layer), (layer, rise.point), (0, 6), **style)
+            top = min(rise.high, ax.get_ylim()[1])
+            ax.annotate(str(layer), (layer, top), (0, 3), **style)
     parts.baseline(ax, 0.0, upright=True)
     ax.locator_params(axis="x", nbins=16, integer=True)
     ax.set_xlabel("layer, counted from 0")

@@ -105,6 +105,7 @@ def test_an_unfinished_study_is_published_as_such(home: Path) -> None:
     keys = {name: KEYS[name] for name in ("01_sensitivity", "02_prune")}
     folder = publish.publish("overnight", keys=keys, costs=COSTS, unfinished=True)
     assert "Unfinished" in (folder / "README.md").read_text(encoding="utf-8")
+    assert "Unfinished" in (folder.parent / "README.md").read_text(encoding="utf-8")
     assert verify.differences(folder) == []
     assert not (folder / "records" / "03_recovery").exists()
 

@@ -41,8 +41,7 @@ def folder(
     Raises StudyError if `out` exists, or if the opened model gives other logits or the opened
     tokenizer other tokens than before saving.
     """
-    if not replace:
-        check_free(out)
+    check_free(out, replace=replace)
     out.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     old = building.with_name(f"{building.name}.old")
@@ -88,11 +87,14 @@ def cast(model: PreTrainedModel, dtypes: Dtypes) -> PreTrainedModel:
     return model
 
 
-def check_free(out: Path) -> None:
-    """Raises StudyError if `out` exists or cannot be replaced by a finished folder."""
+def check_free(out: Path, *, replace: bool = False) -> None:
+    """Raises StudyError if `out` exists or cannot be replaced by a finished folder.
+
+    With `replace`, `out` may be a folder with files.
+    """
     if out.name in ("", "..") or out.is_symlink() or os.path.ismount(out):
         raise StudyError(f"out={out} is a link or a mounted disk: name a folder inside it")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not (out.is_dir() and (replace or not any(out.iterdir()))):
         raise StudyError(f"out={out} exists already and is not overwritten: name another folder")
 
 

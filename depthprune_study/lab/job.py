@@ -114,8 +114,7 @@ def prepare(
         raise StudyError(f"rule={rule!r} is not known: name one of {names}")
     if not 0 <= seed < 2**63:
         raise StudyError(f"seed={seed} is not valid: give a whole number from 0 to 2^63 - 1")
-    if not replace:
-        export.check_free(out)
+    export.check_free(out, replace=replace)
     export.check_push(push_to)
     base, place = _find(model)
     parts = splits.split_named(text, cache=paths.cache())

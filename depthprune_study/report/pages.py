@@ -16,6 +16,7 @@ from depthprune_study.report.found import MINOR, found
 from depthprune_study.report.rules import claims as claims_of
 from depthprune_study.results import statistics
 
+UNFINISHED = "**Unfinished: only some notebooks have run.**"
 NOT_RUN = "Not run in this study.\n"
 FINDING = "<!-- finding -->"  # marks the beginning of a finding for the HTML page
 QUESTIONS = {
@@ -188,12 +189,12 @@ def page(evidence: Evidence, *, unfinished: bool = False) -> str:
         "What it took": costs(evidence, root=""),
     }
     links = " · ".join(f"[{name}](#{anchor(name)})" for name in parts)
-    warning = "**Unfinished: only some notebooks have run.**\n\n" if unfinished else ""
+    warning = f"{UNFINISHED}\n\n" if unfinished else ""
     how = (
         "A ratio is a model's perplexity divided by the whole model's on the same articles: above"
         " 1 is worse. Brackets are 95 % intervals, from resampling whole articles. *Repair*"
-        " compares the healed model with the frozen whole model; *matched* compares the cut model"
-        " trained on the text with the whole model trained on the same text.\n"
+        " compares the healed model with the frozen whole model; *matched* compares the cut model,"
+        " refitted and trained on the text, with the whole model trained on the same text.\n"
     )
     body = "\n".join(f"## {name}\n\n{text}" for name, text in parts.items())
     return f"# depthprune, study {safe(evidence.study)}\n\n{links}\n\n{warning}{how}\n{body}"

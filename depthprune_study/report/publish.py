@@ -26,7 +26,6 @@ ABOUT = {  # in this order; studies in A_LINE get one line each
 }
 A_LINE = ("rehearsal", "ci")
 MADE_FROM = "made-from.json"
-PART = "**Unfinished: only some notebooks have run.** "
 
 
 def publish(
@@ -105,7 +104,7 @@ def index(reports: Path) -> str:
             lines.append(f"- **{study}**: {about}. {links}\n")
             continue
         evidence = Evidence(study, found[study])
-        part = PART if read_made_from(found[study]).get("unfinished") else ""
+        part = f"{pages.UNFINISHED} " if read_made_from(found[study]).get("unfinished") else ""
         lines.append(f"## {study}\n\n{about[:1].upper()}{about[1:]}. {part}{links}\n")
         said = [pages.safe(line) for line in pages.answer_lines(evidence)] if evidence.lead else []
         lines.append("\n\n".join(said if study == "overnight" else said[-1:]) + "\n")

@@ -145,6 +145,10 @@ def test_existing_folders_and_impossible_places_are_refused(tmp_path: Path):
     ):
         with pytest.raises(StudyError, match=sentence):
             export.check_free(tmp_path / name)
+    export.check_free(tmp_path / "full", replace=True)
+    for name, sentence in (("full/file", "exists already"), ("link", "is a link")):
+        with pytest.raises(StudyError, match=sentence):
+            export.check_free(tmp_path / name, replace=True)
 
 
 # ---------------------------------------------------------------- the hub

@@ -47,7 +47,7 @@ def prune_own(
             text=text,
             out=out,
             drop=drop,
-            layers=_layers("--layers", layers),
+            layers=list(_layers("--layers", layers)),
             rule=rule,
             recover_tokens=int(recover_tokens),
             lr=lr,

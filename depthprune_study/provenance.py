@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,25 @@ PACKAGES = ("depthprune_core", "depthprune_study")
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "numpy", "scipy")  # can change a number
 
 
-def code_hash(*modules: str) -> str:
-    """Hash of these modules and of our modules that they import; docstrings do not count."""
+def code_hash(*modules: str, without: Collection[str] = ()) -> str:
+    """Hash of these modules and of our modules that they import; docstrings do not count.
+
+    without: modules that do not count, nor do those that only they import.
+    """
     digest = hashlib.sha256()
-    for module in sorted(closure(modules)):
+    for module in sorted(closure(modules, without)):
         file = _file_of(module)
         digest.update(module.encode() + _meaning(file, file.stat().st_mtime_ns).encode())
     return digest.hexdigest()[:16]
 
 
-def closure(modules: Iterable[str]) -> set[str]:
+def closure(modules: Iterable[str], without: Collection[str] = ()) -> set[str]:
     """These modules and all modules of this project that they import, directly or indirectly."""
     found: set[str] = set()
     waiting = list(modules)
     while waiting:
         module = waiting.pop()
-        if module not in found:
+        if module not in found and module not in without:
             found.add(module)
             waiting += [module.rpartition(".")[0]] if "." in module else []
             waiting += imports(_file_of(module).read_text(encoding="utf-8"), module)

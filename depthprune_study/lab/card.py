@@ -24,7 +24,7 @@ NAMED_TEXTS = ("wikipedia-excerpt", "news-excerpt", "wikitext-2")
 
 def model_card(job: Job, plan: Plan, scores: Mapping[str, Score], n_parameters: int) -> str:
     """The README.md of a job's folder; it contains no local path."""
-    n_before = job.teacher.model.num_parameters()
+    n_before = job.lab.teacher.model.num_parameters()
     text, licence = _text_of(job)[0], licence_of(job.base)
     gone, kept = (", ".join(map(str, layers)) for layers in (plan.dropped, plan.kept))
     at = f" (revision {job.base.revision[:12]})" if job.base.revision else ""
@@ -112,9 +112,10 @@ def _head(job: Job, scores: Mapping[str, Score], licence: str) -> str:
 
 def _text_of(job: Job) -> tuple[str, str]:
     """The name of the text in a card, and its hub id, if it has one."""
-    if job.text in NAMED_TEXTS:
-        return job.text, ""
-    where, _ = reading.parted(job.text)
+    given = job.lab.parameters["text"]
+    if given in NAMED_TEXTS:
+        return given, ""
+    where, _ = reading.parted(given)
     if Path(where).exists() or not reading.is_hub_name(where):
         return "a private text", ""
     dataset = "/".join(where.split("/")[:2])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
@@ -78,47 +78,27 @@ class Healing:
         return student
 
     def _distil(self, student: PreTrainedModel, checkpoint: Path) -> tuple[PreTrainedModel, Curve]:
-        lab, kl = self.lab, self.recipe.kl
-        student, curve = distil(
+        lab, kl, tight = self.lab, self.recipe.kl, is_tight(student)
+        watched = self.validation is not None
+        student, curve = distillation.recover(
             student,
             lab.teacher.model if kl else None,
             self.windows,
             self.recipe,
             validation=self.validation,
+            validate_every_tokens=every(self.recipe) if watched else None,
             checkpoint=checkpoint,
+            micro_batch_size=1 if tight else None,
+            checkpoint_activations=tight,
             states=lab.states if kl else None,
             progress=lab.progress,
         )
-        if self.validation is None and not curve.diverged:
+        if not watched and not curve.diverged:
             nll = evaluation.score(student, self.windows.take(slice(0, 1))).mean_nll_nats
             if not math.isfinite(nll):
                 problem = f"the loss is {nll} after the last step: lower lr={self.recipe.lr:g}"
                 raise distillation.DivergedError(problem, curve)
         return student, curve
-
-
-def distil(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel | None,
-    windows: Windows,
-    recipe: Recipe,
-    *,
-    validation: Windows | None,
-    **options: Any,
-) -> tuple[PreTrainedModel, Curve]:
-    """`distillation.recover` with VALIDATIONS; it saves memory where the model is large."""
-    tight = is_tight(student)
-    return distillation.recover(
-        student,
-        teacher,
-        windows,
-        recipe,
-        validation=validation,
-        validate_every_tokens=every(recipe) if validation is not None else None,
-        micro_batch_size=1 if tight else None,
-        checkpoint_activations=tight,
-        **options,
-    )
 
 
 def as_run(recipe: Recipe, windows: Windows) -> Recipe:

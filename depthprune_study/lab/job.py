@@ -1,26 +1,21 @@
-"""Checks the options for pruning your own model, before any work."""
+"""Checks the parameters of notebooks/your_model.ipynb, and so of `depthprune prune`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from depthprune_core import folders, models, selection, splits, text
+from depthprune_core import folders, models
 from depthprune_core.anatomy import anatomy
 from depthprune_core.models import SOURCES, Teacher
-from depthprune_core.progress import Progress
 from depthprune_core.records import Plan, Recipe
-from depthprune_study import parameters, paths
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import devices, export
-from depthprune_study.lab.bars import Bar
+from depthprune_study.lab import export
+from depthprune_study.lab.workspace import Workspace
 
-LR, LORA_TIMES = 1e-4, 10  # without params/recipe.yaml; adapters take a higher rate
-REFIT_TOKENS = 102_400  # without params/recipe.yaml
-REFIT_TIMES = 10  # limit of refit tokens, as a multiple of the healing tokens
-CHOICE_TOKENS = 512  # limit per passage for choosing layers
+LORA_TIMES = 10  # adapters take a rate this many times higher
 UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9}
 
 
@@ -38,109 +33,43 @@ class Base:
 class Job:
     """Everything that is fixed before the work begins."""
 
+    lab: Workspace
     base: Base
-    teacher: Teacher
-    parts: Mapping[str, list[text.Document]]  # split -> passages
-    text: str
-    out: Path
+    out: Path  # the folder to write
+    replace: bool  # overwrite the output of an earlier run
     n_dropped: int
     layers: tuple[int, ...]  # exact layers, instead of a rule
-    rule: str
     recipe: Recipe | None  # None: no training
-    seq_len: int
-    score_tokens: int  # of each held-out passage
-    seed: int
-    push_to: str
-    replace: bool  # overwrite the output of an earlier run
-    progress: Progress
-    say: Callable[[str], None]
-
-    def windows(self, part: str) -> text.Windows:
-        """Scoring windows of a split: the first tokens of each passage, fewer for choices."""
-        n_tokens = self.score_tokens if part == "test" else min(self.score_tokens, CHOICE_TOKENS)
-        return text.scoring_windows(
-            self.parts[part],
-            self.teacher.tokenizer,
-            start=self.teacher.start,
-            seq_len=self.seq_len,
-            tokens_per_document=n_tokens,
-        )
-
-    def sample(self, tokens: int, *, once: bool = False) -> text.Windows:
-        """Training windows drawn by the seed; `once`: without repetition."""
-        pool = text.training_windows(
-            self.parts["recovery"],
-            self.teacher.tokenizer,
-            start=self.teacher.start,
-            seq_len=self.seq_len,
-        )
-        most = pool.inputs.numel() if once else tokens
-        return text.draw(pool, n_tokens=min(tokens, most), seed=self.seed)
-
-    @property
-    def work(self) -> Path:
-        """The folder with the files that resume an interrupted run."""
-        return self.out.with_name(f".{self.out.name}.work")
 
 
-def prepare(
-    model: str,
-    *,
-    text: str,
-    out: str | Path,
-    drop: int | str = "",
-    layers: Sequence[int] = (),
-    rule: str = "least_sensitive",
-    recover_tokens: int = 0,
-    lr: float = 0.0,
-    trained: str = "all",
-    seq_len: int = 512,
-    score_tokens: int = 1_024,
-    seed: int = 0,
-    device: str = "auto",
-    push_to: str = "",
-    replace: bool = False,
-    progress: Progress | None = None,
-    say: Callable[[str], None] = print,
-) -> Job:
-    """Check everything, find model and text, load the model. The options are those of `own.prune`.
+def prepare(lab: Workspace, *, lr: float = 0.0, say: Callable[[str], None] = print) -> Job:
+    """Check everything, find the text and the model, load the model.
+
+    lab: of the notebook your_model; its parameters are the options.
+    lr: learning rate; 0 = that of params/recipe.yaml, times LORA_TIMES for adapters.
 
     Raises StudyError or ValueError for invalid options.
     """
-    out, device = Path(out), devices.device_of(device)
-    goal = None if layers else _goal(drop)
-    if rule not in selection.RULES:
-        names = ", ".join(selection.RULES)
-        raise StudyError(f"rule={rule!r} is not known: name one of {names}")
-    if not 0 <= seed < 2**63:
-        raise StudyError(f"seed={seed} is not valid: give a whole number from 0 to 2^63 - 1")
+    given = lab.parameters
+    out = Path(given["out"]) if given["out"] else lab.folder / "your_model"
+    replace = not given["out"]
+    goal = None if given["layers"] else _goal(given["drop"])
     export.check_free(out, replace=replace)
-    export.check_push(push_to)
-    base, place = _find(model)
-    parts = splits.split_named(text, cache=paths.cache())
-    teacher = models.load(place, cache=paths.cache(), device=device, seed=seed)
-    if teacher.note:
-        say(f"{model}: {teacher.note}")
-    seq_len = min(seq_len, devices.context_of(teacher.model))
-    recipe = _recipe(recover_tokens, lr, trained, seq_len, seed, device)
-    named = Plan(len(anatomy(teacher.model).layers), tuple(layers), "named").dropped
+    export.check_push(given["push_to"])
+    base, lab.place = _find(given["model"])
+    lab.split("test")  # the text is there and long enough
+    if lab.teacher.note:
+        say(f"{given['model']}: {lab.teacher.note}")
+    recipe = _recipe(lab, lr) if given["recover_tokens"] else None
+    named = Plan(lab.n_layers, tuple(given["layers"]), "named").dropped
     return Job(
+        lab=lab,
         base=base,
-        teacher=teacher,
-        parts=parts,
-        text=text,
         out=out,
-        n_dropped=_n_dropped(teacher, *goal) if goal else len(named),
-        layers=named,
-        rule=rule,
-        recipe=recipe if recover_tokens else None,
-        seq_len=seq_len,
-        score_tokens=score_tokens,
-        seed=seed,
-        push_to=push_to,
         replace=replace,
-        progress=progress or Bar(),
-        say=say,
+        n_dropped=_n_dropped(lab.teacher, *goal) if goal else len(named),
+        layers=named,
+        recipe=recipe,
     )
 
 
@@ -168,9 +97,9 @@ def _find(model: str) -> tuple[Base, str]:
     return Base(model, model, folder.name, str(folder / "README.md")), str(folder)
 
 
-def _goal(drop: int | str) -> tuple[float, str]:
+def _goal(drop: str) -> tuple[float, str]:
     """`2` -> 2 layers, `8%` -> a share of the parameters, `120M` -> the remaining parameters."""
-    match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)(%|[KMBG])", str(drop).strip().upper())
+    match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)(%|[KMBG])", drop.strip().upper())
     if match is None:
         raise StudyError(
             f"drop={drop!r} is not valid: give a number of layers (2), a share of the parameters "
@@ -194,13 +123,9 @@ def _n_dropped(teacher: Teacher, number: float, unit: str) -> int:
     return max(1, min(most, round(wanted)))
 
 
-def _recipe(tokens: int, lr: float, trained: str, seq_len: int, seed: int, device: str) -> Recipe:
-    """params/recipe.yaml with these changes; lr=0: the recipe's rate, ten times it for adapters."""
-    values = parameters.recipe_values()
-    usual = values.get("lr", LR) * (LORA_TIMES if trained == "lora" else 1)
-    batch = devices.whole_windows(values.get("batch_tokens", Recipe.batch_tokens), seq_len)
-    values |= {"tokens": tokens or batch, "lr": lr or usual, "trained": trained, "seq_len": seq_len}
-    values |= {"seed": seed, "precision": devices.fast_precision(device)}
-    values["batch_tokens"] = batch
-    values["refit_tokens"] = min(values.get("refit_tokens", REFIT_TOKENS), REFIT_TIMES * tokens)
-    return Recipe(**values)
+def _recipe(lab: Workspace, lr: float) -> Recipe:
+    """The recipe with the notebook's tokens and window length."""
+    given = lab.parameters
+    recipe = lab.recipe(tokens=given["recover_tokens"], seq_len=given["seq_len"])
+    usual = recipe.lr * (LORA_TIMES if recipe.trained == "lora" else 1)
+    return recipe.but(lr=lr or usual)

@@ -6,11 +6,12 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from depthprune_core import models, selection, sensitivity, speed, storage, subsets
+from depthprune_core import models, selection, sensitivity, storage, subsets
 from depthprune_core.records import Facts, Plan, Profile, Score, SetCosts
 from depthprune_core.text import Windows
 from depthprune_study.errors import StudyError
 from depthprune_study.lab import cache, scoring
+from depthprune_study.results.statistics import ranked
 
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
@@ -97,20 +98,17 @@ def pairs_to_try(
 
 def best(scores: Mapping[str, Score], n: int) -> dict[str, Score]:
     """The n students with the lowest mean NLL, without the whole model and diverged students."""
-    sound = {k: s for k, s in scores.items() if k != "whole" and not s.diverged}
-    names = sorted(sound, key=lambda name: sound[name].mean_nll_nats)[:n]
-    return {name: sound[name] for name in names}
+    return {name: scores[name] for name in ranked(scores)[:n] if not scores[name].diverged}
 
 
 def published(lab: Workspace) -> Facts:
-    """Parameters and bytes read per token of the source's models, computed from shapes."""
+    """The parameters of the source's models, counted from their shapes."""
     values = {}
     for name, counts in scoring.PUBLISHED.items():
         for n_layers in counts:
             model = models.shape(name, n_layers=n_layers)
             values[f"{name.removesuffix('-shape')}, {n_layers} layers"] = {
                 "n_parameters": sum(p.numel() for p in model.parameters()),
-                "weight_bytes_per_token": speed.weight_bytes_per_token(model),
             }
     return lab.save("published", Facts(values))
 

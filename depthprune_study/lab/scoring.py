@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Models = Mapping[str, Teacher | Student]
 
 PUBLISHED = {"gpt2-shape": (12, 10, 9), "tinyllama-1.1b-shape": (22, 20, 19)}  # the source's layers
-PROMPT_WORDS = 16  # the first words of a validation document
+PROMPT_WORDS, PROMPT_CHARS = 16, 200  # at the beginning of a validation document
 CONTEXT, NEW_TOKENS = 128, 32  # timed: prefill tokens, then decoded tokens
 
 
@@ -86,9 +86,10 @@ def divergences(lab: Workspace, students: Models) -> dict[str, Divergence]:
 
 def continuations(lab: Workspace, students: Models, *, n_prompts: int, new_tokens: int) -> Facts:
     """Greedy continuations of the beginnings of validation articles: `prompts`, `samples`."""
-    documents = lab.documents("validation")[:n_prompts]
-    prompts = [" ".join(d.text.split()[:PROMPT_WORDS]) for d in documents]
     tokenizer, start = lab.teacher.tokenizer, lab.teacher.start
+    room = lab.context - new_tokens - 1
+    documents = lab.documents("validation")[:n_prompts]
+    prompts = [_beginning(d.text, tokenizer, most=max(1, room)) for d in documents]
 
     def continued(model: PreTrainedModel) -> Facts:
         options = {"new_tokens": new_tokens, "start": start}
@@ -99,6 +100,13 @@ def continuations(lab: Workspace, students: Models, *, n_prompts: int, new_token
     found = _each(lab, "continued", students, continued, on=on, room="evaluation")
     samples = {name: facts.values["samples"] for name, facts in found.items()}
     return lab.save("continuations", Facts({"prompts": prompts, "samples": samples}))
+
+
+def _beginning(text: str, tokenizer: Any, *, most: int) -> str:
+    """The first words of a document, at most `most` tokens."""
+    words = " ".join(text.split()[:PROMPT_WORDS])[:PROMPT_CHARS]
+    ids = tokenizer(words, add_special_tokens=False).input_ids
+    return words if len(ids) <= most else tokenizer.decode(ids[:most])
 
 
 def timing(lab: Workspace, students: Models, *, rounds: int) -> dict[str, Timing]:

@@ -15,6 +15,7 @@ from depthprune_study import paths
 from depthprune_study.errors import StudyError
 from depthprune_study.lab import scoring, students
 from depthprune_study.lab.devices import whole_windows
+from depthprune_study.results.statistics import ranked
 
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
@@ -90,10 +91,10 @@ def lowest(found: Mapping[str, Score]) -> str:
 
     Raises StudyError if all diverged.
     """
-    sound = [name for name, score in found.items() if not score.diverged]
-    if not sound:
+    best = ranked(found)[0]
+    if found[best].diverged:
         raise StudyError(f"every trial diverged ({', '.join(found)}): use lower learning rates")
-    return min(sound, key=lambda name: found[name].mean_nll_nats)
+    return best
 
 
 def write_recipe(recipe: Recipe, path: Path | None = None, *, because: str) -> None:

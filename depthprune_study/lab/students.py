@@ -26,6 +26,8 @@ from depthprune_study.lab.words import own_words
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
 
+# The other modules of the lab that `made` students import: they keep weights, but make none.
+NOT_OF_THE_WEIGHTS = ("depthprune_study.lab.students", "depthprune_study.lab.workspace")
 __all__ = ["Student", "cut", "made", "own_words", "recover", "refitted", "same_text", "staged"]
 
 
@@ -81,7 +83,8 @@ def made(
     on: Sequence[Any],
 ) -> Student:
     """Another kind of student, identified by teacher, plan, `on` and the code of `module`."""
-    parts = [provenance.code_hash(module), cache.content(lab.teacher), list(plan.dropped)]
+    code = provenance.code_hash(module, without=NOT_OF_THE_WEIGHTS)
+    parts = [code, cache.content(lab.teacher), list(plan.dropped)]
     parts += [cache.content(item) for item in on]
     return Student(name, plan, cache.short_hash([name, *parts]), make)
 

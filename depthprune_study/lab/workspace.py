@@ -42,14 +42,20 @@ def open_workspace(notebook: str, cell: MutableMapping[str, Any]) -> Workspace:
 
 
 class Workspace(showing.Page):
-    """The model, texts and records of a notebook. All files go below `folder`, runs/<study>/."""
+    """The model, texts and records of a notebook. All files go below `folder`.
 
-    def __init__(self, notebook: str, values: dict[str, Any]) -> None:
+    folder: runs/<study>/ if it is not given.
+    """
+
+    def __init__(
+        self, notebook: str, values: dict[str, Any], *, folder: Path | None = None
+    ) -> None:
         super().__init__()
         self.notebook, self.parameters = notebook, values
         self.study: str = values["study"]
         self.model: str = values["model"]
-        self.folder = paths.runs(self.study)
+        self.place = self.model  # what is loaded: the same, or the folder of a fetched model
+        self.folder = folder or paths.runs(self.study)
         self.device = devices.device_of(values.get("device", "auto"))
         # Hashed now: edits made while cells run did not produce the results.
         self.notebook_hash = provenance.notebook_hash(paths.notebooks() / f"{notebook}.ipynb")
@@ -65,7 +71,7 @@ class Workspace(showing.Page):
     def teacher(self) -> models.Teacher:
         """The whole model, loaded at first use."""
         seed = self.parameters.get("seed", 0)
-        return models.load(self.model, cache=paths.cache(), device=self.device, seed=seed)
+        return models.load(self.place, cache=paths.cache(), device=self.device, seed=seed)
 
     @cached_property
     def states(self) -> TeacherStates:
@@ -82,7 +88,8 @@ class Workspace(showing.Page):
         if model == self.model:
             return self
         other = copy.copy(self)
-        other.model, other._pools, other._windows = model, {}, {}
+        other.model = other.place = model
+        other._pools, other._windows = {}, {}
         for name in ("teacher", "states", "can_refit"):
             other.__dict__.pop(name, None)
         return other

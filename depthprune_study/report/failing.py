@@ -62,7 +62,7 @@ def _healed(evidence: Evidence, fewer: int) -> Score | None:
         budget = w.natural(evidence.get("08_limits", "budget"))
         if longest := [name for name in budget if name.startswith("articles, ")]:
             return evidence.get("08_limits", "budget")[longest[-1]]
-    return w.average(evidence.get("08_limits", "depth"), f"{fewer} fewer, healed")
+    return statistics.average(evidence.get("08_limits", "depth"), f"{fewer} fewer, healed")
 
 
 def diverged(evidence: Evidence) -> list[str]:

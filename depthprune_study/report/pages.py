@@ -95,7 +95,6 @@ def _told(v: verdicts.Verdict) -> str:
         "Rule": entry.in_words,
         "Changed": entry.changed.rstrip("."),
         "Notes": "; ".join(v.notes),
-        "Not deciding": "; ".join(f"{r.model} {r.figure}, {r.word}" for r in v.others),
     }
     return safe(" ".join(f"{name}: {text}." for name, text in parts.items() if text))
 

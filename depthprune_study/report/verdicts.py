@@ -36,7 +36,6 @@ class Verdict:
     model: str  # the deciding model
     notebook: str
     notes: tuple[str, ...]  # whose weights, the other cost, comparison with the source
-    others: tuple[Reading, ...]  # results of other models, which do not decide
 
 
 Measure = Callable[[Evidence, dict], "Iterable[Reading]"]

@@ -14,25 +14,13 @@ from depthprune_study.results.style import sources_in
 def differences(folder: Path) -> list[str]:
     """One sentence for each inconsistency of a report; empty if it is consistent.
 
-    Compares records with their checksums, figures with their source records, all files with the
-    list from publication, and the pages with newly made pages.
+    Compares figures with their source records, all files with the list from publication, and the
+    pages with newly made pages.
     """
     if not (folder / "records").is_dir():
         return [f"{folder} is not a report: it has no records/"]
-    found = [*_records(folder), *_figures(folder), *_files(folder)]
+    found = [*_figures(folder), *_files(folder)]
     return found or list(_pages(folder))
-
-
-def _records(folder: Path) -> Iterator[str]:
-    for path in sorted((folder / "records").rglob("*.json")):
-        try:
-            storage.read(path)
-            stamp = storage.read_stamp(path)
-        except ValueError:
-            yield f"{_name(path, folder)} is damaged: its content does not match its checksum"
-            continue
-        if stamp.step.partition("/")[0] != path.relative_to(folder / "records").parts[0]:
-            yield f"{_name(path, folder)} is in the wrong folder: it belongs to {stamp.step}"
 
 
 def _figures(folder: Path) -> Iterator[str]:

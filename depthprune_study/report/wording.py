@@ -71,13 +71,6 @@ def ratio(scores: Mapping[str, Score], student: str, whole: str = "whole") -> In
     return statistics.ppl_ratio(scores[student], scores[whole])
 
 
-def average(scores: Mapping[str, Score], start: str) -> Score | None:
-    """The mean over `start` and every `start, seed s`; None if neither exists."""
-    named = (name for name in scores if name == start or name.startswith(f"{start}, seed"))
-    found = {scores[name].nll_nats: scores[name] for name in named}  # a run under two names is one
-    return statistics.mean_score([*found.values()]) if found else None
-
-
 def staged(names: Iterable[str]) -> list[str]:
     """The students that were healed in stages."""
     return sorted(n for n in names if n.startswith("staged") and n.endswith("healed"))
@@ -91,8 +84,7 @@ def counts(names: Iterable[str]) -> list[int]:
 
 def best(scores: Mapping[str, Score]) -> str:
     """The name with the lowest mean NLL, except `whole`; ties go to the first by name."""
-    names = (name for name in natural(scores) if name != "whole")
-    return min(names, key=lambda name: scores[name].mean_nll_nats)
+    return statistics.ranked({name: scores[name] for name in natural(scores)})[0]
 
 
 def over(scores: Mapping[str, Score], student: str, whole: str = "whole") -> str:

@@ -69,8 +69,6 @@ def run(
             if step.done:
                 say(f"{step.notebook}: done already")
                 continue
-            for sentence in marks.spoilt(step):
-                say(sentence)
             cost = marks.expected(study).get(step.notebook)
             say(f"{step.notebook}: running{f', {marks.minutes(cost)}' if cost else ''}")
             seconds = _execute(step, terminal)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,19 +38,6 @@ def leave(step: Step) -> None:
     """Write the mark of a finished step."""
     mark = {"key": step.key, "files": _files(step.study, step.notebook)}
     storage.write_atomically(_mark(step.study, step.notebook), json.dumps(mark, indent=1))
-
-
-def spoilt(step: Step) -> list[str]:
-    """A sentence for each file that changed after the step was done."""
-    root, mark = paths.runs(step.study), read_json(_mark(step.study, step.notebook))
-    if mark.get("key") != step.key:
-        return []
-    now = _files(step.study, step.notebook)
-    return [
-        f"{os.path.relpath(root / name)} is {'changed' if name in now else 'missing'}: made again"
-        for name, content in mark.get("files", {}).items()
-        if now.get(name) != content
-    ]
 
 
 def _mark(study: str, notebook: str) -> Path:

@@ -32,8 +32,8 @@ def card(base: Base, text: str, tokens: int) -> str:
     """The page of a model of two layers fewer, whose perplexities are 30, 39 and 33."""
     whole = SimpleNamespace(num_parameters=lambda: 124_439_808)
     recipe = Recipe(tokens=tokens, lr=1e-3) if tokens else None
-    job = SimpleNamespace(base=base, text=text, recipe=recipe, out=Path("smaller"))
-    job.teacher = SimpleNamespace(model=whole)
+    lab = SimpleNamespace(teacher=SimpleNamespace(model=whole), parameters={"text": text})
+    job = SimpleNamespace(lab=lab, base=base, recipe=recipe, out=Path("smaller"))
     scores = {
         name: Score(("a", "b"), (100 * log(ppl), 100 * log(ppl)), (100, 100), (400, 400))
         for name, ppl in ((WHOLE, 30), (CUT, 39), (SAVED, 33))

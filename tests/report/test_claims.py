@@ -235,7 +235,7 @@ def test_a_rule_that_was_changed_after_figures_says_so() -> None:
     [(1.09, 1.13, "holds"), (1.14, 1.2, "fails"), (1.0, 1.08, "fails"), (1.08, 1.1, "open")],
 )
 def test_within_is_two_sided(low: float, high: float, word: str) -> None:
-    value = Interval((low + high) / 2, low, high, 30, 30.0)
+    value = Interval((low + high) / 2, low, high, 30)
     assert verdicts.within(value, 1.09, 1.13) == word
 
 
@@ -254,9 +254,9 @@ def test_a_speed_from_too_few_rounds_is_open(tmp_path: Path) -> None:
 
 
 def test_at_the_threshold_itself_a_claim_holds() -> None:
-    assert verdicts.at_most(Interval(1, 1, 1, 30, 30.0), 1.0) == "holds"
-    assert verdicts.at_least(Interval(1, 1, 1, 30, 30.0), 1.0) == "holds"
-    assert verdicts.at_most(Interval(1, 0.9, 1.1, 30, 30.0), 1.0) == "open"
+    assert verdicts.at_most(Interval(1, 1, 1, 30), 1.0) == "holds"
+    assert verdicts.at_least(Interval(1, 1, 1, 30), 1.0) == "holds"
+    assert verdicts.at_most(Interval(1, 0.9, 1.1, 30), 1.0) == "open"
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:

@@ -70,11 +70,6 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
     (lambda: f.profile(h.profile(FLAT[:14] + [3.0] * 8 + FLAT[22:], noise=0.0001)), "Neither end"),
     (lambda: f.criteria(h.profile()), "Costly middle layers that some criteria miss: 11"),
     (lambda: f.criteria(h.profile(ENDS)), "ranks the layers best"),
-    (
-        lambda: f.stability({1: 0.6, 2: 0.96, 3: 0.97, 4: 0.99, 5: 1.0}),
-        "2 of 5 articles are enough",
-    ),
-    (lambda: f.stability({1: 0.6, 2: 0.9, 3: 0.94, 4: 0.99}), "Fewer than 4 articles rank"),
     (lambda: f.pairs(CHEAP), "The two cheapest layers, 1 and 2, are also"),
     (lambda: f.pairs(OTHER), "The cheapest pair is 0 and 1, not"),
     (lambda: f.rules(h.scores(**RULES), 2), "2 layers fewer: greedy"),
@@ -270,9 +265,3 @@ def test_numbers_of_a_sentence_are_those_of_the_records(monkeypatch: pytest.Monk
     ):
         numbers = set(re.findall(r"-?\d+\.\d{3}\b", finding.text))
         assert numbers and numbers <= formatted
-
-
-def test_one_run_under_two_names_counts_once_in_the_mean_over_seeds() -> None:
-    runs = h.scores(**{"3 fewer, healed": 1.1, "3 fewer, healed, seed 1": 1.2})
-    again = runs | {"3 fewer, healed, seed 0": runs["3 fewer, healed"]}
-    assert w.average(again, "3 fewer, healed") == w.average(runs, "3 fewer, healed")

@@ -22,12 +22,12 @@ from depthprune_study.results.statistics import Interval
 
 RISES = (7.6, 0.9, 0.30, 0.21, 0.15, 0.02, 0.14, 0.12, 0.17, 0.20, 0.34, 3.1)
 TITLE = "Healing wins back three quarters of what the cut cost"
-INFINITE = Interval(math.inf, math.inf, math.inf, 40, 30.0)
-UNKNOWN = Interval(math.nan, math.nan, math.nan, 40, 30.0)
+INFINITE = Interval(math.inf, math.inf, math.inf, 40)
+UNKNOWN = Interval(math.nan, math.nan, math.nan, 40)
 
 
 def about(point: float, half: float = 0.02) -> Interval:
-    return Interval(point, point - half, point + half, 40, 30.0)
+    return Interval(point, point - half, point + half, 40)
 
 
 def make_profile(rises=RISES) -> Profile:
@@ -81,7 +81,6 @@ def drawn() -> dict[str, Figure]:
     return {
         "profile": charts.profile(make_profile(), (5, 7), title=TITLE),
         "criteria": charts.criteria(make_profile(), title=TITLE),
-        "stability": charts.stability({1: 0.9, 4: 0.97, 8: 0.99}, title=TITLE),
         "pairs": charts.pairs(make_costs(), title=TITLE),
         "path": charts.path(STAGES, CONTROL, title=TITLE),
         "ratios": charts.ratios({**STAGES, **CONTROL, "whole": about(1.0)}, title=TITLE),
@@ -222,7 +221,7 @@ def test_rows_zoom_on_the_contenders_and_write_the_rest_as_numbers():
     edge = figure.axes[0].get_xlim()[1]
     assert edge < 1.5 and [p for p in points(figure) if p > 1.3] == [edge, edge]
     assert {"4,210 [3,310, 5,110]", "infinite", "not a number"} <= set(texts(figure))
-    alone = Interval(1.2, -math.inf, math.inf, 1, 1.0, "one document")
+    alone = Interval(1.2, -math.inf, math.inf, 1, "one document")
     assert "1.200 (one document)" in texts(charts.ratios({"healed": alone}, title=TITLE))
 
 

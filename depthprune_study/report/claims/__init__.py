@@ -25,12 +25,11 @@ def judge_one(name: str, evidence: Evidence) -> Verdict:
     tested = [r for r in readings if r.word != NOT_TESTED]
     best = min((kinds[id(r)] for r in tested), default=STAND_IN)
     deciding = [r for r in tested if kinds[id(r)] == best < STAND_IN]
-    others = tuple(r for r in readings if r not in deciding)
     if any(r.word == BY_ARITHMETIC for r in readings):
-        deciding, others, best = readings, (), SOURCE
+        deciding, best = readings, SOURCE
     if not deciding:
         why = ("only stand-ins were measured",) if tested else ()
-        return Verdict(name, NOT_TESTED, "", "", notebook, why, others)
+        return Verdict(name, NOT_TESTED, "", "", notebook, why)
     notes = [f"{r.model}: {r.detail}" if len(deciding) > 1 else r.detail for r in deciding]
     models = list(dict.fromkeys(r.model for r in deciding))
     if best == REAL:
@@ -42,5 +41,4 @@ def judge_one(name: str, evidence: Evidence) -> Verdict:
         w.listed(models),
         deciding[0].notebook,
         tuple(filter(None, notes)),
-        others,
     )

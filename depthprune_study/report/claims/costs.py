@@ -70,7 +70,9 @@ def cuts(evidence: Evidence) -> Iterator[Cut]:
     """Every healed cut with a known size: notebooks 08, 03 and 04."""
     scores, sizes = evidence.get("08_limits", "depth"), evidence.get("08_limits", "sizes")
     for k in w.counts(scores):
-        healed, trained = (w.average(scores, f"{k} fewer, {how}") for how in ("healed", "ce"))
+        healed, trained = (
+            statistics.average(scores, f"{k} fewer, {how}") for how in ("healed", "ce")
+        )
         yield _cut(evidence, "08_limits", k, sizes, scores, healed, trained)
     for notebook in ("03_recovery", "04_transfer"):
         scores, sizes = evidence.get(notebook, "test"), evidence.get(notebook, "sizes")

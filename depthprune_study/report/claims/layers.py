@@ -80,7 +80,7 @@ def winner_changes(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
         word = FAILS if n >= rule["pairs"] else OPEN
         yield Reading(model, word, f"{old} is best before and after", "07_choice", f"of {n} sets")
         return
-    first, second = w.average(full, old), w.average(full, new)
+    first, second = statistics.average(full, old), statistics.average(full, new)
     if first is None or second is None:
         yield Reading(model, OPEN, f"{old}, then {new}; not healed in full", "07_choice")
         return

@@ -12,7 +12,7 @@ from depthprune_study.report.findings.healing import (
     path,
     probes,
 )
-from depthprune_study.report.findings.layers import criteria, pairs, profile, rules, stability
+from depthprune_study.report.findings.layers import criteria, pairs, profile, rules
 from depthprune_study.report.findings.limits import budget, depth, recipe, rivals, rounding
 from depthprune_study.report.findings.repeats import adapters, seeds, staged, transfer, width
 from depthprune_study.report.rules import SOURCE_POINTS

@@ -94,7 +94,7 @@ def winner(
     if old == new:
         title = f"Layers {old} are the best choice before and after healing"
         return Finding(title, f"Of {n} sets, {old} is best before and after healing.")
-    first, second = w.average(healed, old), w.average(healed, new)
+    first, second = statistics.average(healed, old), statistics.average(healed, new)
     if first is None or second is None:  # it diverged, or the notebook asked for fewer
         text = f"Best before healing: layers {old}; after it: {new}. Not both were healed in full."
         return Finding("The best set changes; not both were healed in full", text)

@@ -10,7 +10,6 @@ from depthprune_study.report.wording import Finding
 from depthprune_study.results import statistics
 
 MOST_NAMED = 3  # layers that a title names
-ALIKE = 0.95  # rank correlation at or above which two rankings count as equal
 
 
 def costly_in_the_middle(profile: Profile) -> list[int]:
@@ -77,25 +76,6 @@ def criteria(profile: Profile) -> Finding:
         f"Costly middle layers that some criteria miss: {w.listed(list(missed)[:MOST_NAMED])}",
         f"{text} Of the costly middle layers, {parts} (ranked in the cheaper half).",
     )
-
-
-def stability(stability: Mapping[int, float]) -> Finding:
-    """How many articles a stable ranking of the layers needs."""
-    counts = sorted(stability)
-    first, enough, most = counts[0], counts[-1], counts[-1]
-    for n in reversed(counts):
-        if stability[n] < ALIKE:
-            break
-        enough = n
-    text = (
-        f"A ranking from {w.plural(first, 'article')} has a rank correlation of"
-        f" {stability[first]:.2f} with the ranking from all {most}"
-    )
-    if enough == most:  # by construction equal to itself
-        text += f"; no smaller number reaches {ALIKE:g} (mean over random draws)."
-        return Finding(f"Fewer than {most} articles rank the layers differently", text)
-    text += f"; from {enough} articles on it stays at {ALIKE:g} or above (mean over random draws)."
-    return Finding(f"{enough} of {most} articles are enough to rank the layers", text)
 
 
 def pairs(costs: SetCosts) -> Finding:

@@ -71,7 +71,7 @@ def depth(scores: Mapping[str, Score], sizes: Mapping[str, Size]) -> Finding:
     """What each depth costs after healing; the mean over seeds if there are several."""
     ratios, parts = {}, []
     for k in w.counts(scores):
-        healed = w.average(scores, f"{k} fewer, healed")
+        healed = statistics.average(scores, f"{k} fewer, healed")
         ratios[k] = statistics.ppl_ratio(healed, scores["whole"])
         share = w.percent(statistics.share_removed(sizes, k))
         parts.append(f"{k} fewer ({share} of the parameters) {w.interval(ratios[k])}")

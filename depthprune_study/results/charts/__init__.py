@@ -5,7 +5,7 @@ Every figure's label (`figure.get_label()`) is its alt text: a description and e
 
 from depthprune_study.results.charts.answer import choice, path
 from depthprune_study.results.charts.layers import criteria, pairs, profile
-from depthprune_study.results.charts.lines import budget, curves, depth, rivals, stability
+from depthprune_study.results.charts.lines import budget, curves, depth, rivals
 from depthprune_study.results.charts.rows import (
     bytes_against_ppl,
     probes,

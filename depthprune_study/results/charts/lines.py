@@ -1,4 +1,4 @@
-"""Line charts: perplexity over depth, text or dropped layers; training curves; rank stability."""
+"""Line charts: perplexity over depth, text or dropped layers; training curves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from depthprune_study.results.charts import parts, wording
 from depthprune_study.results.charts.parts import exactly
 from depthprune_study.results.charts.rows import ratios as rows_of_ratios
 from depthprune_study.results.statistics import Interval
-from depthprune_study.results.style import IDEAS, INK, SMALL, new_figure, remark, styled
+from depthprune_study.results.style import INK, SMALL, new_figure, remark, styled
 
 HEIGHT = 3.1
 TOKENS = EngFormatter(places=0)
@@ -95,26 +95,6 @@ def curves(named: Mapping[str, Curve], whole_nll_nats: float, *, title: str) -> 
 
 
 @styled
-def stability(stability: Mapping[int, float], *, title: str) -> Figure:
-    """How the ranking of the layers stabilises with the number of articles."""
-    figure, ax = new_figure(title, 2.5)
-    colour, marker = IDEAS["healed"]
-    ax.plot([*stability], [*stability.values()], color=colour, marker=marker)
-    parts.baseline(ax, 1.0, upright=True)
-    for count in (min(stability), max(stability)):
-        style = {"textcoords": "offset points", "color": colour, "ha": "center", "va": "top"}
-        text = f"{stability[count]:.2f}"
-        ax.annotate(text, (count, stability[count]), (0, -7), fontsize=SMALL, **style)
-    ax.margins(y=0.25)
-    ax.locator_params(axis="x", integer=True)
-    ax.set_xlabel("calibration articles")
-    measure = "rank correlation with the ranking on all articles"
-    ax.set_title(measure)
-    described = {f"{count} articles": value for count, value in stability.items()}
-    figure.set_label(wording.alt(title, measure, described))
-    return figure
-
-
 def _lines(
     ax: Axes, lines: Lines, *, scale: Iterable[Interval] | None = None
 ) -> dict[str, Interval]:

@@ -24,7 +24,7 @@ Drawn = TypeVar("Drawn")
 
 def exactly(value: float) -> Interval:
     """A number without an interval."""
-    return Interval(value, value, value, 0, 0.0)
+    return Interval(value, value, value, 0)
 
 
 def look(name: str) -> Look:

@@ -7,6 +7,7 @@ from depthprune_study.results.statistics.documents import (
     mean_score,
     nll_rise,
     ppl_ratio,
+    ranked,
 )
 from depthprune_study.results.statistics.interval import NO_BCA, RESAMPLES, Interval
 from depthprune_study.results.statistics.items import (
@@ -24,11 +25,11 @@ from depthprune_study.results.statistics.rankings import (
     layer_intervals,
     rank_correlation,
     rank_draws,
-    rank_stability,
 )
 from depthprune_study.results.statistics.tables import (
     CONTROL,
     accuracies,
+    average,
     by_budget,
     by_depth,
     by_factor,
@@ -36,7 +37,6 @@ from depthprune_study.results.statistics.tables import (
     by_share,
     cheap_pairs,
     kept_levels,
-    matched,
     ratios,
     rises,
     share_removed,

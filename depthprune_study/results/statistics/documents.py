@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -58,6 +58,12 @@ def mean_score(scores: Sequence[Score]) -> Score:
     return replace(scores[0], nll_nats=mean, diverged=diverged)
 
 
+def ranked(scores: Mapping[str, Score]) -> list[str]:
+    """Names by mean NLL, lowest first; diverged runs last, the whole model left out."""
+    names = [name for name in scores if name != "whole"]
+    return sorted(names, key=lambda n: (bool(scores[n].diverged), scores[n].mean_nll_nats))
+
+
 def mean_per_token(sums: Sequence[float], n_tokens: Sequence[int]) -> Interval:
     """sum(sums) / sum(tokens), with a paired bootstrap over documents.
 
@@ -65,17 +71,17 @@ def mean_per_token(sums: Sequence[float], n_tokens: Sequence[int]) -> Interval:
     """
     sums, weights = np.asarray(sums, dtype=np.float64), np.asarray(n_tokens, dtype=np.float64)
     point = float(sums.sum() / weights.sum())
-    n, effective = len(sums), float(weights.sum() ** 2 / (weights**2).sum())
+    n = len(sums)
     if not math.isfinite(point):
-        return Interval(point, point, point, n, effective)
+        return Interval(point, point, point, n)
     if n < 2:
-        return Interval(point, -math.inf, math.inf, n, effective, "one document")
+        return Interval(point, -math.inf, math.inf, n, "one document")
     if not np.any(sums * weights[0] != weights * sums[0]):  # a model compared with itself
-        return Interval(point, point, point, n, effective)
+        return Interval(point, point, point, n)
     low, high, note = bootstrap(
         (sums, weights), lambda s, w, axis: s.sum(axis=axis) / w.sum(axis=axis)
     )
-    return Interval(point, low, high, n, effective, note)
+    return Interval(point, low, high, n, note)
 
 
 def _noted(interval: Interval, *scores: Score) -> Interval:

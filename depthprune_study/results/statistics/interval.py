@@ -17,17 +17,12 @@ NO_BCA = "percentile interval, since BCa is not defined here"
 
 @dataclass(frozen=True)
 class Interval:
-    """A point with its 95 % interval, the number of units, and their effective number.
-
-    `effective_n` is (sum w)^2 / sum w^2 over the documents' token counts: it is smaller if a few
-    documents are long.
-    """
+    """A point with its 95 % interval, and the number of units it was drawn from."""
 
     point: float
     low: float
     high: float
     n: int
-    effective_n: float
     note: str = ""  # a remark for the reader
 
     def __str__(self) -> str:

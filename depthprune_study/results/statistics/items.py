@@ -28,7 +28,7 @@ def proportion(answers: Answers) -> Interval:
     """Accuracy with Wilson's 95 % interval over the items."""
     n = len(answers.right)
     interval = stats.binomtest(sum(answers.right), n).proportion_ci(method="wilson")
-    return Interval(answers.accuracy, float(interval.low), float(interval.high), n, float(n))
+    return Interval(answers.accuracy, float(interval.low), float(interval.high), n)
 
 
 def accuracy_difference(first: Answers, second: Answers) -> Interval:
@@ -48,7 +48,7 @@ def accuracy_difference(first: Answers, second: Answers) -> Interval:
     half = stats.norm.ppf(0.975) * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
     point = (alone - other) / n
     low, high = max(-1.0, p - q - half), min(1.0, p - q + half)
-    return Interval(point, float(low), float(high), n, float(n))
+    return Interval(point, float(low), float(high), n)
 
 
 def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Interval:
@@ -60,10 +60,10 @@ def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> In
     n = len(ratios)
     if n < ROUNDS:
         low, high = float(ratios.min()), float(ratios.max())
-        return Interval(float(np.median(ratios)), low, high, n, float(n), TOO_FEW)
+        return Interval(float(np.median(ratios)), low, high, n, TOO_FEW)
     rows = np.random.default_rng(0).integers(0, n, size=(RESAMPLES, n))
     low, high = np.percentile(np.median(ratios[rows], axis=1), [2.5, 97.5])
-    return Interval(float(np.median(ratios)), float(low), float(high), n, float(n))
+    return Interval(float(np.median(ratios)), float(low), float(high), n)
 
 
 def decode_gain(timing: Timing) -> Interval:

@@ -35,20 +35,6 @@ def rank_draws(profile: Profile, *, draws: int = 1_000) -> np.ndarray:
     return np.argsort(np.argsort(means, axis=0, kind="stable"), axis=0).T
 
 
-def rank_stability(profile: Profile) -> dict[int, float]:
-    """n -> mean Spearman correlation of the ranking from n random documents with that from all."""
-    rises = np.asarray(profile.by_document["drop_nll_nats"])
-    weights = np.asarray(profile.teacher.n_tokens, dtype=np.float64)
-    whole = rises.sum(axis=1) / weights.sum()
-    rng = np.random.default_rng(0)
-    stability = {}
-    for n in range(1, len(weights) + 1):
-        subsets = [rng.choice(len(weights), size=n, replace=False) for _ in range(50)]
-        parts = [rises[:, rows].sum(axis=1) / weights[rows].sum() for rows in subsets]
-        stability[n] = float(np.mean([_rho(part, whole) for part in parts]))
-    return stability
-
-
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Interval:
     """Spearman's rho of paired values with a bootstrap interval over the pairs.
 
@@ -57,9 +43,9 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Interval:
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     n, rho = len(x), float(_rho(x, y))
     if n < 4:
-        return Interval(rho, -1.0, 1.0, n, float(n), f"{n} pairs are too few for an interval")
+        return Interval(rho, -1.0, 1.0, n, f"{n} pairs are too few for an interval")
     low, high, note = bootstrap((x, y), _rho)
-    return Interval(rho, low, high, n, float(n), note)
+    return Interval(rho, low, high, n, note)
 
 
 def _rho(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:

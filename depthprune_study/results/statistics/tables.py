@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TypeVar
 
 from depthprune_core.records import Answers, Recipe, Score, Size
-from depthprune_study.results.statistics.documents import ppl_ratio
+from depthprune_study.results.statistics.documents import mean_score, ppl_ratio, ranked
 from depthprune_study.results.statistics.interval import Interval
 from depthprune_study.results.statistics.items import proportion
 
@@ -28,16 +26,6 @@ def ratios(
         name.removesuffix(suffix): ppl_ratio(score, scores[whole])
         for name, score in scores.items()
         if name != whole and name.endswith(suffix)
-    }
-
-
-def matched(scores: Mapping[str, Score]) -> dict[str, Interval]:
-    """`k fewer, ce` -> {`k fewer, matched`: PPL ratio to the whole model on the same text}."""
-    end = ", ce"
-    return {
-        f"{name.removesuffix(end)}, matched": ppl_ratio(score, scores[CONTROL])
-        for name, score in scores.items()
-        if name.endswith(end) and CONTROL in scores
     }
 
 
@@ -98,23 +86,27 @@ def cheap_pairs(n_pairs: int, cheap_layers: int) -> int:
 
 
 def by_share(
-    named: Mapping[str, Interval], sizes: Mapping[str, Size]
+    scores: Mapping[str, Score], sizes: Mapping[str, Size]
 ) -> dict[str, dict[float, Interval]]:
-    """`k fewer, stage[, seed s]` -> {stage: {share of the parameters removed: ratio}}.
+    """`k fewer, stage[, seed s]` -> {stage: {share of the parameters removed: PPL ratio}}.
 
-    Several seeds of one stage give one point, their mean. Other names are ignored.
+    Several seeds of one stage are one point, from the mean loss of each document. The stage `ce` is
+    `matched`: it is compared with the whole model on the same text. Other names are ignored.
     """
-    of_stage: dict[str, dict[float, list[Interval]]] = {}
-    for name, ratio in named.items():
-        if match := re.fullmatch(r"(\d+) fewer, (.+?)(, seed \d+)?", name):
-            share = share_removed(sizes, int(match[1]))
-            runs = of_stage.setdefault(match[2], {}).setdefault(share, [])
-            if ratio not in runs:  # the run without a seed number is one of the seeds
-                runs.append(ratio)
-    return {
-        stage: {share: _mean(runs) for share, runs in sorted(line.items())}
-        for stage, line in of_stage.items()
-    }
+    lines: dict[str, dict[float, Interval]] = {}
+    for start in dict.fromkeys(re.sub(r", seed \d+$", "", name) for name in scores):
+        if match := re.fullmatch(r"(\d+) fewer, (.+)", start):
+            stage, whole = ("matched", CONTROL) if match[2] == "ce" else (match[2], "whole")
+            ratio = ppl_ratio(average(scores, start), scores[whole])
+            lines.setdefault(stage, {})[share_removed(sizes, int(match[1]))] = ratio
+    return {stage: dict(sorted(line.items())) for stage, line in lines.items()}
+
+
+def average(scores: Mapping[str, Score], start: str) -> Score | None:
+    """The mean over `start` and every `start, seed s`; None if neither exists."""
+    named = (name for name in scores if name == start or name.startswith(f"{start}, seed"))
+    found = {scores[name].nll_nats: scores[name] for name in named}  # a run under two names is one
+    return mean_score([*found.values()]) if found else None
 
 
 def by_factor(trials: Mapping[str, Score], kept: Recipe) -> dict[str, dict[str, Interval]]:
@@ -135,8 +127,7 @@ def kept_levels(trials: Mapping[str, Score], kept: Recipe) -> dict[str, str]:
     for factor, levels in _levels(trials).items():
         value = getattr(kept, factor, None)
         label = f"{value:g}" if isinstance(value, float) else str(value)
-        best = min(levels, key=lambda n: (bool(levels[n].diverged), levels[n].mean_nll_nats))
-        chosen[factor] = label if label in levels else best
+        chosen[factor] = label if label in levels else ranked(levels)[0]
     return chosen
 
 
@@ -146,12 +137,3 @@ def _levels(trials: Mapping[str, Score]) -> dict[str, dict[str, Score]]:
         factor, _, level = name.partition(": ")
         table.setdefault(factor, {})[level] = score
     return table
-
-
-def _mean(runs: list[Interval]) -> Interval:
-    """The mean of several seeds' ratios; its bounds are the means of their bounds."""
-    if len(runs) == 1:
-        return runs[0]
-    bounds = zip(*((run.point, run.low, run.high) for run in runs), strict=True)
-    point, low, high = (math.fsum(values) / len(runs) for values in bounds)
-    return replace(runs[0], point=point, low=low, high=high, note=f"mean of {len(runs)} seeds")

@@ -100,17 +100,6 @@ def test_cached_generation_matches_uncached_after_drop(name, dropped, share):
     torch.testing.assert_close(torch.stack(cached.logits, 1), whole, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3", "gemma2", "gemma3_text"])
-def test_sliding_layers_still_slide_and_full_ones_do_not(name):
-    model = tiny(name)
-    plan = plan_of(model, 0, 3)
-    kinds = [layer.self_attn.sliding_window for layer in layers_of(model)]
-    assert {None, 6} == set(kinds)
-    student = drop_layers(model, plan)
-    assert [x.self_attn.sliding_window for x in layers_of(student)] == [kinds[i] for i in plan.kept]
-    assert student.config.layer_types == [model.config.layer_types[layer] for layer in plan.kept]
-
-
 # ---------------------------------------------------------------- what stays as it was
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 from tiny import (
@@ -19,7 +17,6 @@ from tiny import (
 
 from depthprune_core import subsets
 from depthprune_core.anatomy import anatomy
-from depthprune_core.selection import Evidence, choose
 from depthprune_core.sensitivity import profile
 
 NATS = 1e-4  # per token
@@ -96,15 +93,6 @@ def test_rises_of_every_set_up_to_a_size_equal_brute_force(model, k):
     rises = subsets.rises(model, windows, sets)
     assert rises == pytest.approx(brute_force_rises(model, windows, sets), abs=NATS)
     assert rises[:5] == pytest.approx(profile(model, windows, gradients=False).drop_one, abs=1e-5)
-
-
-@pytest.mark.parametrize(("rule", "k"), [("greedy", 3), ("contiguous", 2)])
-def test_a_rule_chooses_as_it_does_from_brute_force(model, windows, rule, k):
-    plans = [
-        choose(rule, Evidence(5, cost=functools.partial(rises, model, windows)), k)
-        for rises in (subsets.rises, brute_force_rises)
-    ]
-    assert plans[0].dropped == plans[1].dropped
 
 
 def test_the_model_is_untouched_also_where_it_is_stopped_and_progress_counts(model, windows):

@@ -142,7 +142,6 @@ def test_a_failing_cell_stops_the_study_with_its_message_and_keeps_results(
     [
         ("import os\nos._exit(1)", "Kernel died .often because memory ran out"),
         ("raise MemoryError('1 TB')", "memory ran out"),
-        ("1 / 0", "ZeroDivisionError: division by zero"),
         ("raise OSError(28, 'No space left on device')", "the disk is full"),
     ],
 )

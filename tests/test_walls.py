@@ -262,9 +262,3 @@ def test_a_notebook_is_calls_figures_and_findings(path: Path) -> None:
         if set(tags) & {"setup", "parameters"} and not cell["metadata"].get("jupyter"):
             wrong.append(f"cell {number} ({tags[0]}) is not folded")
     refuse([f"{path.name}: {w}" for w in wrong], "notebooks hold no machinery")
-
-
-def test_the_import_rules_detect_a_violation() -> None:
-    tree = ast.parse("def f():\n    from depthprune_study.lab import own\nimport torch.nn as nn")
-    assert {name for _, name in imported(tree)} >= {"depthprune_study.lab.own", "torch.nn"}
-    assert begins("depthprune_core.text", (CORE,)) and not begins("depthprune_corex", (CORE,))

@@ -19,6 +19,7 @@ from tiny import (
     state_of,
     tiny,
     tiny_windows,
+    weights_of,
 )
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -41,10 +42,6 @@ def pruned(name: str, *dropped: int, **changes) -> tuple[PreTrainedModel, PreTra
     """A teacher and its student."""
     teacher = tiny(name, **changes)
     return teacher, drop_layers(teacher, plan_of(teacher, *dropped))
-
-
-def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 def same_weights(a: PreTrainedModel, b: PreTrainedModel) -> bool:

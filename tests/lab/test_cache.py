@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from little_notebook import PARAMETERS, write_notebook
+from little_notebook import write_notebook
 from tiny import FAMILIES, tiny, tiny_windows
 
 from depthprune_core.models import Teacher
@@ -36,7 +36,7 @@ def test_every_notebook_reads_what_was_measured_on_the_same_inputs(
     open_lab: Callable[..., Workspace], home: Path, measure: Callable[..., Facts]
 ) -> None:
     assert measure(open_lab(), 1) == measure(open_lab(score_tokens=61), 1) == Facts({"value": 7})
-    write_notebook(home, PARAMETERS, "1 + 1")
+    write_notebook(home, "1 + 1")
     measure(open_lab(), 1)
     assert measure.calls == 1
 

@@ -87,7 +87,6 @@ def test_prune_and_comp_scales_by_the_mean_ratio_of_magnitudes(name, dropped):
 def test_the_scalar_at_the_cut_is_the_papers_scalar_folded_into_the_weights():
     model = tiny("llama", tie_word_embeddings=False, rms_norm_eps=1e-12)
     plan = plan_of(model, 3)
-    x, y = (scored(state) for state in states(model, 3, 4))
     one_window = WINDOWS.take(slice(0, 1))
     ours = maps.prune_and_comp(model, plan, one_window)
     x, y = (state[:1][one_window.mask] for state in states(model, 3, 4))

@@ -15,7 +15,6 @@ from depthprune_study.lab.rivals import maps
 from depthprune_study.lab.rivals.hadamard import hadamard
 
 WINDOWS = tiny_windows(lengths=(48, 48, 29), seq_len=12)
-PLANS = [(2,), (1, 2), (0,), (4,), (1, 3)]  # the last layer too, the first, two runs
 
 
 @torch.no_grad()
@@ -149,7 +148,7 @@ def test_replaceme_merges_the_least_squares_map_of_the_mlp_output_into_its_last_
 
 
 @pytest.mark.parametrize("method", maps.METHODS)
-@pytest.mark.parametrize("dropped", PLANS, ids=str)
+@pytest.mark.parametrize("dropped", [(0,), (1, 3, 4)], ids=str)  # first; two runs, last
 def test_every_rival_repairs_any_plan_and_leaves_the_original_unchanged(method, dropped):
     model = tiny("llama")
     unchanged = state_of(model)

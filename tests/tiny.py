@@ -15,7 +15,6 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from depthprune_core.models import Teacher
 from depthprune_core.records import Plan
 from depthprune_core.text import Windows
 
@@ -119,12 +118,6 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=letters, bos_token="<s>", eos_token="<s>")
 
 
-def tiny_teacher(name: str, *, seed: int = 0, **changes: Any) -> Teacher:
-    """A tiny model that reads bytes, as `models.load` returns it."""
-    model = tiny(name, seed=seed, vocab_size=BYTES, **changes)
-    return Teacher(name, model, byte_tokenizer(), start=0, note="random weights")
-
-
 def saved(model: PreTrainedModel, folder: Path, **config: Any) -> Path:
     """A model's folder with the byte tokenizer, and these fields of its config.json changed."""
     model.save_pretrained(folder)
@@ -152,16 +145,20 @@ def final_norm_of(model: PreTrainedModel) -> nn.Module:
 
 
 @contextmanager
-def skipping(model: PreTrainedModel, dropped: tuple[int, ...]) -> Iterator[PreTrainedModel]:
-    """The original, whose dropped layers return their input, with plain torch hooks."""
+def skipping(
+    model: PreTrainedModel, dropped: tuple[int, ...], *, layers: nn.ModuleList | None = None
+) -> Iterator[PreTrainedModel]:
+    """The original, whose dropped layers return their input, with plain torch hooks.
+
+    `layers`: of an architecture that `layers_of` does not know.
+    """
 
     def skip(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         unchanged = args[0] if args else kwargs["hidden_states"]
-        return (unchanged, *output[1:]) if isinstance(output, tuple) else unchanged
+        return (unchanged, *output[1:]) if isinstance(output, tuple | list) else unchanged
 
-    hooks = [
-        layers_of(model)[layer].register_forward_hook(skip, with_kwargs=True) for layer in dropped
-    ]
+    layers = layers_of(model) if layers is None else layers
+    hooks = [layers[layer].register_forward_hook(skip, with_kwargs=True) for layer in dropped]
     try:
         yield model
     finally:
@@ -204,6 +201,11 @@ def by_document(values: torch.Tensor, windows: Windows) -> list[float]:
 
 def plan_of(model: PreTrainedModel, *dropped: int) -> Plan:
     return Plan(len(layers_of(model)), dropped, "by hand")
+
+
+def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A copy of every parameter."""
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 def state_of(model: PreTrainedModel) -> Callable[[], bool]:

@@ -7,7 +7,16 @@ import copy
 import pytest
 import torch
 from peft import import_utils
-from tiny import ARCHITECTURES, FAMILIES, layers_of, plan_of, state_of, tiny, tiny_windows
+from tiny import (
+    ARCHITECTURES,
+    FAMILIES,
+    layers_of,
+    plan_of,
+    state_of,
+    tiny,
+    tiny_windows,
+    weights_of,
+)
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -37,10 +46,6 @@ OTHERS = {  # maps that are subclasses of nn.Linear; a mixture of experts beside
         "first_k_dense_replace": 1,
     },
 }
-
-
-def weights_of(model) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 def trained_maps(model) -> int:

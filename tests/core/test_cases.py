@@ -169,6 +169,7 @@ def test_remote_code_of_a_known_model_is_reported_and_not_referenced(tmp_path):
 # ---------------------------------------------------------------- configs
 
 
+FIVE = [5, 6, 7, 8, 9]
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
 
@@ -193,6 +194,7 @@ MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
             {"decoder_sparse_step": 1, "mlp_only_layers": [0, 1, 2, 3]},
         ),
         ("qwen3_moe", {"mlp_only_layers": [3, 0], **MOE}, (1,), {"mlp_only_layers": [0, 2]}),
+        ("llama", {"eos_token_id": FIVE}, (1,), {"eos_token_id": FIVE}),  # one a layer, by chance
     ],
 )
 def test_per_layer_settings_of_a_config_follow_the_layers(kind, facts, dropped, wanted):

@@ -35,24 +35,6 @@ def path(tmp_path) -> Path:
     return tmp_path / "run" / "checkpoint"
 
 
-def test_weights_optimiser_and_log_are_restored_unchanged(path):
-    run, expected = run_of(seed=1), run_of(steps=2)
-    run.log = {}
-    checkpoints.resume(path, "key", run)
-    assert run.log == LOG
-    assert checkpoints.content(run.student) == checkpoints.content(expected.student)
-    moments = [list(r.optimiser.state_dict()["state"].values()) for r in (run, expected)]
-    for ours, theirs in zip(*moments, strict=True):
-        assert all(torch.equal(ours[name], theirs[name]) for name in ("exp_avg", "exp_avg_sq"))
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_another_runs_checkpoint_is_refused(path):
-    sentence = r"belongs to another run \(recipe, text, start or teacher"
-    with pytest.raises(ValueError, match=sentence):
-        checkpoints.resume(path, "another key", run_of())
-
-
 def test_a_damaged_checkpoint_is_refused(path):
     content = path.read_bytes()
     weights = run_of(steps=2).student.model.norm.weight.detach().numpy().tobytes()

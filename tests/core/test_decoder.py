@@ -4,45 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import (
-    ARCHITECTURES,
-    FAMILIES,
-    final_norm_of,
-    layers_of,
-    plain_logits,
-    state_of,
-    tiny,
-    tiny_windows,
-)
+from tiny import FAMILIES, final_norm_of, state_of, tiny
 from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from depthprune_core.anatomy import anatomy
-from depthprune_core.configs import slice_config
-from depthprune_core.mlps import mlp_outputs, mlp_width, narrow_config
-
-IDS = tiny_windows().inputs
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_decoder_finds_the_layers_and_computes_the_models_logits(name):
-    model = tiny(name)
-    parts = anatomy(model)
-    assert parts.layers is layers_of(model)
-    assert model.get_submodule(parts.layers_name) is parts.layers
-    with torch.no_grad():
-        ours = parts.logits(parts.base(input_ids=IDS, use_cache=False).last_hidden_state)
-    torch.testing.assert_close(ours, plain_logits(model, IDS), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["gemma2", "llama", "gpt2"])
 def test_decoder_accepts_a_model_in_bfloat16(name):
     assert len(anatomy(tiny(name).to(torch.bfloat16)).layers) == 5
-
-
-def test_the_probe_sees_whether_a_layer_returns_a_tuple_or_a_bare_tensor():
-    returns = {name: anatomy(tiny(name)).returns_tuple for name in ("gpt2", "llama", "bloom")}
-    assert returns == {"gpt2": False, "llama": False, "bloom": True}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -100,27 +71,3 @@ def test_a_model_that_is_not_a_decoder_is_refused_in_one_sentence(make, words):
     assert "\n" not in str(refusal.value) and 20 < len(str(refusal.value)) < 200
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor.nan_to_num(), before[name].nan_to_num())
-
-
-# ---------------------------------------------------------------- config
-
-
-def test_the_config_follows_the_kept_layers():
-    config = tiny("gemma3_text", eos_token_id=[5, 6, 7, 8, 9, 10]).config
-    before = list(config.layer_types)
-    new = slice_config(config, (1, 3, 4))
-    assert new.num_hidden_layers == 3
-    assert new.layer_types == [before[1], before[3], before[4]]
-    assert new.eos_token_id == [5, 6, 7, 8, 9, 10]  # one token a layer, by chance
-    assert config.layer_types == before and config.num_hidden_layers == len(before)
-
-
-# ---------------------------------------------------------------- the MLPs
-
-
-@pytest.mark.parametrize(("name", "last"), [("gpt2", "c_proj"), ("llama", "down_proj")])
-def test_the_last_map_of_each_mlp_is_found_and_a_narrower_config_narrows_it(name, last):
-    model = tiny(name)
-    assert mlp_outputs(model) == [layer.mlp.get_submodule(last) for layer in layers_of(model)]
-    narrow = type(model)._from_config(narrow_config(model, mlp_width(model) - 1))
-    assert mlp_width(narrow) == mlp_width(model) - 1

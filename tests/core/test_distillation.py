@@ -19,6 +19,7 @@ from tiny import (
     state_of,
     tiny,
     tiny_windows,
+    weights_of,
 )
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -41,10 +42,6 @@ def pruned(name: str, *dropped: int, **changes) -> tuple[PreTrainedModel, PreTra
     """A teacher and its student."""
     teacher = tiny(name, **changes)
     return teacher, drop_layers(teacher, plan_of(teacher, *dropped))
-
-
-def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 def same_weights(a: PreTrainedModel, b: PreTrainedModel) -> bool:
@@ -87,8 +84,7 @@ def assert_close(actual: dict, expected: dict) -> None:
 
 
 @pytest.mark.parametrize("weights", TERMS, ids=str)
-@pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "tie"), [("gpt2", True), ("llama", False)])
 def test_values_and_gradients_are_those_of_plain_autograd(name, tie, weights, windows, monkeypatch):
     monkeypatch.setattr(losses, "BACKWARD_TOKENS", 7)
     monkeypatch.setattr(losses, "TILE_WORDS", {"cpu": 50})

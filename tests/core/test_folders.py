@@ -146,18 +146,15 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def read(folder: Path, cache: Path) -> None:
-    folders.check(folder)
-    models.load(str(folder), cache=cache)
-
-
-@pytest.mark.parametrize("get", [read, lambda f, c: models.fetch_only(str(f), cache=c)])
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(
+    ("name", "get"),
+    [*((name, models.fetch_only) for name in FAULTS), ("unwritable", models.load)],
+)
 def test_a_damaged_folder_is_refused_in_a_sentence(name, get, folder, tmp_path):
     spoil, sentence = FAULTS[name]
     spoil(folder)
     with pytest.raises(ValueError) as error:
-        get(folder, tmp_path)
+        get(str(folder), cache=tmp_path)
     said = str(error.value)
     assert sentence in said and "a model" in said
     assert "\n" not in said and len(said) < 600
@@ -183,5 +180,6 @@ def test_an_infinite_number_in_a_config_is_read_as_the_library_writes_it(tmp_pat
 def test_code_and_pickles_beside_a_known_model_are_not_touched(folder, tmp_path):
     remote_code(folder)
     content("pytorch_model.bin", b"no pickle at all")(folder)
-    read(folder, tmp_path)
+    folders.check(folder)
+    models.load(str(folder), cache=tmp_path)
     assert not (folder / MARKER).exists()

@@ -77,7 +77,7 @@ def test_trained_values_match_the_hand_computed_example_whatever_their_weights()
 
 @pytest.mark.parametrize("terms", [{"ce": 1.0}, {"kl": 1.0}, {"ce": 0.3, "kl": 0.7}], ids=str)
 @pytest.mark.parametrize(  # gemma2 caps its logits
-    ("name", "scale"), [("gpt2", 1.0), ("llama", 0.25), ("gemma2", 1.0), ("gemma2", 0.25)]
+    ("name", "scale"), [("llama", 0.25), ("gemma2", 1.0), ("gemma2", 0.25)]
 )
 def test_gradients_are_those_of_plain_autograd_on_full_logits(name, scale, terms, windows, chunk):
     student, teacher, temperature = tiny(name), tiny(name, seed=1), 2.0

@@ -20,6 +20,7 @@ def test_a_plan_sorts_dropped_layers_and_lists_kept_ones():
     ("dropped", "sentence"),
     [
         ((12,), r"the plan drops layer 12, but the model has layers 0\.\.11"),
+        ((-1,), r"the plan drops layer -1, but the model has layers 0\.\.11"),
         ((3, 3), r"the plan drops a layer twice: \[3, 3\]"),
         (tuple(range(12)), "the plan drops all 12 layers: at least one must stay"),
     ],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 from tiny import (
@@ -19,7 +17,6 @@ from tiny import (
 
 from depthprune_core import subsets
 from depthprune_core.anatomy import anatomy
-from depthprune_core.selection import Evidence, choose
 from depthprune_core.sensitivity import profile
 
 NATS = 1e-4  # per token
@@ -88,23 +85,13 @@ def test_a_set_on_the_way_runs_no_layer_behind_its_last_branch(model, windows, s
     assert counted == passes
 
 
-@pytest.mark.parametrize("k", [2, 3])
-def test_rises_of_every_set_up_to_a_size_equal_brute_force(model, k):
+def test_rises_of_every_set_up_to_a_size_equal_brute_force(model):
     windows = tiny_windows(lengths=(14, 5))
-    sets = subsets.up_to(5, k)
-    assert len(sets) == len(set(sets)) == {2: 5 + 10, 3: 5 + 10 + 10}[k]
+    sets = subsets.up_to(5, 3)
+    assert len(sets) == len(set(sets)) == 5 + 10 + 10
     rises = subsets.rises(model, windows, sets)
     assert rises == pytest.approx(brute_force_rises(model, windows, sets), abs=NATS)
     assert rises[:5] == pytest.approx(profile(model, windows, gradients=False).drop_one, abs=1e-5)
-
-
-@pytest.mark.parametrize(("rule", "k"), [("greedy", 3), ("contiguous", 2)])
-def test_a_rule_chooses_as_it_does_from_brute_force(model, windows, rule, k):
-    plans = [
-        choose(rule, Evidence(5, cost=functools.partial(rises, model, windows)), k)
-        for rises in (subsets.rises, brute_force_rises)
-    ]
-    assert plans[0].dropped == plans[1].dropped
 
 
 def test_the_model_is_untouched_also_where_it_is_stopped_and_progress_counts(model, windows):

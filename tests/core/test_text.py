@@ -44,14 +44,6 @@ def scored_of(windows: Windows, document: int) -> list[int]:
 # ---------------------------------------------------------------- to score
 
 
-@pytest.mark.parametrize("seq_len", [3, 400])
-def test_every_token_of_a_document_is_scored_exactly_once(tokenizer, seq_len):
-    windows = text.scoring_windows(MIXED, tokenizer, start=START, seq_len=seq_len)
-    for index, document in enumerate(MIXED):
-        expected = tokenizer(document.text, add_special_tokens=False).input_ids
-        assert scored_of(windows, index) == expected
-
-
 @settings(max_examples=150, deadline=None)
 @given(lengths=st.lists(st.integers(0, 70), min_size=1, max_size=4), seq_len=st.integers(2, 40))
 def test_windows_hold_for_every_length(lengths, seq_len):
@@ -78,19 +70,6 @@ def test_windows_hold_for_every_length(lengths, seq_len):
                 assert first + 1 >= seq_len / 2
                 begin = number * (seq_len // 2) - 1
                 assert windows.inputs[row, : first + 1].tolist() == ids[begin : begin + first + 1]
-
-
-def test_the_start_token_stands_only_at_a_documents_beginning():
-    documents, tokenizer = counting(50, 20, 3), tiny_tokenizer()
-    windows = text.scoring_windows(documents, tokenizer, start=0, seq_len=8)
-    real = windows.mask.clone()
-    real[:, 1:] |= windows.mask[:, :-1]  # inputs that are no padding, behind the first
-    starts = [(w, t) for w, t in (windows.inputs == 0).nonzero().tolist() if t == 0 or real[w, t]]
-    firsts = [windows.document.tolist().index(document) for document in range(3)]
-    assert starts == [(row, 0) for row in firsts]
-    pool = text.training_windows(documents, tokenizer, start=0, seq_len=8)
-    assert (pool.inputs == 0).nonzero().tolist() == [[0, 0], [6, 0]]
-    assert not (pool.targets == 0).any() and not (windows.targets[windows.mask] == 0).any()
 
 
 def test_a_window_of_one_token_is_refused(tokenizer):

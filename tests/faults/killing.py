@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -156,8 +155,3 @@ def harry_recovery(folder: Path, *, kills: int, seed: int) -> dict:
     subprocess.run([*RECOVERY, str(work)], env=environment(), check=True)
     ended()
     return state
-
-
-def digest(*parts: bytes) -> str:
-    """One hash of all results."""
-    return hashlib.sha256(b"".join(parts)).hexdigest()

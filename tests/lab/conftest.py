@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from little_notebook import NOTEBOOK, PARAMETERS, write_notebook
+from little_notebook import NOTEBOOK, write_notebook
 
 from depthprune_study import paths
 from depthprune_study.lab.workspace import Workspace, open_workspace
@@ -18,8 +18,8 @@ Open = Callable[..., Workspace]
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with one notebook; runs go below it too."""
-    write_notebook(tmp_path, PARAMETERS)
-    monkeypatch.setattr(paths, "notebooks", lambda: tmp_path)
+    path = write_notebook(tmp_path)
+    monkeypatch.setattr(paths, "notebooks", lambda: path.parent)
     monkeypatch.setenv("DEPTHPRUNE_RUNS", str(tmp_path / "runs"))
     return tmp_path
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
-from typing import Any
+
+import toy
 
 NOTEBOOK = "03_recovery"
 PARAMETERS = """study: str = "quick"  # folder under runs/
@@ -19,13 +18,6 @@ device: str = "cpu"  # auto, cpu or cuda
 seed: int = 0  # windows and their order"""
 
 
-def write_notebook(folder: Path, parameters: str, *code: str) -> None:
-    cells = [cell(parameters, "parameters"), *(cell(source) for source in code)]
-    content = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
-    (folder / f"{NOTEBOOK}.ipynb").write_text(json.dumps(content))
-
-
-def cell(source: str, *tags: str) -> dict[str, Any]:
-    name = hashlib.sha256(source.encode()).hexdigest()[:8]
-    made = {"cell_type": "code", "id": name, "source": source, "metadata": {"tags": list(tags)}}
-    return {**made, "execution_count": None, "outputs": []}
+def write_notebook(folder: Path, *code: str) -> Path:
+    """The notebook with these cells, in folder/notebooks."""
+    return toy.write(folder, NOTEBOOK, *code, parameters=PARAMETERS)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import BYTES, FAMILIES, byte_tokenizer, tiny, tiny_teacher
+from tiny import BYTES, FAMILIES, byte_tokenizer, tiny
 
 from depthprune_core.text import Document
 from depthprune_study.errors import StudyError
@@ -45,21 +44,20 @@ def answer(item: Item) -> str:
     return item.candidates[item.right].strip()
 
 
-@pytest.mark.parametrize("item", make_items(40, {}, seed=3), ids=lambda item: item.family)
-def test_the_right_answer_is_right(item):
-    words = item.context.split()
-    if item.family == "arithmetic":
-        question = item.context.rsplit(". ", 1)[1].removesuffix(" =")
-        assert eval(question) == int(answer(item))
-    elif item.family == "copying":
-        first, _, again = item.context.split(". ")
-        assert f"{again} {answer(item)}" == first[: len(again) + len(answer(item)) + 1]
-    elif item.family == "recall":
-        *facts, question = item.context.split(". ")
-        assert f"{question} {answer(item)}" in facts
-    else:
-        words = item.context.lower().rsplit("the ", 2)[1].split()  # of the subject
-        assert (answer(item) in ("are", "were", "have")) == words[0].endswith("s")
+def test_the_right_answer_is_right():
+    for item in make_items(40, {}, seed=3):
+        if item.family == "arithmetic":
+            question = item.context.rsplit(". ", 1)[1].removesuffix(" =")
+            assert eval(question) == int(answer(item)), item
+        elif item.family == "copying":
+            first, _, again = item.context.split(". ")
+            assert f"{again} {answer(item)}" == first[: len(again) + len(answer(item)) + 1], item
+        elif item.family == "recall":
+            *facts, question = item.context.split(". ")
+            assert f"{question} {answer(item)}" in facts, item
+        else:
+            words = item.context.lower().rsplit("the ", 2)[1].split()  # of the subject
+            assert (answer(item) in ("are", "were", "have")) == words[0].endswith("s"), item
 
 
 def test_a_cloze_asks_for_a_word_that_the_passage_has_used():
@@ -112,33 +110,19 @@ def test_scores_are_those_of_a_plain_pass_over_each_candidate(name, monkeypatch)
     assert marks == [item.right == index for item, index in zip(asked, best, strict=True)]
 
 
-class Lab:
-    """The part of a workspace that probes and harness need."""
-
-    def __init__(self, folder: Path):
-        self.teacher, self.folder, self.kept = (
-            tiny_teacher("llama", max_position_embeddings=512),
-            folder,
-            {},
-        )
-        self.progress = lambda done, total, unit: None
-
-    def split(self, split, text=None):
-        assert split == "test"
-        return DOCUMENTS
-
-    def save(self, name, record):
-        self.kept[name] = record
-        return record
-
-
-def test_all_students_get_the_same_items_and_the_record_is_kept(tmp_path):
-    lab = Lab(tmp_path)
-    other = SimpleNamespace(
-        model=tiny("llama", seed=1, vocab_size=BYTES, max_position_embeddings=512)
+def test_all_students_get_the_same_items_and_the_record_is_kept():
+    shape = {"vocab_size": BYTES, "max_position_embeddings": 512}
+    teacher, student = (tiny("llama", seed=seed, **shape) for seed in (0, 1))
+    kept = {}
+    lab = SimpleNamespace(  # the part of a workspace that probes need
+        teacher=SimpleNamespace(model=teacher, tokenizer=byte_tokenizer(), start=0),
+        split=lambda split, text="": {"test": DOCUMENTS}[split],
+        save=kept.__setitem__,
+        progress=lambda done, total, unit: None,
     )
-    found = probes.answers(lab, {"whole": lab.teacher, "cut": other}, n_items=60)
-    assert lab.kept == {"probes": found}
+    both = {"whole": lab.teacher, "cut": SimpleNamespace(model=student)}
+    found = probes.answers(lab, both, n_items=60)
+    assert kept == {"probes": found}
     for family in CHANCE:
         whole, cut = found[f"whole: {family}"], found[f"cut: {family}"]
         assert len(whole.right) == len(cut.right) and whole.task == cut.task == family

@@ -32,9 +32,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return scored
 
 
-@pytest.mark.parametrize("model", ["llama-tiny", "gpt2-mini"])
-def test_validation_scores_are_the_cores_own(open_lab: Open, model: str) -> None:
-    lab = open_lab(model=model)
+def test_validation_scores_are_the_cores_own(lab: Workspace) -> None:
     student = students.cut(lab, plan_of(lab, 1))
     found = scoring.validation(lab, {"whole": lab.teacher, "cut": student})
     windows = lab.windows("validation", tokens=60)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from little_notebook import NOTEBOOK, PARAMETERS, write_notebook
+from little_notebook import NOTEBOOK, write_notebook
 from matplotlib.figure import Figure
 
 from depthprune_core import storage
@@ -19,19 +18,10 @@ from depthprune_study import parameters
 from depthprune_study.errors import StudyError
 from depthprune_study.lab import showing
 from depthprune_study.lab.workspace import Workspace, open_workspace
+from depthprune_study.report.wording import Finding
 from depthprune_study.results import charts
 
 Open = Callable[..., Workspace]
-
-
-@dataclass
-class Finding:
-    """As the report makes them."""
-
-    title: str
-    text: str
-
-
 FOUND = Finding("Two layers cost 5 %", "Dropping two layers costs 5 % [4, 6] (n = 24).")
 
 
@@ -210,7 +200,7 @@ def test_an_executed_notebook_holds_figure_box_and_no_progress(home: Path) -> No
 
     opened = f"""from pathlib import Path
 from depthprune_study import paths
-paths.notebooks = lambda: Path({str(home)!r})
+paths.notebooks = lambda: Path({str(home / "notebooks")!r})
 from depthprune_study.lab.workspace import open_workspace
 from depthprune_study.lab import students
 from matplotlib.figure import Figure
@@ -223,8 +213,7 @@ student = students.recover(lab, "healed", Plan(6, (2, 3), "x"), recipe)
 curve = lab.save("curve", student.curve)
 found = SimpleNamespace(title="a title", text="It was found.")
 lab.show("curve", Figure(figsize=(4, 3)), found, of=[curve], lead=True)"""
-    write_notebook(home, PARAMETERS, opened, worked)
-    notebook = nbformat.read(home / f"{NOTEBOOK}.ipynb", as_version=4)
+    notebook = nbformat.read(write_notebook(home, opened, worked), as_version=4)
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     first, second = (c.outputs for c in notebook.cells[1:])
     streams = [output.text for output in first + second if output.output_type == "stream"]

@@ -230,15 +230,6 @@ def test_a_rule_that_was_changed_after_figures_says_so() -> None:
     assert changed >= {"C2", "C4", "C5", "C6", "C13", "C14"}
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "word"),
-    [(1.09, 1.13, "holds"), (1.14, 1.2, "fails"), (1.0, 1.08, "fails"), (1.08, 1.1, "open")],
-)
-def test_within_is_two_sided(low: float, high: float, word: str) -> None:
-    value = Interval((low + high) / 2, low, high, 30)
-    assert verdicts.within(value, 1.09, 1.13) == word
-
-
 def test_a_speed_from_too_few_rounds_is_open(tmp_path: Path) -> None:
     made = shapes(1.2, 1.1, 1.1)
     few = {

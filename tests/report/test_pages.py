@@ -18,10 +18,15 @@ from depthprune_study.report.html_page import html_page
 EVIL = "<script>x</script>[a](javascript:b)|$c$`d`*e*"
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole study's folder, which no test changes."""
+    return h.draw(h.write(tmp_path_factory.mktemp("overnight"), h.study()))
+
+
 @pytest.fixture
-def evidence(tmp_path: Path) -> Evidence:
-    h.draw(h.write(tmp_path, h.study()))
-    return Evidence("overnight", tmp_path)
+def evidence(drawn: Path) -> Evidence:
+    return Evidence("overnight", drawn)
 
 
 class Tags(HTMLParser):

@@ -102,15 +102,13 @@ def test_another_library_version_reruns_everything_but_another_build_does_not(
     assert waiting() == list(toy.WORK)
 
 
-def test_changed_files_are_named_and_made_again(done: Path) -> None:
+def test_changed_files_are_made_again(done: Path) -> None:
     record = paths.runs("toy") / "records/01_sensitivity/facts.json"
     notebook = marks.executed("toy", "02_prune")
     record.unlink()
     notebook.write_bytes(notebook.read_bytes()[:-9])
     (paths.runs("toy") / "costs.json").write_text("")
-    said = run()
-    for path, damage in ((record, "missing"), (notebook, "changed")):
-        assert any(f"{os.path.relpath(path)} is {damage}" in line for line in said)
+    run()
     assert waiting() == [] and facts("10_report")["n"] == 33
 
 

@@ -16,6 +16,7 @@ from depthprune_study.results.statistics import ranked
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
 
+SEARCHES = ("greedy", "contiguous")  # one layer after another; the best run of neighbours
 AT_ONCE = 16  # windows between two saves; an interruption loses at most this much
 
 
@@ -68,7 +69,7 @@ def plans(
 
 
 def cuts(lab: Workspace, drop_counts: Sequence[int], *, after: str) -> dict[int, Plan]:
-    """Nested greedy cuts, chosen on the calibration articles.
+    """For each count the cheaper cut of two searches on the calibration articles, SEARCHES.
 
     after: the notebook whose record `costs` is reused, on the same windows.
     """
@@ -77,7 +78,11 @@ def cuts(lab: Workspace, drop_counts: Sequence[int], *, after: str) -> dict[int,
     tokens = stamp.parameters["calibration_tokens"]
     cost = _Cost(lab, lab.windows("calibration", tokens=tokens), costs)
     known = selection.Evidence(lab.n_layers, cost=cost)
-    return {k: _chosen("greedy", known, k) for k in drop_counts}
+    found = {}
+    for k in drop_counts:
+        tried = [_chosen(rule, known, k) for rule in SEARCHES]
+        found[k] = min(tried, key=lambda plan: cost([plan.dropped])[0])
+    return found
 
 
 def pairs_to_try(

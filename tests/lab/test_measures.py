@@ -93,7 +93,7 @@ def test_a_count_that_cannot_be_dropped_is_refused(lab: Workspace) -> None:
         measures.plans(lab, profile, None, [6], windows=windows, rules=["least_sensitive"])
 
 
-def test_cuts_are_one_chain_from_the_costs_of_notebook_02(
+def test_cuts_are_the_cheaper_of_two_searches_and_reuse_the_costs_of_notebook_02(
     lab: Workspace, calls: list[tuple[int, int]]
 ) -> None:
     costs = measures.set_costs(lab, windows_of(lab), up_to=2, name="costs")
@@ -102,10 +102,12 @@ def test_cuts_are_one_chain_from_the_costs_of_notebook_02(
     storage.write(lab.record_path("costs", "02_prune"), costs, stamp)
     del calls[:]
     plans = measures.cuts(lab, [1, 2, 3], after="02_prune")
-    assert {n_sets for n_sets, _ in calls} == {1 + 4}  # a third layer, and the whole model
-    chain = [set(plan.dropped) for plan in plans.values()]
-    assert list(plans) == [1, 2, 3]
-    assert chain[0] < chain[1] < chain[2]
+    n, pair = lab.n_layers, plans[2].dropped
+    third = {tuple(sorted({*pair, layer})) for layer in range(n)} - {pair}
+    spans = {(first, first + 1, first + 2) for first in range(n - 2)}
+    assert sum(n_sets for n_sets, _ in calls) == 2 + len(third | spans)  # twice the whole model
+    rises = measures.set_costs(lab, windows_of(lab), up_to=3, name="all").by_layers
+    assert rises[plans[3].dropped] == min(rises[layers] for layers in third | spans)
 
 
 def test_published_sizes_are_the_sources(lab: Workspace) -> None:

@@ -78,6 +78,10 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
         "and pairwise choose best",
     ),
     (
+        lambda: f.rules(h.scores(**RULES, **{"pairwise-2": 1.2, "exhaustive-2": 1.2}), 2),
+        "2 layers fewer: 3 rules choose best, and the same layers",
+    ),
+    (
         lambda: f.rules(h.open_scores(h.scores(**RULES), "pairwise-2", "greedy-2"), 2),
         "2 choices of layers are tied as the best",
     ),

@@ -19,7 +19,8 @@ FROM_SHORT = (
     " edition.*\n\n"
 )
 FROM_PART = "*These numbers are from `{}`. Its notebooks {} have not run yet in this edition.*\n\n"
-BLOCKS = ("answer", "claims", "notebooks", "minutes")
+BLOCKS = ("answer", "claims", "notebooks", "surprises", "minutes")
+MOST_SURPRISES = 4
 
 
 def filled(text: str, root: Path) -> str:
@@ -91,6 +92,16 @@ def _notebooks(evidence: Evidence, root: Path) -> str:
     )
     made = pages.table(["", "question", "what was found", ""], rows)
     return f"{start}{made}\n{viewer if evidence.lead else ''}\n{badge}"
+
+
+def _surprises(evidence: Evidence, root: Path) -> str:
+    """Findings against the recipe or for a simpler method: the first of each notebook."""
+    first: dict[str, str] = {}
+    for notebook, _, finding in found(evidence):
+        if finding.against and pages.kind(evidence.model(notebook)) != pages.STAND_IN:
+            first.setdefault(notebook, pages.safe(finding.title))
+    lines = [f"- {title} ({n[:2]}).\n" for n, title in first.items()]
+    return "".join(lines[:MOST_SURPRISES]) or ("None.\n" if evidence.lead else NOT_EXECUTED)
 
 
 def _minutes(evidence: Evidence, root: Path) -> str:

@@ -132,7 +132,7 @@ def test_the_readme_filled_from_a_whole_study_is_small_and_its_links_lead_somewh
     root, readme_now = tmp_path / "root", (paths.CODE / "README.md").read_text(encoding="utf-8")
     (root / "reports").mkdir(parents=True)
     unfilled = readme.filled(readme_now, root)
-    assert unfilled.count(readme.NOT_EXECUTED) == 3
+    assert unfilled.count(readme.NOT_EXECUTED) == 4
     (root / "reports" / "overnight").symlink_to(evidence.folder)
     text = readme.filled(unfilled, root)
     assert text == readme.filled(text, root) == readme.filled(readme_now, root)

@@ -39,7 +39,7 @@ def _answer(evidence: Evidence, root: Path) -> str:
         return NOT_EXECUTED
     where = f"reports/{evidence.study}/"
     note = FROM_SHORT if evidence.study == SHORT else _missing(evidence)
-    more = f"[The whole report]({where}README.md): every claim, every figure, what failed.\n"
+    more = f"[The whole report]({where}README.md): every claim, every figure.\n"
     return f"{note}{pages.answer(evidence, root=where)}\n{more}"
 
 

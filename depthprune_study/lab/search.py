@@ -56,10 +56,13 @@ def one_factor_at_a_time(
 ) -> tuple[Recipe, dict[str, Score]]:
     """The best recipe, and the scores of all trials; each factor keeps its best level.
 
+    The search starts from `base` with the first level of every factor.
     factors: a field of Recipe -> its levels. A level may be a dict that changes several fields; its
     factor may then have any name. The earlier level wins a tie. Equal recipes are tried once.
     """
     best, found = base, {}
+    for factor, levels in factors.items():
+        best = _but(best, factor, levels[0])
     for factor, levels in factors.items():
         options = {f"{factor}: {label_of(level)}": _but(best, factor, level) for level in levels}
         tried = {

@@ -114,14 +114,15 @@ def alone(study: str, say: Say = lambda line: None) -> AbstractContextManager[No
 def _key(notebook: str, values: dict[str, Any], earlier: list[str]) -> str:
     path = paths.notebooks() / f"{notebook}.ipynb"
     modules = provenance.imports(provenance.notebook_code(path))
-    before = parameters.CHAIN[: parameters.CHAIN.index("09_recipe") + 1]
+    before = parameters.CHAIN[: parameters.CHAIN.index("09_recipe")]
+    free = notebook in before or values.get("writes_recipe")  # of params/recipe.yaml
     libraries = (*provenance.LIBRARIES, *DRAWING)
     content = {
         "notebook": provenance.notebook_hash(path, prose=True),
         "code": provenance.code_hash(*modules),
         "parameters": values,
         "inputs": prepare.contents(values),
-        "recipe": hash_of(paths.params() / "recipe.yaml") if notebook not in before else "",
+        "recipe": "" if free else hash_of(paths.params() / "recipe.yaml"),
         "claims": hash_of(paths.params() / "claims.yaml") if notebook == "10_report" else "",
         "earlier": earlier,
         # A build (+cpu, +cu128) changes no key: a sweep's host and its workers may differ in it.

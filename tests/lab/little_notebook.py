@@ -13,7 +13,7 @@ text: str = "wikipedia-excerpt"  # named text
 max_documents: int = 3  # documents used of each split
 seq_len: int = 48  # tokens a window
 score_tokens: int = 60  # tokens scored a document
-tokens: int = 1_024  # training tokens
+tokens: int = 2_048  # training tokens
 device: str = "cpu"  # auto, cpu or cuda
 seed: int = 0  # windows and their order"""
 

@@ -76,6 +76,9 @@ def test_each_factors_best_level_is_kept_while_the_next_is_tried(
     assert all(recipe.lr == 3e-4 for name, recipe in pretended[2:])
     assert pretended[-1][1].batch_tokens == 80  # whole windows
     assert kept == BASE.but(lr=3e-4, temperature=2.0)  # the earlier level wins a tie
+    first = list(pretended)
+    again = search.one_factor_at_a_time(lab, PLAN, kept, factors, tokens=192)
+    assert again == (kept, trials) and pretended[len(first) :] == first  # its own result as base
 
 
 def test_the_earlier_of_two_that_tie_wins_and_none_that_diverged() -> None:

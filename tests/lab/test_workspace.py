@@ -96,7 +96,7 @@ def test_the_recipe_is_the_files_and_tokens_and_seed_the_notebooks(
     kept = {"lr": 3e-4, "seq_len": 32, "batch_tokens": 64, "precision": "auto"}
     monkeypatch.setattr(parameters, "recipe_values", lambda: dict(kept))
     recipe = open_lab(seed=5).recipe()
-    assert (recipe.lr, recipe.tokens, recipe.seed, recipe.seq_len) == (3e-4, 1_024, 5, 32)
+    assert (recipe.lr, recipe.tokens, recipe.seed, recipe.seq_len) == (3e-4, 2_048, 5, 32)
     assert recipe.precision == "float32"
     assert open_lab().recipe(lr=1e-3, trained="recipe").lr == 1e-3
     assert open_lab().recipe(trained="lora").trained == "lora"
@@ -111,7 +111,7 @@ def test_each_seed_draws_its_own_text(lab: Workspace) -> None:
     recipe = lab.recipe(seq_len=48, batch_tokens=96)
     again, other = lab.training(recipe), lab.training(recipe.but(seed=1))
     assert again.token_hash == lab.training(recipe).token_hash != other.token_hash
-    assert len(again) == 1_024 // 48
+    assert len(again) == 2_048 // 48
     assert len(lab.training(recipe, tokens=480)) == 10
 
 

@@ -208,7 +208,7 @@ def study() -> dict[str, dict[str, Any]]:
             "budget": scores(refitted=1.12, **budget),
             "probes": answers(**{"whole": 0.9, "2 fewer": 0.85, "5 fewer": 0.5}),
         },
-        "09_recipe": {"trials": scores(**trials), "kept": RECIPE, "base": RECIPE},
+        "09_recipe": {"trials": scores(**trials), "kept": RECIPE},
     }
 
 

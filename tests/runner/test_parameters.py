@@ -176,13 +176,12 @@ def test_values_that_contradict_an_earlier_notebook_or_the_recipe_are_refused(
     changed: dict[str, object],
     sentence: str,
 ) -> None:
-    there, folder = paths.params(), tmp_path / "params" / "mine"
+    folder = tmp_path / "params" / "mine"
     for name in ("01_sensitivity", "02_prune", "03_recovery", "04_transfer", notebook):
         values = {"study": "mine", **(changed if name == notebook else {})}
         storage.write_atomically(folder / f"{name}.yaml", yaml.safe_dump(values))
-    storage.write_atomically(
-        folder.parent / "recipe.yaml", (there / "recipe.yaml").read_text(encoding="utf-8")
-    )
+    recipe = "lr: 2.0e-04\nbatch_tokens: 1024\nseq_len: 512\n"
+    storage.write_atomically(folder.parent / "recipe.yaml", recipe)
     monkeypatch.setattr(paths, "params", lambda: folder.parent)
     with pytest.raises(StudyError, match=sentence):
         parameters.of_study("mine")

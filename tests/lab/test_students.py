@@ -95,7 +95,7 @@ def test_a_damaged_curve_is_made_again(open_lab: Open, damage: Callable[[Path], 
 def test_another_recipe_is_another_student(lab: Workspace) -> None:
     recipe = recipe_of(lab, tokens=576)
     one = students.recover(lab, "one", PLAN, recipe)
-    other = students.recover(lab, "other", PLAN, recipe.but(temperature=2.0))
+    other = students.recover(lab, "other", PLAN, recipe.but(temperature=recipe.temperature + 1))
     assert one.content != other.content
 
 

@@ -50,9 +50,9 @@ def figure_of() -> Figure:
 
 
 def test_parameters_are_written_back_into_the_cell(home: Path) -> None:
-    variables: dict[str, Any] = {"tokens": 1_200, "other": 1}
+    variables: dict[str, Any] = {"tokens": 3_000, "other": 1}
     lab = open_workspace(NOTEBOOK, variables)
-    assert lab.parameters["tokens"] == variables["tokens"] == 1_200
+    assert lab.parameters["tokens"] == variables["tokens"] == 3_000
     assert variables["seq_len"] == 48
     assert variables["other"] == 1
     assert lab.folder == home / "runs" / "quick"

@@ -188,6 +188,12 @@ def test_every_layer_has_an_interval():
     assert (second.point, second.low, second.high) == pytest.approx((0.05, 0.05, 0.05))
 
 
+def test_a_layer_that_lowers_the_loss_is_never_costly():
+    rises = [[-9.0, -9.0], [-8.0, -8.0], [-1.0, -1.0], [2.0, 2.0]]
+    assert statistics.costly_layers(profile_of(rises, (100, 100))) == [3]
+    assert statistics.costly_layers(profile_of([[1, 1], [1, 1], [3, 3]], (100, 100))) == [2]
+
+
 def test_ranks_are_drawn_over_documents_and_0_is_the_least_sensitive():
     """Layers 1 and 2 change places with the documents drawn."""
     profile = profile_of([[9, 9], [1, 3], [3, 1]], (100, 100))

@@ -29,12 +29,13 @@ def path(scores: Mapping[str, Score]) -> Finding:
     lost, left = (statistics.nll_rise(scores[n], scores["whole"]) for n in ("cut", last))
     if w.side(lost, 0) == w.ABOVE and gain == w.BELOW:
         text += f" {w.percent(1 - left.point / lost.point)} of the loss in nats is recovered."
-    how = "Healing lowers"
+    how, both = "Healing lowers", ("Healing makes", "Healing is")
     if stages == ["cut", "refitted", "healed"]:
         after = w.ratio(scores, "healed", "refitted")
         shown = {w.BELOW: "a clear gain", w.ABOVE: "a loss", w.OPEN: "nothing clear"}
         adds = w.side(after, 1) == w.BELOW
         how = "Refit and healing lower" if adds else "The refit, not healing, lowers"
+        both = "Refit and healing make", "Refit and healing are"
         text += (
             f" The healed student has {w.interval(after)} times the refitted one's perplexity:"
             f" healing adds {shown[w.side(after, 1)]}."
@@ -42,8 +43,8 @@ def path(scores: Mapping[str, Score]) -> Finding:
     cut, end = w.short(ratios["cut"]), w.short(ratios[last])
     title = {
         w.BELOW: f"{how} the cut's perplexity ratio from {cut} to {end}",
-        w.ABOVE: f"Healing makes the cut worse: ratio {cut} before, {end} after",
-        w.OPEN: f"Healing is not shown to help: ratio {cut} before, {end} after",
+        w.ABOVE: f"{both[0]} the cut worse: ratio {cut} before, {end} after",
+        w.OPEN: f"{both[1]} not shown to help: ratio {cut} before, {end} after",
     }[gain]
     return Finding(title, text + w.adaptation(ratios[last]), gain != w.BELOW)
 

@@ -22,7 +22,7 @@ def layer_intervals(profile: Profile) -> list[Interval]:
 
 def costly_layers(profile: Profile) -> list[int]:
     """Layers whose whole interval lies above COSTLY times the median layer's rise."""
-    limit = COSTLY * float(np.median(profile.drop_one))
+    limit = COSTLY * max(0.0, float(np.median(profile.drop_one)))  # random weights go below 0
     return [layer for layer, rise in enumerate(layer_intervals(profile)) if rise.low > limit]
 
 

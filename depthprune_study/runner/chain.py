@@ -115,14 +115,14 @@ def _key(notebook: str, values: dict[str, Any], earlier: list[str]) -> str:
     path = paths.notebooks() / f"{notebook}.ipynb"
     modules = provenance.imports(provenance.notebook_code(path))
     before = parameters.CHAIN[: parameters.CHAIN.index("09_recipe")]
-    free = notebook in before or values.get("writes_recipe")  # of params/recipe.yaml
+    reads_recipe = notebook not in before and not values.get("writes_recipe")
     libraries = (*provenance.LIBRARIES, *DRAWING)
     content = {
         "notebook": provenance.notebook_hash(path, prose=True),
         "code": provenance.code_hash(*modules),
         "parameters": values,
         "inputs": prepare.contents(values),
-        "recipe": "" if free else hash_of(paths.params() / "recipe.yaml"),
+        "recipe": hash_of(paths.params() / "recipe.yaml") if reads_recipe else "",
         "claims": hash_of(paths.params() / "claims.yaml") if notebook == "10_report" else "",
         "earlier": earlier,
         # A build (+cpu, +cu128) changes no key: a sweep's host and its workers may differ in it.

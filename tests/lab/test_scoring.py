@@ -104,6 +104,15 @@ def test_continuations_name_prompts_and_samples(open_lab: Open) -> None:
     assert facts == lab.read(lab.notebook, "continuations")
 
 
+def test_a_prompt_and_its_continuation_fit_into_the_context(
+    lab: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Workspace, "context", 12)
+    facts = scoring.continuations(lab, {"whole": lab.teacher}, n_prompts=2, new_tokens=5)
+    lengths = [len(lab.teacher.tokenizer(p).input_ids) for p in facts.values["prompts"]]
+    assert all(1 <= n <= 12 - 5 - 1 for n in lengths)
+
+
 def test_times_are_taken_once_on_a_machine(open_lab: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "CONTEXT", 16)
     monkeypatch.setattr(scoring, "NEW_TOKENS", 2)

@@ -29,22 +29,22 @@ def path(scores: Mapping[str, Score]) -> Finding:
     lost, left = (statistics.nll_rise(scores[n], scores["whole"]) for n in ("cut", last))
     if w.side(lost, 0) == w.ABOVE and gain == w.BELOW:
         text += f" {w.percent(1 - left.point / lost.point)} of the loss in nats is recovered."
-    how, both = "Healing lowers", ("Healing makes", "Healing is")
+    lower, make, are = "Healing lowers", "Healing makes", "Healing is"
     if stages == ["cut", "refitted", "healed"]:
         after = w.ratio(scores, "healed", "refitted")
         shown = {w.BELOW: "a clear gain", w.ABOVE: "a loss", w.OPEN: "nothing clear"}
         adds = w.side(after, 1) == w.BELOW
-        how = "Refit and healing lower" if adds else "The refit, not healing, lowers"
-        both = "Refit and healing make", "Refit and healing are"
+        lower = "Refit and healing lower" if adds else "The refit, not healing, lowers"
+        make, are = "Refit and healing make", "Refit and healing are"
         text += (
             f" The healed student has {w.interval(after)} times the refitted one's perplexity:"
             f" healing adds {shown[w.side(after, 1)]}."
         )
     cut, end = w.short(ratios["cut"]), w.short(ratios[last])
     title = {
-        w.BELOW: f"{how} the cut's perplexity ratio from {cut} to {end}",
-        w.ABOVE: f"{both[0]} the cut worse: ratio {cut} before, {end} after",
-        w.OPEN: f"{both[1]} not shown to help: ratio {cut} before, {end} after",
+        w.BELOW: f"{lower} the cut's perplexity ratio from {cut} to {end}",
+        w.ABOVE: f"{make} the cut worse: ratio {cut} before, {end} after",
+        w.OPEN: f"{are} not shown to help: ratio {cut} before, {end} after",
     }[gain]
     return Finding(title, text + w.adaptation(ratios[last]), gain != w.BELOW)
 

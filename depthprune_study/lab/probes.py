@@ -8,6 +8,7 @@ from a benchmark. All students get the same items in the same order, so answers 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,8 @@ from depthprune_core.models import Teacher
 from depthprune_core.progress import Progress, silent
 from depthprune_core.records import Answers
 from depthprune_core.running import hidden_states
+from depthprune_study import provenance
+from depthprune_study.lab import scoring
 from depthprune_study.lab.harness import harness
 from depthprune_study.lab.items import Item, make_items
 
@@ -29,6 +32,13 @@ if TYPE_CHECKING:
 __all__ = ["answers", "harness", "right"]
 
 BATCH_TOKENS = 2_048  # per forward pass, with padding
+NOT_OF_THE_ANSWERS = (  # the items are hashed themselves; the others give no answers
+    "depthprune_study.provenance",
+    *(
+        f"depthprune_study.lab.{n}"
+        for n in ("harness", "items", "scoring", "students", "workspace")
+    ),
+)
 
 
 def answers(
@@ -40,16 +50,22 @@ def answers(
     """
     passages = {"articles": lab.split("test"), "news": lab.split("test", "news-excerpt")}
     items = make_items(n_items, passages)
-    families = list(dict.fromkeys(item.family for item in items))
-    teacher, found = lab.teacher, {}
-    for name, student in students.items():
-        model = student.model
-        marks = right(model, teacher.tokenizer, items, start=teacher.start, progress=lab.progress)
-        for family in families:
-            of_it = (mark for mark, item in zip(marks, items, strict=True) if item.family == family)
-            found[f"{name}: {family}"] = Answers(family, tuple(of_it))
-    lab.save("probes", found)
-    return found
+    teacher = lab.teacher
+    tokenizer, start = teacher.tokenizer, teacher.start
+
+    def answered(model: PreTrainedModel) -> dict[str, Answers]:
+        marks = right(model, tokenizer, items, start=start, progress=lab.progress)
+        of: dict[str, list[bool]] = {}
+        for item, mark in zip(items, marks, strict=True):
+            of.setdefault(item.family, []).append(mark)
+        return {family: Answers(family, tuple(marks)) for family, marks in of.items()}
+
+    code = provenance.code_hash(__name__, without=NOT_OF_THE_ANSWERS)
+    ids = tokenizer([item.context for item in items]).input_ids
+    on = [code, start, [asdict(item) for item in items], ids]
+    each = scoring.each(lab, "probes", students, answered, on=on, room="evaluation")
+    found = {f"{name}: {family}": a for name, of in each.items() for family, a in of.items()}
+    return lab.save("probes", found)
 
 
 @torch.no_grad()

@@ -62,7 +62,7 @@ def scores(lab: Workspace, students: Models, windows: Windows) -> dict[str, Scor
     def score(model: PreTrainedModel) -> Score:
         return evaluation.score(model, windows, progress=lab.progress)
 
-    found = _each(lab, "score", students, score, on=[windows], room="evaluation")
+    found = each(lab, "score", students, score, on=[windows], room="evaluation")
     diverged = {name: getattr(student, "diverged", "") for name, student in students.items()}
     return {name: replace(score, diverged=diverged[name]) for name, score in found.items()}
 
@@ -80,7 +80,7 @@ def divergences(lab: Workspace, students: Models) -> dict[str, Divergence]:
         return evaluation.divergence(model, teacher, windows, progress=lab.progress)
 
     on = [lab.teacher, windows]
-    found = _each(lab, "divergence", students, divergence, on=on, room="evaluation")
+    found = each(lab, "divergence", students, divergence, on=on, room="evaluation")
     return lab.save("divergences", found)
 
 
@@ -97,7 +97,7 @@ def continuations(lab: Workspace, students: Models, *, n_prompts: int, new_token
         return Facts({"samples": samples})
 
     on = [start, prompts, tokenizer(prompts).input_ids, new_tokens]
-    found = _each(lab, "continued", students, continued, on=on, room="evaluation")
+    found = each(lab, "continued", students, continued, on=on, room="evaluation")
     samples = {name: facts.values["samples"] for name, facts in found.items()}
     return lab.save("continuations", Facts({"prompts": prompts, "samples": samples}))
 
@@ -154,10 +154,10 @@ def shape_timing(lab: Workspace, shapes: Sequence[str], *, rounds: int) -> dict[
 
 def sizes(lab: Workspace, students: Models) -> dict[str, Size]:
     """Layers, parameters and bytes on disk of each."""
-    return lab.save("sizes", _each(lab, "size", students, pruning.size, on=[], room="pruning"))
+    return lab.save("sizes", each(lab, "size", students, pruning.size, on=[], room="pruning"))
 
 
-def _each(
+def each(
     lab: Workspace,
     step: str,
     students: Models,

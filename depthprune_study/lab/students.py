@@ -99,12 +99,12 @@ def refitted(
 ) -> Student:
     """The cut (or `start`), untrained, with maps around each cut fitted to the teacher's states.
 
-    Uses `recipe.refit_tokens` tokens of the recipe's text, or of `windows` from the start. If the
-    maps cannot be fitted, the student is unchanged.
+    Uses `recipe.refit_tokens` tokens of the recipe's text, or of `windows` from the start. The
+    student is unchanged if that is 0, or if the maps cannot be fitted.
     """
     begun = start or cut(lab, plan)
     teacher = lab.teacher.model
-    if not refitting.fitted_layers(plan) or not lab.can_refit:
+    if not recipe.refit_tokens or not refitting.fitted_layers(plan) or not lab.can_refit:
         return begun
     text = lab.training(recipe, tokens=recipe.refit_tokens) if windows is None else windows
     text = _first(text, recipe.refit_tokens)
@@ -152,8 +152,7 @@ def recover(
     if start is None:
         if plan is None:
             raise StudyError(f"{name}: without a plan, start= must name a student to begin with")
-        refit = recipe.refit_tokens and plan.dropped
-        start = refitted(lab, plan, recipe, windows=windows) if refit else cut(lab, plan)
+        start = refitted(lab, plan, recipe, windows=windows) if plan.dropped else cut(lab, plan)
     text = lab.training(recipe) if windows is None else _first(windows, recipe.tokens)
     recipe, plan = healing.as_run(recipe, text), plan or start.plan
     run = healing.Healing(lab, name, plan, recipe, start, text, validation, keep_weights)
@@ -188,13 +187,12 @@ def staged(lab: Workspace, name: str, first: Plan, whole: Plan, recipe: Recipe) 
         )
     text = lab.training(recipe)
     half = len(text) // recipe.batch_size // 2 * recipe.batch_size
-    fits = recipe.refit_tokens
-    start = refitted(lab, first, recipe) if fits else cut(lab, first)
+    start = refitted(lab, first, recipe)
     halves = text.take(slice(0, half)), text.take(slice(half, None))
     begun = recover(lab, f"{name}, first", first, recipe, start=start, windows=halves[0])
     rest = (first.kept.index(layer) for layer in whole.dropped if layer not in first.dropped)
     student = begun.without(Plan(len(first.kept), tuple(rest), whole.rule))
-    student = refitted(lab, whole, recipe, start=student) if fits else student
+    student = refitted(lab, whole, recipe, start=student)
     return recover(lab, name, whole, recipe, start=student, windows=halves[1])
 
 

@@ -38,10 +38,10 @@ def lines(evidence: Evidence, found: Sequence[tuple[str, str, Finding]]) -> list
 
 
 def missed(evidence: Evidence) -> list[str]:
-    """Targets of params/claims.yaml that this study tested and did not reach."""
+    """Targets of params/claims.yaml that this study tried and did not reach."""
     bullets = []
     for target in targets():
-        score = _healed(evidence, target["fewer"])
+        score, tokens = _healed(evidence, target["fewer"])
         if score is None or evidence.model("08_limits") != target["model"]:
             continue
         value = statistics.ppl_ratio(score, evidence.record("08_limits", "depth")["whole"])
@@ -49,20 +49,23 @@ def missed(evidence: Evidence) -> list[str]:
         if found != w.BELOW:
             how = "is missed" if found == w.ABOVE else "is not shown to be reached"
             bullets.append(
-                f"at most {target['threshold']} with {target['fewer']} layers fewer {how}:"
-                f" {w.paired(value)}."
+                f"at most {target['threshold']} with {target['fewer']} layers fewer, on at most"
+                f" {target['tokens']:,} tokens, {how} on {tokens:,}: {w.paired(value)}."
             )
     return bullets
 
 
-def _healed(evidence: Evidence, fewer: int) -> Score | None:
-    """The student healed on the most articles, with this many layers fewer."""
-    counts = evidence.parameters("08_limits").get("drop_counts", [])
+def _healed(evidence: Evidence, fewer: int) -> tuple[Score | None, int]:
+    """The student with this many layers fewer that was healed on most articles; its tokens."""
+    given = evidence.parameters("08_limits")
+    counts = given.get("drop_counts", [])
     if fewer in counts[:2][-1:]:  # the depth at which the budgets are tried
         budget = w.natural(evidence.get("08_limits", "budget"))
         if longest := [name for name in budget if name.startswith("articles, ")]:
-            return evidence.get("08_limits", "budget")[longest[-1]]
-    return statistics.average(evidence.get("08_limits", "depth"), f"{fewer} fewer, healed")
+            tokens = int(longest[-1].split()[1])
+            return evidence.get("08_limits", "budget")[longest[-1]], tokens
+    score = statistics.average(evidence.get("08_limits", "depth"), f"{fewer} fewer, healed")
+    return score, given.get("tokens", 0)
 
 
 def diverged(evidence: Evidence) -> list[str]:

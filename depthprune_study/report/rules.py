@@ -54,7 +54,7 @@ def rule(name: str) -> dict[str, Any]:
 
 
 def targets() -> list[dict[str, Any]]:
-    """The study's targets: model, layers fewer, largest perplexity ratio."""
+    """The study's targets: model, layers fewer, largest perplexity ratio, most training tokens."""
     return _read().get("targets", [])
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import BYTES, FAMILIES, byte_tokenizer, tiny
 
+from depthprune_core.records import Plan
 from depthprune_core.text import Document
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import harness, probes
+from depthprune_study.lab import harness, probes, students
 from depthprune_study.lab.items import Item, make_items
+from depthprune_study.lab.workspace import Workspace
 from depthprune_study.results.statistics import CHANCE
 
 PASSAGE = (
@@ -110,23 +111,20 @@ def test_scores_are_those_of_a_plain_pass_over_each_candidate(name, monkeypatch)
     assert marks == [item.right == index for item, index in zip(asked, best, strict=True)]
 
 
-def test_all_students_get_the_same_items_and_the_record_is_kept():
-    shape = {"vocab_size": BYTES, "max_position_embeddings": 512}
-    teacher, student = (tiny("llama", seed=seed, **shape) for seed in (0, 1))
-    kept = {}
-    lab = SimpleNamespace(  # the part of a workspace that probes need
-        teacher=SimpleNamespace(model=teacher, tokenizer=byte_tokenizer(), start=0),
-        split=lambda split, text="": {"test": DOCUMENTS}[split],
-        save=kept.__setitem__,
-        progress=lambda done, total, unit: None,
-    )
-    both = {"whole": lab.teacher, "cut": SimpleNamespace(model=student)}
+def test_all_students_get_the_same_items_and_answer_once(lab: Workspace, monkeypatch) -> None:
+    asked, right = [], probes.right
+    monkeypatch.setattr(probes, "right", lambda *a, **k: asked.append(a[2]) or right(*a, **k))
+    both = {"whole": lab.teacher, "cut": students.cut(lab, Plan(lab.n_layers, (1,), "by hand"))}
     found = probes.answers(lab, both, n_items=60)
-    assert kept == {"probes": found}
+    assert len(asked) == 2 and asked[0] == asked[1]
+    assert lab.read(lab.notebook, "probes") == found
     for family in CHANCE:
         whole, cut = found[f"whole: {family}"], found[f"cut: {family}"]
         assert len(whole.right) == len(cut.right) and whole.task == cut.task == family
-    assert found["whole: copying"].right != found["cut: copying"].right
+    assert probes.answers(lab, both, n_items=60) == found
+    assert len(asked) == 2, "the answers are kept"
+    probes.answers(lab, both, n_items=66)
+    assert len(asked) == 4, "other items are asked anew"
 
 
 # ---------------------------------------------------------------- lm-eval

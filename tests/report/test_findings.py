@@ -15,7 +15,7 @@ from depthprune_study.report import wording as w
 from depthprune_study.report.wording import Finding
 from depthprune_study.results.charts import wording
 
-MORE = {"whole, same text": 0.9, "narrower, cut": 1.3, "adapters, ce": 1.0}
+MORE = {"whole, same text": 0.9, "narrower, cut": 1.3}
 PATH = h.scores(cut=1.25, refitted=1.12, healed=1.05, ce=1.0, **MORE)
 FLAT = [0.2] * h.N_LAYERS
 ENDS = [7.0, *FLAT[1:-1], 2.5]
@@ -104,22 +104,23 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
     (lambda: f.divergences(FAR), "Training on the text stays closer"),
     (lambda: f.divergences(CLOSE | {"healed": CLOSE["ce"]}), "Neither healing nor training"),
     (lambda: f.probes(h.answers(whole=0.9, cut=0.6, healed=0.9)), "after healing no loss is shown"),
-    (lambda: f.probes(h.answers(whole=0.9, cut=0.6, healed=0.7)), "every loss remains"),
+    (lambda: f.probes(h.answers(whole=0.9, cut=0.6, healed=0.6)), "brings nothing clear back"),
+    (lambda: f.probes(h.answers(whole=0.9, cut=0.6, healed=0.7)), "back part of agreement and"),
     (lambda: f.probes(h.answers(whole=0.9, cut=0.9, healed=0.9)), "No loss of ability is shown"),
     (lambda: f.probes(h.answers(**{"whole": 0.9, "2 fewer": 0.8, "5 fewer": 0.5})), "most with 5"),
     (
-        lambda: f.curves({"healed": h.curve(0.5, 0.4, 0.3, 0.2)}),
-        "Every training loss is still",
+        lambda: f.curves({"healed": h.curve(3.2, 3.1, 3.0)}),
+        "Every curve still falls at its end",
     ),
     (
-        lambda: f.curves({"healed": h.curve(0.5, 0.2, 0.2, 0.2)}),
-        "No training loss is still",
+        lambda: f.curves({"healed": h.curve(3.2, 3.0, 3.1)}),
+        "No curve still falls at its end",
     ),
     (
-        lambda: f.curves({"ce": h.curve(3.0, 2.0), "healed": h.curve(0.5, 0.5)}),
-        "Training losses still",
+        lambda: f.curves({"ce": h.curve(3.0, 2.0), "healed": h.curve(3.0)}),
+        "Still falling at the end: cut, trained on the text",
     ),
-    (lambda: f.curves({"healed": h.curve(0.5, 9.0, diverged="loss 9")}), "Training diverged:"),
+    (lambda: f.curves({"healed": h.curve(3.0, diverged="loss 9")}), "Training diverged:"),
     (lambda: transfer(PATH), "The recipe used on gpt2 heals tinyllama too"),
     (lambda: transfer(more(healed=1.4)), "The recipe used on gpt2 harms tinyllama"),
     (lambda: transfer(h.open_scores(PATH, "healed", "cut")), "not shown to heal tinyllama"),
@@ -127,17 +128,20 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
     (lambda: f.staged(staged(1.2, 1.3)), "at once is better than stages"),
     (lambda: f.staged(staged(1.05, 1.3)), "depends on which layers go first"),
     (lambda: f.staged(staged(1.1, 1.1)), "are not clearly different"),
+    (lambda: f.staged(staged(1.1, 1.2)), "Staged, single first, is worse than at once; the other"),
+    (lambda: f.staged(staged(1.0, 1.1)), "Staged, pair first, is better than at once; the other"),
     (lambda: f.seeds(seeds(1.05, 1.051)), "Seeds hardly differ"),
     (lambda: f.seeds(seeds(1.05, 1.08)), "Seeds differ: by up to"),
     (lambda: f.seeds(seeds(1.05, 1.058)), "between the two limits"),
     (lambda: f.seeds(seeds(1.05)), "It is open how much seeds differ"),
+    (lambda: f.seeds(seeds(1.05, 1.051) | {"other": seeds(1, 2)["small"]}), "Seeds hardly differ"),
     (lambda: f.width(more(**{"narrower, healed": 1.1})), "Fewer layers beat narrower MLPs"),
     (lambda: f.width(more(**{"narrower, healed": 1.01})), "Narrower MLPs beat fewer layers"),
     (lambda: f.width(h.open_scores(PATH, "narrower, healed", "healed")), "not clearly different"),
     (lambda: f.rivals(rival(1.1, 1.2)), "Our refit beats every training-free rival at 2 fewer"),
     (lambda: f.rivals(rival(1.3, 1.2)), "A training-free rival beats our refit at 2 fewer"),
     (lambda: f.rivals(rival(1.1, 1.2) | rival(1.3, 1.3, k=3)), "beats every rival at 2 fewer;"),
-    (lambda: f.rivals(rival(1.2, 1.2)), "the best training-free rival are tied"),
+    (lambda: f.rivals(rival(1.2, 1.2)), "best training-free rival are not clearly different"),
     (lambda: f.rivals(h.scores(cut=1.2)), "No training-free rival was scored"),
     (lambda: f.rounding(more(Q8_0=1.001), BYTES), "Rounding to Q8_0 costs less and saves more"),
     (lambda: f.rounding(more(Q8_0=1.2), Facts(BYTES)), "Rounding costs more perplexity"),
@@ -147,7 +151,7 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
     (lambda: f.adapters(h.open_scores(PATH, "adapters", "healed")), "are not clearly different"),
     (
         lambda: f.choice(h.scores(**BEFORE), h.scores(**SAME), tail=8),
-        "survives healing, among the cheap",
+        "The ranking survives healing: rho 1.00, 1.00 among the cheap",
     ),
     (
         lambda: f.choice(h.scores(**BEFORE), h.scores(**TAIL), tail=8),
@@ -161,17 +165,23 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
         lambda: f.choice(h.scores(**BEFORE), h.scores(**SHUFFLED), tail=8),
         "It is open whether the ranking",
     ),
-    (lambda: f.winner(h.scores(a=1.1, b=1.2), h.scores(a=1.1, b=1.2), {}), "Layers a are the"),
+    (
+        lambda: f.winner(h.scores(a=1.1, b=1.2), h.scores(a=1.1, b=1.2), {}),
+        "The best set stays the best; its rival was not healed in full",
+    ),
     (
         lambda: f.winner(h.scores(a=1.1, b=1.2), h.scores(a=1.2, b=1.1), {}),
-        "not both were healed in full",
+        "The best set changes; its rival was not healed in full",
     ),
     (
         lambda: f.regret(h.scores(a=1.1, b=1.2), {"greedy": "a"}),
         "no rule's choice is clearly worse",
     ),
     (lambda: f.regret(h.scores(a=1.1, b=1.2), {"greedy": "b"}), "every rule's choice is worse"),
-    (lambda: f.regret(h.scores(a=1.1, b=1.2), {"greedy": "b", "last_k": "a"}), "1 of 2 rules'"),
+    (
+        lambda: f.regret(h.scores(a=1.1, b=1.2), {"greedy": "b", "last_k": "a"}),
+        "1 of the rules' 2 choices",
+    ),
     (lambda: f.regret(h.scores(a=1.1), {"greedy": "z"}), "No rule's choice was healed"),
     (
         lambda: f.depth(by_depth(1.01, 1.05, 1.2), h.sizes(1, 2, 3)),
@@ -186,7 +196,7 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
     (lambda: f.depth(by_depth(1.2, 1.3), h.sizes(1, 2)), "No depth is shown to stay below"),
     (lambda: f.budget(budget(1.05, 1.07)), "Articles heal better: sampled text ends 1.02"),
     (lambda: f.budget(budget(1.05, 1.02)), "Text sampled from the whole model heals better"),
-    (lambda: f.budget(budget(1.05, 1.05)), "heal about equally well"),
+    (lambda: f.budget(budget(1.05, 1.05)), "are not clearly different for healing"),
     (lambda: f.budget(budget(1.05)), "More tokens heal better"),
     (lambda: f.budget(budget(1.2)), "More tokens heal worse"),
     (lambda: f.budget(budget(1.1)), "More tokens are not shown to help"),

@@ -258,11 +258,11 @@ def test_names_give_depth_seed_and_budget():
     assert statistics.by_seed({"3,7, seed 0": one, "3,7, seed 1": two, "cut": one}) == {
         "3,7": {"seed 0": one, "seed 1": two}
     }
-    budget = {"refitted": about(1.3), "articles, 250000 tokens": one, "articles, 4096 tokens": two}
-    budget["own words, 4096 tokens"] = one  # its students were refitted on their own words
+    budget = {"articles, 250000 tokens": one, "articles, 4096 tokens": two, "whole": one}
+    budget["own words, 0 tokens"] = two
     assert statistics.by_budget(budget) == {
-        "articles": {0: about(1.3), 4_096: two, 250_000: one},
-        "own words": {4_096: one},
+        "articles": {4_096: two, 250_000: one},
+        "own words": {0: two},
     }
 
 

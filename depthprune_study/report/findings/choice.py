@@ -64,45 +64,52 @@ def choice(before: Mapping[str, Score], after: Mapping[str, Score], *, tail: int
     )
     regret = statistics.nll_rise(after[names[0]], after[w.best({n: after[n] for n in names})])
     text = (
-        f"The rank correlation of the costs before and after healing is {w.interval(rho)} over all"
-        f" {rho.n} sets and {w.interval(within)} among the {within.n} cheapest. After healing, the"
+        f"The rank correlation (rho) of the costs before and after healing is {w.interval(rho)}"
+        f" over all {rho.n} sets and {w.interval(within)} among the {within.n} cheapest; these"
+        " intervals come from resampling the sets. After healing, the"
         f" set that was best before costs {w.interval(regret)} nats per token more than the best"
         f" set (n = {regret.n} articles)."
     )
+    over_all = f"rho {w.short(rho)}"
     if w.side(within, 0) == w.ABOVE:
-        return Finding("The ranking survives healing, among the cheap sets too", text)
+        cheap = f"{w.short(within)} among the cheap sets"
+        return Finding(f"The ranking survives healing: {over_all}, {cheap}", text)
     if w.side(rho, 0) == w.ABOVE:
         how = "reverses" if w.side(within, 0) == w.BELOW else "is unclear"
-        return Finding(f"The ranking survives healing; among the cheap sets it {how}", text)
+        title = f"The ranking survives healing ({over_all}); among the cheap sets it {how}"
+        return Finding(title, text)
     if w.side(rho, 0) == w.BELOW:
         return Finding("Sets that are cheap before healing are costly after it", text)
     return Finding("It is open whether the ranking survives healing", text)
 
 
 def winners(before: Mapping[str, Score], after: Mapping[str, Score]) -> tuple[str, str, int]:
-    """The set that is best before healing, the set that is best after it, the number of sets."""
+    """The best set before healing, its rival after healing, and the number of sets.
+
+    The rival is the best set after healing, or the second best if both are the same.
+    """
     sets = [name for name in before if name in after and name != "whole"]
-    old, new = (w.best({name: scores[name] for name in sets}) for scores in (before, after))
-    return old, new, len(sets)
+    old = w.best({name: before[name] for name in sets})
+    return old, w.best({name: after[name] for name in sets if name != old} or after), len(sets)
 
 
 def winner(
     before: Mapping[str, Score], after: Mapping[str, Score], healed: Mapping[str, Score]
 ) -> Finding:
-    """Whether the set best after healing beats the one best before it, both healed in full."""
+    """Whether the set best before healing is still the best after it, both healed in full."""
     old, new, n = winners(before, after)
-    if old == new:
-        title = f"Layers {old} are the best choice before and after healing"
-        return Finding(title, f"Of {n} sets, {old} is best before and after healing.")
+    same = w.best({old: after[old], new: after[new]}) == old
+    which = "the second best after it" if same else "the best after it"
+    text = f"Of {n} sets, {old} is best before healing; {new} is {which}."
     first, second = statistics.average(healed, old), statistics.average(healed, new)
     if first is None or second is None:  # it diverged, or the notebook asked for fewer
-        text = f"Best before healing: layers {old}; after it: {new}. Not both were healed in full."
-        return Finding("The best set changes; not both were healed in full", text)
+        stays = "The best set stays the best" if same else "The best set changes"
+        return Finding(f"{stays}; its rival was not healed in full", text)
     gap = statistics.ppl_ratio(second, first)
     return w.outcome(
         w.side(gap, 1),
-        f"Best before healing: layers {old}; after it: {new}. Healed in full, {new} has"
-        f" {w.interval(gap)} times the perplexity of {old} (n = {gap.n} test articles).",
+        f"{text} Healed in full, {new} has {w.interval(gap)} times the perplexity of {old}"
+        f" (n = {gap.n} test articles).",
         below=f"The best set changes with healing: {new} beats {old}",
         above=f"The set that was best before healing stays better: {old}",
         open=f"Healed in full, {new} and {old} are not clearly different",
@@ -111,12 +118,14 @@ def winner(
 
 def regret(after: Mapping[str, Score], rules: Mapping[str, str]) -> Finding:
     """What each rule's choice costs after healing, compared with the best set tried."""
-    best = w.best(after)
-    gaps = {rule: w.ratio(after, pair, best) for rule, pair in rules.items() if pair in after}
+    best, who = w.best(after), {}
+    for rule, chosen in rules.items():
+        who.setdefault(chosen, []).append(w.words(rule))
+    gaps = {chosen: w.ratio(after, chosen, best) for chosen in who if chosen in after}
     if not gaps:
         return Finding("No rule's choice was healed", "No rule's choice was among the healed sets.")
-    order = sorted(gaps, key=lambda rule: gaps[rule].point)
-    parts = "; ".join(f"{w.words(rule)} ({rules[rule]}) {w.interval(gaps[rule])}" for rule in order)
+    order = sorted(gaps, key=lambda chosen: gaps[chosen].point)
+    parts = "; ".join(f"{of} ({w.listed(who[of])}) {w.interval(gaps[of])}" for of in order)
     text = (
         f"After healing, perplexity over that of the best of {len(after) - 1} sets, layers"
         f" {best}: {parts} (n = {gaps[order[0]].n} articles)."
@@ -125,8 +134,6 @@ def regret(after: Mapping[str, Score], rules: Mapping[str, str]) -> Finding:
     if level == len(gaps):
         return Finding("After healing, no rule's choice is clearly worse than the best", text)
     if level:
-        title = (
-            f"After healing, {level} of {len(gaps)} rules' choices are about as good as the best"
-        )
-        return Finding(title, text)
+        which = f"{level} of the rules' {len(gaps)} choices"
+        return Finding(f"After healing, {which}: not clearly worse than the best", text)
     return Finding("After healing, every rule's choice is worse than the best", text)

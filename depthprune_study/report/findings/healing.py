@@ -134,6 +134,9 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
     chance = [f for f in order if _by_chance(whole[f])]
     gone = [f for f in order if f not in chance and w.side(lost[f], 0) == w.BELOW]
     back = [f for f in gone if w.side(left[f], 0) != w.BELOW]
+    first, last = (by_student[student] for student in (stages[0], stages[-1]))
+    regained = {f: statistics.accuracy_difference(last[f], first[f]) for f in gone if healed}
+    part = [f for f in regained if w.side(regained[f], 0) == w.ABOVE]
     parts = ", ".join(
         f"{f} {', then '.join(w.interval(loss[f]) for loss in losses)}" for f in order
     )
@@ -153,11 +156,16 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
         title = "No loss of ability is shown"
         few = f"; in {len(chance)} of {len(whole)} tasks none could show"
         return Finding(title + (few if chance else ""), text)
-    worst = f"{w.up(gone[0])} suffers most"
+    if regained:
+        gains = (f"{f} {w.interval(gain)}" for f, gain in regained.items())
+        text += f" Healed minus cut, where a loss is shown: {', '.join(gains)}."
+    worst = f"{w.up(gone[0])} loses most"
     if not healed:
         return Finding(f"{worst} with {stages[0]}", text)
+    if not back and not part:
+        return Finding(f"{worst}; healing brings nothing clear back", text, True)
     if not back:
-        return Finding(f"{worst}; every loss remains after healing", text, True)
+        return Finding(f"{worst}; healing brings back part of {w.listed(part)}", text)
     where = "" if back == gone else f" in {w.listed(back)}"
     return Finding(f"{worst}; after healing no loss is shown{where}", text)
 
@@ -169,31 +177,27 @@ def _by_chance(whole: Answers) -> bool:
 
 
 def curves(curves: Mapping[str, Curve]) -> Finding:
-    """How far the losses fell, and whether they are still falling at the end."""
+    """Whether validation perplexity still fell at the end of training."""
     parts, falling = [], []
     for name in w.natural(curves):
         curve = curves[name]
-        loss, values = max(curve.losses.items(), key=lambda item: len(item[1]))
-        fifth = max(1, len(values) // 5)
-        start, end = (math.fsum(of) / fifth for of in (values[:fifth], values[-fifth:]))
-        before = math.fsum(values[-2 * fifth : -fifth]) / fifth
-        falling += [name] if end < (before if len(values) >= 2 * fifth else start) else []
-        of = "the whole model's predictions" if loss == "kl" else "the text"
+        nll, tokens = curve.validation_nll_nats, curve.validation_tokens
         stopped = " (stopped: it diverged)" if curve.diverged else ""
+        if len(nll) < 2:
+            parts.append(f"{w.words(name)} has fewer than two points{stopped}")
+            continue
+        since, last = w.number(math.exp(nll[-1] - nll[0])), w.number(math.exp(nll[-1] - nll[-2]))
+        falling += [name] if nll[-1] < nll[-2] else []
         parts.append(
-            f"{w.words(name)}: loss against {of} from {w.number(start)} to {w.number(end)} nats per"
-            f" token in {curve.tokens[-1]:,} tokens{stopped}"
+            f"{w.words(name)} {since} times its first value after {tokens[-1]:,} tokens, {last}"
+            f" times over the last {tokens[-1] - tokens[-2]:,}{stopped}"
         )
-    text = f"These are means of the first and last fifth of the steps. {w.up('; '.join(parts))}."
+    text = f"Validation perplexity: {'; '.join(parts)}."
     diverged = [name for name, curve in curves.items() if curve.diverged]
     if diverged:
         return Finding(f"Training diverged: {w.listed(map(w.words, diverged))}", text)
     if len(falling) == len(curves):
-        return Finding(
-            "Every training loss is still falling at the end: more tokens may help", text
-        )
+        return Finding("Every curve still falls at its end: more tokens may help", text)
     if falling:
-        return Finding(
-            f"Training losses still falling at the end: {w.listed(map(w.words, falling))}", text
-        )
-    return Finding("No training loss is still falling at the end", text)
+        return Finding(f"Still falling at the end: {w.listed(map(w.words, falling))}", text)
+    return Finding("No curve still falls at its end", text)

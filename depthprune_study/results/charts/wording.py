@@ -18,7 +18,6 @@ _NAMES = {
     "ce": "cut, trained on the text",
     "narrower, cut": "narrower, not healed",
     "adapters": "adapters, healed",
-    "adapters, ce": "adapters, trained on the text",
     "Q8_0": "8-bit weights (Q8_0)",
     "Q4_0": "4-bit weights (Q4_0)",
     "prune_and_comp": "Prune&Comp",

@@ -56,14 +56,11 @@ def by_seed(named: Mapping[str, Interval]) -> dict[str, dict[str, Interval]]:
 
 
 def by_budget(named: Mapping[str, Interval]) -> dict[str, dict[int, Interval]]:
-    """`source, N tokens` -> {source: {N: ratio}}; `refitted` (on articles) is 0 tokens of them."""
-    lines = {
+    """`source, N tokens` -> {source: {N: ratio}}; 0 tokens: refitted only."""
+    return {
         source: dict(sorted((int(n), ratio) for n, ratio in line.items()))
         for source, line in _grouped(named, r"(.+), (\d+) tokens").items()
     }
-    if "refitted" in named and "articles" in lines:
-        lines["articles"] = {0: named["refitted"]} | lines["articles"]
-    return lines
 
 
 def _grouped(named: Mapping[str, Value], pattern: str) -> dict[str, dict[str, Value]]:

@@ -32,8 +32,12 @@ class Page:
 
     def __init__(self) -> None:
         self._files: dict[int, tuple[Any, Path]] = {}  # id -> the record, kept alive, and its file
-        self._findings: list[Any] = []
+        self._told: list[dict[str, Any]] = []  # every finding, as its record holds it
         self._boxed = False
+
+    def save(self, name: str, record: Any) -> Any:
+        """Save record(s) of this notebook; returns them."""
+        raise NotImplementedError
 
     def box(self) -> None:
         """Display a box with model, device, and the findings marked `lead`."""
@@ -58,19 +62,21 @@ class Page:
             metadata={"image/png": {"alt": alt, "width": width}, "depthprune": about},
             raw=True,
         )
-        self.found(found, lead=lead)
+        self.found(name, found, lead=lead)
 
-    def found(self, found: Any, *, of: Iterable[Any] = (), lead: bool = False) -> None:
-        """Display a finding (an object with `title` and `text`) without a figure."""
-        sources = self.sources_of(of, found.title)
+    def found(self, name: str, found: Any, *, of: Iterable[Any] = (), lead: bool = False) -> None:
+        """Display a finding without a figure; it is kept for the report, record `findings`.
+
+        found: has `title`, `text` and `against`. lead: also in the box, and unfolded in the report.
+        """
+        sources = self.sources_of(of, name)
         about = {"metadata": {"depthprune": {"sources": sources}}} if sources else {}
         display(_markdown(f"**Found.** {found.text}"), raw=True, **about)
-        if not lead:
-            return
-        self._findings.append(found)
-        if len(self._findings) > MOST_FINDINGS:
+        self._told.append({"name": name, **vars(found), "lead": lead})
+        self.save("findings", Facts({"told": self._told}))
+        if sum(told["lead"] for told in self._told) > MOST_FINDINGS:
             raise StudyError(f"the box holds at most {MOST_FINDINGS} findings: {found.title!r}")
-        if self._boxed:
+        if lead and self._boxed:
             update_display(_markdown(self._box_text()), raw=True, display_id=BOX)
 
     def table(self, facts: Facts) -> None:
@@ -106,7 +112,8 @@ class Page:
     def _box_text(self) -> str:
         device = speed.device_name(torch.device(self.device))
         where = f"**{self.model}** · {device}"
-        lines = [*(f"**Found.** {found.text}" for found in self._findings), where]
+        found = (told["text"] for told in self._told if told["lead"])
+        lines = [*(f"**Found.** {text}" for text in found), where]
         return "\n>\n".join(f"> {line}" for line in lines)
 
 

@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from depthprune_core import storage
 from depthprune_study import paths
 from depthprune_study.errors import StudyError
+from depthprune_study.report.wording import Finding
 
 OWN = ("gpt2", "tinyllama-1.1b")  # the source's models
 SHAPES = {"gpt2-shape": "gpt2", "tinyllama-1.1b-shape": "tinyllama-1.1b"}  # random weights
@@ -26,9 +27,16 @@ def kind(model: str, *, speed: bool = False) -> int:
     return STAND_IN if model in STAND_INS or model.endswith("-shape") else REAL
 
 
-def called(model: str) -> str:
-    """The model's name in a sentence; a stand-in is called one."""
-    return f"{model} (a stand-in)" if kind(model) == STAND_IN else model
+TOLD = ("name", "title", "text", "against", "lead")  # a finding in a notebook's record
+
+
+class Told(NamedTuple):
+    """A finding as its notebook told it."""
+
+    notebook: str
+    name: str  # of its figure, if it has one
+    finding: Finding
+    lead: bool  # one of the notebook's main findings
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,17 @@ class Evidence:
     def notebooks(self) -> list[str]:
         """The notebooks that left records, in order."""
         return sorted(path.name for path in (self.folder / "records").glob("*") if path.is_dir())
+
+    @property
+    def told(self) -> list[Told]:
+        """The findings of all numbered notebooks, in their order."""
+        return [
+            Told(notebook, name, Finding(title, text, against), lead)
+            for notebook in self.notebooks
+            if notebook[0].isdigit() and self.has(notebook, "findings")
+            for told in self.record(notebook, "findings").values["told"]
+            for name, title, text, against, lead in [map(told.get, TOLD)]
+        ]
 
     @property
     def lead(self) -> str:

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from depthprune_core.records import Score
 from depthprune_study.report import verdicts
 from depthprune_study.report import wording as w
 from depthprune_study.report.claims import judge
 from depthprune_study.report.evidence import Evidence
 from depthprune_study.report.rules import targets
-from depthprune_study.report.wording import Finding
 from depthprune_study.results import statistics
 
 MOST = 7
 
 
-def lines(evidence: Evidence, found: Sequence[tuple[str, str, Finding]]) -> list[str]:
-    """Missed targets, claims that fail or are open, findings against the recipe, limits.
-
-    found: notebook, figure, finding.
-    """
+def lines(evidence: Evidence) -> list[str]:
+    """Missed targets, claims that fail or are open, findings against the recipe, limits."""
     judged = judge(evidence)
     bullets = [f"This study's target: {line}" for line in missed(evidence)][:2]
     for word, which in ((verdicts.FAILS, "fail"), (verdicts.OPEN, "are open")):
         named = [f"{v.id} ({v.figure}, on {v.model})" for v in judged if v.word == word]
         bullets += [f"Claims that {which}: {'; '.join(named)}."] if named else []
     against = [
-        f"{finding.title} (notebook {notebook[:2]})"
-        for notebook, _, finding in found
-        if finding.against
+        f"{told.finding.title} (notebook {told.notebook[:2]})"
+        for told in evidence.told
+        if told.finding.against
     ]
     bullets += [f"Findings against the recipe: {'; '.join(against)}."] if against else []
     stopped = diverged(evidence)

@@ -11,10 +11,8 @@ from depthprune_study.report import failing, verdicts
 from depthprune_study.report import findings as of
 from depthprune_study.report import wording as w
 from depthprune_study.report.claims import judge
-from depthprune_study.report.evidence import REAL, STAND_IN, Evidence, kind
-from depthprune_study.report.found import MINOR, found
+from depthprune_study.report.evidence import REAL, STAND_IN, Evidence, Told, kind
 from depthprune_study.report.rules import claims as claims_of
-from depthprune_study.results import statistics
 
 UNFINISHED = "**Unfinished: only some notebooks have run.**"
 NOT_RUN = "Not run in this study.\n"
@@ -42,7 +40,7 @@ def answer(evidence: Evidence, *, root: str = "../") -> str:
     if not lead:
         return NOT_RUN
     *lines, tally = map(safe, answer_lines(evidence))
-    title = of.path(evidence.record(lead, "test")).title
+    title = next((told.finding.title for told in _found(evidence, lead, "path")), "")
     image = _image(evidence, lead, "path", title, root)
     return "\n\n".join([*lines, f"**{tally}**", image])
 
@@ -50,7 +48,10 @@ def answer(evidence: Evidence, *, root: str = "../") -> str:
 def answer_lines(evidence: Evidence) -> list[str]:
     """The answer as plain text with the claims tally last; also for the terminal."""
     lead, model = evidence.lead, evidence.model(evidence.lead)
-    scores, sentences = evidence.record(lead, "test"), []
+    path, control = (
+        [told.finding.text for told in _found(evidence, lead, name)] for name in ("path", "control")
+    )
+    sentences = []
     if kind(model) == STAND_IN:
         sentences.append(f"{model} is a stand-in: it only shows that the pipeline runs.")
     plan = evidence.get(lead, "plan") or evidence.get(lead, "plans").get("main")
@@ -58,9 +59,8 @@ def answer_lines(evidence: Evidence) -> list[str]:
         which = f"{model} loses layers {w.listed(plan.dropped)} of {plan.n_layers}"
         healed = evidence.get(lead, "curves").get("healed")
         seen = f" and is healed on {healed.tokens[-1]:,} tokens" if healed else ""
-        sentences.append(f"{which}{seen}. {of.path(scores).text}")
-    if {"ce", statistics.CONTROL} <= set(scores):
-        sentences.append(of.control(scores).text)
+        path = [" ".join([f"{which}{seen}.", *path])]
+    sentences += path + control
     for notebook in (lead, "02_prune"):
         timing = evidence.get(notebook, "timing")
         if timing and evidence.model(notebook) == model:
@@ -68,6 +68,11 @@ def answer_lines(evidence: Evidence) -> list[str]:
             sentences.append(of.speed({name: timing[name]}).text)
             break
     return [*sentences, verdicts.tally(judge(evidence))]
+
+
+def _found(evidence: Evidence, notebook: str, name: str) -> list[Told]:
+    """The finding of this name, if the notebook told it."""
+    return [told for told in evidence.told if told[:2] == (notebook, name)]
 
 
 def claims(evidence: Evidence, *, root: str = "../") -> str:
@@ -100,22 +105,21 @@ def _told(v: verdicts.Verdict) -> str:
 
 
 def findings(evidence: Evidence, *, root: str = "../") -> str:
-    """One figure per finding, grouped by the notebook's question; minor ones are folded."""
-    entries, parts = found(evidence), []
+    """The main findings with their figures, by the notebooks' questions; the others are folded."""
+    entries, parts = evidence.told, []
     for notebook, question in QUESTIONS.items():
-        of_it = [(figure, finding) for n, figure, finding in entries if n == notebook]
+        of_it = [told for told in entries if told.notebook == notebook]
         if not of_it:
             continue
         model, link = safe(evidence.model(notebook)), _notebook(notebook, root)
         parts.append(f"### {question}\n\n*{model}*, notebook {link}\n")
-        for figure, finding in of_it:
-            in_answer = notebook == evidence.lead and figure in ("path", "control")
-            if in_answer or (notebook, figure) in MINOR:
-                continue  # shown above, or folded below
+        if notebook == evidence.lead:  # the answer shows these
+            of_it = [told for told in of_it if told.name not in ("path", "control")]
+        for _, figure, finding, _ in (told for told in of_it if told.lead):
             image = _image(evidence, notebook, figure, finding.title, root)
             title = "" if image else f"**{safe(finding.title)}.** "  # a figure shows its title
             parts.append(f"{FINDING}\n\n{image}{title}{safe(finding.text)}\n")
-        if more := [f for figure, f in of_it if (notebook, figure) in MINOR]:
+        if more := [told.finding for told in of_it if not told.lead]:
             lines = "\n".join(f"- **{safe(f.title)}.** {safe(f.text)}" for f in more)
             parts.append(_folded("More of this notebook", lines))
     missing = [n for n in QUESTIONS if n not in evidence.notebooks and n != "10_report"]
@@ -126,7 +130,7 @@ def findings(evidence: Evidence, *, root: str = "../") -> str:
 
 def failures(evidence: Evidence, *, root: str = "../") -> str:
     """What failed, in at most seven bullets."""
-    lines = failing.lines(evidence, found(evidence))
+    lines = failing.lines(evidence)
     return "".join(f"- {safe(line)}\n" for line in lines) or NOT_RUN
 
 

@@ -9,7 +9,6 @@ from depthprune_study import paths
 from depthprune_study.report import pages, verdicts, wording
 from depthprune_study.report.claims import judge
 from depthprune_study.report.evidence import SOURCE, Evidence
-from depthprune_study.report.found import found
 from depthprune_study.report.rules import claims
 
 STUDY, SHORT = "overnight", "quick"  # SHORT is shown until STUDY has an answer
@@ -73,11 +72,11 @@ def _notebooks(evidence: Evidence, root: Path) -> str:
     """One row per notebook: its question, its finding in one line, its Colab badge."""
     start = f"Start with {evidence.lead[:2]}.\n\n" if evidence.lead else ""
     first = {"10_report": "every claim, judged"} if evidence.lead else {}
-    for notebook, _, finding in found(evidence):
-        model = evidence.model(notebook)
-        told = pages.kind(model) != pages.STAND_IN or model in finding.title
-        whose = "" if told else f" ({model}, a stand-in)"
-        first.setdefault(notebook, f"{finding.title}{whose}")
+    for told in evidence.told:
+        model, title = evidence.model(told.notebook), told.finding.title
+        named = "a stand-in" if model in title else f"{model}, a stand-in"
+        whose = f" ({named})" if pages.kind(model) == pages.STAND_IN else ""
+        first.setdefault(told.notebook, f"{title}{whose}")
     rows, site = [], f"github/{paths.REPOSITORY}/blob/{paths.BRANCH}"
     for notebook, question in pages.QUESTIONS.items():
         executed = f"reports/{evidence.study}/notebooks/{notebook}.ipynb"
@@ -97,9 +96,9 @@ def _notebooks(evidence: Evidence, root: Path) -> str:
 def _surprises(evidence: Evidence, root: Path) -> str:
     """Findings against the recipe or for a simpler method: the first of each notebook."""
     first: dict[str, str] = {}
-    for notebook, _, finding in found(evidence):
-        if finding.against and pages.kind(evidence.model(notebook)) != pages.STAND_IN:
-            first.setdefault(notebook, pages.safe(finding.title))
+    for told in evidence.told:
+        if told.finding.against and pages.kind(evidence.model(told.notebook)) != pages.STAND_IN:
+            first.setdefault(told.notebook, pages.safe(told.finding.title))
     lines = [f"- {title} ({n[:2]}).\n" for n, title in first.items()]
     return "".join(lines[:MOST_SURPRISES]) or ("None.\n" if evidence.lead else NOT_EXECUTED)
 

@@ -18,6 +18,7 @@ from depthprune_study import parameters
 from depthprune_study.errors import StudyError
 from depthprune_study.lab import showing
 from depthprune_study.lab.workspace import Workspace, open_workspace
+from depthprune_study.report.evidence import Evidence, Told
 from depthprune_study.report.wording import Finding
 from depthprune_study.results import charts
 
@@ -175,15 +176,25 @@ def test_the_box_is_filled_by_at_most_three_findings(
     lab.box()
     assert "**Found.**" not in shown[0]["data"]["text/markdown"]
     for n in range(3):
-        lab.found(Finding(f"{n}", f"finding {n}"), lead=True)
-    lab.found(Finding("aside", "an aside"))
+        lab.found(f"{n}", Finding(f"{n}", f"finding {n}"), lead=True)
+    lab.found("less", Finding("aside", "an aside"))
     box = [call for call in shown if call.get("display_id") == showing.BOX]
     last = box[-1]["data"]["text/markdown"]
     assert all(f"**Found.** finding {n}" in last for n in range(3))
     assert "aside" not in last
     assert "llama-tiny" in last
     with pytest.raises(StudyError, match="at most 3 findings"):
-        lab.found(FOUND, lead=True)
+        lab.found("path", FOUND, lead=True)
+
+
+def test_the_report_finds_what_the_notebook_told(lab: Workspace) -> None:
+    lab.found("path", FOUND, lead=True)
+    lab.found("less", Finding("aside", "an aside", True))
+    told = Evidence(lab.study, lab.folder).told
+    assert told == [
+        Told(NOTEBOOK, "path", FOUND, True),
+        Told(NOTEBOOK, "less", Finding("aside", "an aside", True), False),
+    ]
 
 
 def test_continuations_are_a_table(lab: Workspace, shown: list[dict[str, Any]]) -> None:

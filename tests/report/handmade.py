@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from depthprune_core.records import (
     Size,
     Timing,
 )
+from depthprune_study.report import findings as f
+from depthprune_study.report.wording import Finding
 
 N, TOKENS = 30, 1_000
 N_LAYERS, N_PARAMETERS, A_LAYER = 30, 134_515_008, 3_540_096
@@ -248,25 +251,55 @@ def write(
 ) -> Path:
     """The study's records below `folder`/records."""
     for notebook, of in records.items():
-        for name, record in of.items():
+        told = {"findings": Facts({"told": findings(notebook, of)})}
+        for name, record in (of | told).items():
             more = {"drop_counts": [1, 2, 3, 4, 5]}
             about = stamp(notebook, models.get(notebook, model), **more)
             storage.write(folder / "records" / notebook / f"{name}.json", record, about)
     return folder
 
 
+TOLD: dict[tuple[str, str], Callable[..., Finding]] = {  # notebook, figure: from its records
+    ("01_sensitivity", "profile"): lambda of: f.profile(of["profile"]),
+    ("02_prune", "rules-2"): lambda of: f.rules(of["validation"], 2),
+    ("02_prune", "speed"): lambda of: f.speed(of["timing"]),
+    ("03_recovery", "path"): lambda of: f.path(of["test"]),
+    ("03_recovery", "control"): lambda of: f.control(of["test"]),
+    ("03_recovery", "divergences"): lambda of: f.divergences(of["divergences"]),
+    ("03_recovery", "elsewhere"): lambda of: f.elsewhere(of["elsewhere"], "news-excerpt"),
+    ("04_transfer", "transfer"): lambda of: f.transfer(of["test"], "gpt2-mini"),
+    ("04_transfer", "path"): lambda of: f.path(of["test"]),
+    ("04_transfer", "staged"): lambda of: f.staged(of["test"]),
+    ("05_seed_stability", "seeds"): lambda of: f.seeds({"smollm2-135m": of["test"]}),
+    ("06_controls", "width"): lambda of: f.width(of["test"]),
+    ("06_controls", "bytes"): lambda of: f.rounding(of["test"], of["bytes"]),
+    ("06_controls", "rivals"): lambda of: f.rivals(of["rivals"]),
+    ("07_choice", "choice"): lambda of: f.choice(of["before"], of["after"], tail=3),
+    ("07_choice", "winners"): lambda of: f.winner(of["before"], of["after"], of["healed"]),
+    ("08_limits", "depth"): lambda of: f.depth(of["depth"], of["sizes"]),
+    ("08_limits", "budget"): lambda of: f.budget(of["budget"]),
+    ("09_recipe", "factors"): lambda of: f.recipe(of["trials"], of["kept"]),
+}
+ASIDE = ("divergences", "bytes")  # not among the main findings
+
+
+def findings(notebook: str, of: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the record `findings` of a notebook holds."""
+    made = {name: make(of) for (at, name), make in TOLD.items() if at == notebook}
+    return [{"name": n, **vars(found), "lead": n not in ASIDE} for n, found in made.items()]
+
+
 def draw(folder: Path) -> Path:
     """A figure for every finding that has one, and executed notebooks, as a run leaves them."""
     from matplotlib.figure import Figure
 
-    from depthprune_study.report.found import TABLE
     from depthprune_study.report.pages import QUESTIONS
     from depthprune_study.results import charts
 
     figure = Figure(figsize=(2, 1))
     figure.set_label("a figure")
     svg = charts.svg(figure)
-    for notebook, name, _ in TABLE:
+    for notebook, name in TOLD:
         records = sorted((folder / "records" / notebook).glob("*.json"))[:1]
         sources = {p.relative_to(folder).as_posix(): storage.data_hash(p) for p in records}
         path = folder / "figures" / f"{notebook}-{name}.png"

@@ -46,7 +46,7 @@ def staged(pair: float, single: float) -> dict:
 
 
 def transfer(scores: dict) -> Finding:
-    return f.transfer(scores, PATH, models=("gpt2", "tinyllama"))
+    return f.transfer(scores, "tinyllama")
 
 
 def budget(articles: float, words: float | None = None) -> dict:
@@ -121,8 +121,8 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
         "Still falling at the end: cut, trained on the text",
     ),
     (lambda: f.curves({"healed": h.curve(3.0, diverged="loss 9")}), "Training diverged:"),
-    (lambda: transfer(PATH), "The recipe used on gpt2 heals tinyllama too"),
-    (lambda: transfer(more(healed=1.4)), "The recipe used on gpt2 harms tinyllama"),
+    (lambda: transfer(PATH), "The recipe of notebook 03 heals tinyllama too"),
+    (lambda: transfer(more(healed=1.4)), "The recipe of notebook 03 harms tinyllama"),
     (lambda: transfer(h.open_scores(PATH, "healed", "cut")), "not shown to heal tinyllama"),
     (lambda: f.staged(staged(1.05, 1.06)), "stages are better than at once"),
     (lambda: f.staged(staged(1.2, 1.3)), "at once is better than stages"),

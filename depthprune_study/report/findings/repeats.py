@@ -13,21 +13,16 @@ from depthprune_study.report.wording import Finding
 from depthprune_study.results import statistics
 
 
-def transfer(
-    scores: Mapping[str, Score], first: Mapping[str, Score], *, models: tuple[str, str]
-) -> Finding:
-    """Whether the recipe of the first model heals the second, of another family, unchanged."""
-    before, after = models
+def transfer(scores: Mapping[str, Score], model: str) -> Finding:
+    """Whether the recipe of notebook 03 heals this model, of another family, unchanged."""
     gain = w.ratio(scores, "healed", "cut")
-    one, two = (f"{w.over(of, 'cut')} cut, {w.over(of, 'healed')} healed" for of in (first, scores))
     return w.outcome(
         w.side(gain, 1),
-        f"With the same recipe, {before} is at {one}, and {after} at {two} (times the frozen whole"
-        f" model's perplexity; n = {gain.n} test articles). The healed {after} has"
-        f" {w.interval(gain)} times the cut's perplexity.",
-        below=f"The recipe used on {before} heals {after} too",
-        above=f"The recipe used on {before} harms {after}",
-        open=f"The recipe used on {before} is not shown to heal {after}",
+        f"With the recipe of notebook 03, the healed {model} has {w.interval(gain)} times the cut's"
+        f" perplexity (n = {gain.n} test articles).",
+        below=f"The recipe of notebook 03 heals {model} too",
+        above=f"The recipe of notebook 03 harms {model}",
+        open=f"The recipe of notebook 03 is not shown to heal {model}",
     )
 
 

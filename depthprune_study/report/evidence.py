@@ -27,9 +27,6 @@ def kind(model: str, *, speed: bool = False) -> int:
     return STAND_IN if model in STAND_INS or model.endswith("-shape") else REAL
 
 
-TOLD = ("name", "title", "text", "against", "lead")  # a finding in a notebook's record
-
-
 class Told(NamedTuple):
     """A finding as its notebook told it."""
 
@@ -87,13 +84,13 @@ class Evidence:
     @property
     def told(self) -> list[Told]:
         """The findings of all numbered notebooks, in their order."""
-        return [
-            Told(notebook, name, Finding(title, text, against), lead)
-            for notebook in self.notebooks
-            if notebook[0].isdigit() and self.has(notebook, "findings")
-            for told in self.record(notebook, "findings").values["told"]
-            for name, title, text, against, lead in [map(told.get, TOLD)]
-        ]
+        found = []
+        for notebook in (name for name in self.notebooks if name[0].isdigit()):
+            record = self.get(notebook, "findings")
+            for of in record.values["told"] if record else ():
+                finding = Finding(of["title"], of["text"], of["against"])
+                found.append(Told(notebook, of["name"], finding, of["lead"]))
+        return found
 
     @property
     def lead(self) -> str:

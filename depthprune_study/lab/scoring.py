@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PUBLISHED = {"gpt2-shape": (12, 10, 9), "tinyllama-1.1b-shape": (22, 20, 19)}  # the source's layers
 PROMPT_WORDS, PROMPT_CHARS = 16, 200  # at the beginning of a validation document
+MOST_ELSEWHERE = 100  # documents of another text that are scored
 CONTEXT, NEW_TOKENS = 128, 32  # timed: prefill tokens, then decoded tokens
 
 
@@ -44,7 +45,10 @@ def test(lab: Workspace, students: Models, *, name: str = "test") -> dict[str, S
 def elsewhere(
     lab: Workspace, text: str, students: Models, *, name: str = "elsewhere"
 ) -> dict[str, Score]:
-    """Each student's score on the test articles of another text, read once under this name."""
+    """Each student's score on test documents of another text, read once under this name.
+
+    Of another text than the study's own: the first MOST_ELSEWHERE documents.
+    """
     contents = [cache.content(student) for student in students.values()]
     if lab.tests_read.setdefault(name, contents) != contents:
         raise StudyError(
@@ -52,7 +56,8 @@ def elsewhere(
             "score all students in one call"
         )
     tokens = lab.parameters.get("score_tokens", 0)
-    windows = lab.scoring(lab.split("test", text), tokens=tokens)
+    documents = lab.split("test", text)
+    windows = lab.scoring(documents[:MOST_ELSEWHERE] if text else documents, tokens=tokens)
     return lab.save(name, scores(lab, students, windows))
 
 

@@ -140,3 +140,10 @@ def test_sizes_count_layers_and_parameters(lab: Workspace) -> None:
     assert [size.n_layers for size in sizes.values()] == [6, 4]
     layer = sum(p.numel() for p in lab.teacher.model.model.layers[0].parameters())
     assert sizes["0 fewer"].n_parameters - sizes["2 fewer"].n_parameters == 2 * layer
+
+
+def test_of_another_text_the_first_documents_are_scored(lab: Workspace, monkeypatch) -> None:
+    monkeypatch.setattr(scoring, "MOST_ELSEWHERE", 2)
+    names = [document.name for document in lab.split("test", "news-excerpt")]
+    far = scoring.elsewhere(lab, "news-excerpt", {"whole": lab.teacher})
+    assert list(far["whole"].documents) == names[:2] != names

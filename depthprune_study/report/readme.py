@@ -94,12 +94,14 @@ def _notebooks(evidence: Evidence, root: Path) -> str:
 
 
 def _surprises(evidence: Evidence, root: Path) -> str:
-    """Findings against the recipe or for a simpler method: the first of each notebook."""
-    first: dict[str, str] = {}
-    for told in evidence.told:
-        if told.finding.against and pages.kind(evidence.model(told.notebook)) != pages.STAND_IN:
-            first.setdefault(told.notebook, pages.safe(told.finding.title))
-    lines = [f"- {title} ({n[:2]}).\n" for n, title in first.items()]
+    """Findings against the recipe or for a simpler method that the answer does not tell."""
+    lines = [
+        f"- {pages.safe(told.finding.title)} ({told.notebook[:2]}).\n"
+        for told in evidence.told
+        if told.finding.against
+        and (told.notebook, told.name) != (evidence.lead, "control")
+        and pages.kind(evidence.model(told.notebook)) != pages.STAND_IN
+    ]
     return "".join(lines[:MOST_SURPRISES]) or ("None.\n" if evidence.lead else NOT_EXECUTED)
 
 

@@ -181,6 +181,7 @@ def study() -> dict[str, dict[str, Any]]:
             "elsewhere": path,
             "divergences": {
                 "cut": divergence(0.3),
+                "refitted": divergence(0.08),
                 "healed": divergence(0.05),
                 "ce": divergence(0.1),
             },

@@ -61,7 +61,7 @@ def seeds(*ratios: float) -> dict:
 CLOSE = {name: h.divergence(kl) for name, kl in (("cut", 0.3), ("refitted", 0.08), ("ce", 0.1))}
 CLOSE["healed"] = h.divergence(0.05)
 FAR = CLOSE | {"healed": h.divergence(0.2)}
-BYTES = {"whole": 270, "healed": 255, "Q8_0": 143}
+BYTES = Facts({"whole": 270, "healed": 255, "Q8_0": 143})
 RULES = {"whole": 1.0, "greedy-2": 1.2, "last_k-2": 1.5, "random_0-2": 1.4}
 
 OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
@@ -145,7 +145,7 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
     (lambda: f.rivals(rival(1.2, 1.2)), "best training-free rival are not clearly different"),
     (lambda: f.rivals(h.scores(cut=1.2)), "No training-free rival was scored"),
     (lambda: f.rounding(more(Q8_0=1.001), BYTES), "Rounding to Q8_0 costs less and saves more"),
-    (lambda: f.rounding(more(Q8_0=1.2), Facts(BYTES)), "Rounding costs more perplexity"),
+    (lambda: f.rounding(more(Q8_0=1.2), BYTES), "Rounding costs more perplexity"),
     (lambda: f.rounding(h.open_scores(PATH, "Q8_0", "healed"), BYTES), "is not shown to cost less"),
     (lambda: f.adapters(more(adapters=1.02)), "only adapters is better"),
     (lambda: f.adapters(more(adapters=1.09)), "only adapters is worse"),

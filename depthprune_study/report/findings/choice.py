@@ -90,7 +90,8 @@ def winners(before: Mapping[str, Score], after: Mapping[str, Score]) -> tuple[st
     """
     sets = [name for name in before if name in after and name != "whole"]
     old = w.best({name: before[name] for name in sets})
-    return old, w.best({name: after[name] for name in sets if name != old} or after), len(sets)
+    others = {name: after[name] for name in sets if name != old}
+    return old, w.best(others) if others else old, len(sets)
 
 
 def winner(

@@ -116,7 +116,7 @@ def divergences(divergences: Mapping[str, Divergence]) -> Finding:
         f" {w.interval(gaps['ce'])}."
     )
     if side == w.ABOVE:
-        text += " Where perplexity falls all the same, it is not by a return to these predictions."
+        text += " So a fall in perplexity is not a return to the whole model's predictions."
     change = " to ".join(w.number(means[name].point) for name in ("refitted", "healed"))
     return w.outcome(
         side,

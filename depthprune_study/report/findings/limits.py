@@ -45,9 +45,9 @@ def rivals(scores: Mapping[str, Score]) -> Finding:
     )
 
 
-def rounding(scores: Mapping[str, Score], n_bytes: Facts | Mapping[str, int]) -> Finding:
+def rounding(scores: Mapping[str, Score], n_bytes: Facts) -> Finding:
     """Compares dropping layers with rounding the weights, as methods to save bytes."""
-    n = n_bytes.values if isinstance(n_bytes, Facts) else n_bytes
+    n = n_bytes.values
     formats = [name for name in w.natural(n) if name in scores and re.match(r"[A-Z]+\d", name)]
     parts, better, worse = [], [], []
     for name in formats:

@@ -6,7 +6,7 @@ from depthprune_core.records import Score
 from depthprune_study.report import verdicts
 from depthprune_study.report import wording as w
 from depthprune_study.report.claims import judge
-from depthprune_study.report.evidence import Evidence
+from depthprune_study.report.evidence import STAND_IN, Evidence, kind
 from depthprune_study.report.rules import targets
 from depthprune_study.results import statistics
 
@@ -23,7 +23,7 @@ def lines(evidence: Evidence) -> list[str]:
     against = [
         f"{told.finding.title} (notebook {told.notebook[:2]})"
         for told in evidence.told
-        if told.finding.against
+        if told.finding.against and kind(evidence.model(told.notebook)) != STAND_IN
     ]
     bullets += [f"Findings against the recipe: {'; '.join(against)}."] if against else []
     stopped = diverged(evidence)

@@ -121,6 +121,13 @@ def test_failures_are_at_most_seven_and_name_missed_targets(tmp_path: Path) -> N
     assert lines[-1].startswith("- Limits: smollm2-135m, healed on 20,480 tokens")
 
 
+def test_what_a_stand_in_shows_against_the_recipe_is_no_failure(tmp_path: Path) -> None:
+    made, title = h.study(), "Trained on the same text, the cut model is worse"
+    real = pages.failures(Evidence("overnight", h.write(tmp_path / "real", made)))
+    toy = pages.failures(Evidence("ci", h.write(tmp_path / "toy", made, model="gpt2-mini")))
+    assert title in real and title not in toy
+
+
 def test_a_stand_in_is_called_one(tmp_path: Path) -> None:
     h.write(tmp_path, h.study(), model="gpt2-mini")
     assert "gpt2-mini is a stand-in" in pages.answer(Evidence("ci", tmp_path))

@@ -79,7 +79,7 @@ def choice(before: Mapping[str, Score], after: Mapping[str, Score], *, tail: int
         title = f"The ranking survives healing ({over_all}); among the cheap sets it {how}"
         return Finding(title, text)
     if w.side(rho, 0) == w.BELOW:
-        return Finding("Sets that are cheap before healing are costly after it", text)
+        return Finding("Sets that are cheap before healing are costly after it", text, True)
     return Finding("It is open whether the ranking survives healing", text)
 
 
@@ -113,6 +113,7 @@ def winner(
         f" (n = {gap.n} test articles).",
         below=f"The best set changes with healing: {new} beats {old}",
         above=f"The set that was best before healing stays better: {old}",
+        against=w.BELOW,
         open=f"Healed in full, {new} and {old} are not clearly different",
     )
 

@@ -59,12 +59,12 @@ def rounding(scores: Mapping[str, Score], n_bytes: Facts) -> Finding:
     healed = w.paired(w.ratio(scores, "healed"))
     text = (
         f"{'; '.join(parts)}; the healed student takes {n['healed'] / n['whole']:.2f} at {healed}."
-        " Rounding and dropping layers can be combined. Weights that come from a file of few bits,"
-        " as smollm2-135m's do, are rounded again at almost no cost, by construction."
+        " Rounding and dropping layers can be combined. Weights that come from a 4-bit file, as"
+        " smollm2-135m's do, are rounded to Q8_0 at almost no cost, by construction."
     )
     if better:
         title = f"Rounding to {w.listed(better)} costs less and saves more than fewer layers"
-        return Finding(title, text)
+        return Finding(title, text, True)
     if worse and worse == formats:
         return Finding("Rounding costs more perplexity than dropping layers and healing", text)
     return Finding("Rounding is not shown to cost less than dropping layers", text)

@@ -78,14 +78,14 @@ def seeds(scores: Mapping[str, Mapping[str, Score]]) -> Finding:
             f" {w.percent(spreads[-1], 2)} of their mean (n = {w.plural(len(points), 'seed')},"
             f" {runs[0].n} test articles)"
         )
-    text, widest = ". ".join(parts) + ".", spreads[0]
+    text, widest, first = ". ".join(parts) + ".", spreads[0], next(iter(scores))
     if not sound[0] or not np.isfinite(widest):
-        return Finding("It is open how much seeds differ", text)
+        return Finding(f"{first}: it is open how much seeds differ", text)
     if widest <= limits["holds"]:
-        return Finding(f"Seeds hardly differ: by {w.percent(widest, 2)} at most", text)
+        return Finding(f"{first}: seeds hardly differ, by {w.percent(widest, 2)} at most", text)
     if widest > limits["fails"]:
-        return Finding(f"Seeds differ: by up to {w.percent(widest, 2)}", text, True)
-    return Finding(f"Seeds differ by {w.percent(widest, 2)}: between the two limits", text)
+        return Finding(f"{first}: seeds differ by up to {w.percent(widest, 2)}", text, True)
+    return Finding(f"{first}: seeds differ by {w.percent(widest, 2)}, between the limits", text)
 
 
 def width(scores: Mapping[str, Score]) -> Finding:

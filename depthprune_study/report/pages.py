@@ -7,12 +7,14 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from depthprune_core.records import Size
 from depthprune_study.report import failing, verdicts
 from depthprune_study.report import findings as of
 from depthprune_study.report import wording as w
 from depthprune_study.report.claims import judge
 from depthprune_study.report.evidence import REAL, STAND_IN, Evidence, Told, kind
 from depthprune_study.report.rules import claims as claims_of
+from depthprune_study.results import statistics
 
 UNFINISHED = "**Unfinished: only some notebooks have run.**"
 NOT_RUN = "Not run in this study.\n"
@@ -57,6 +59,7 @@ def answer_lines(evidence: Evidence) -> list[str]:
     plan = evidence.get(lead, "plan") or evidence.get(lead, "plans").get("main")
     if plan:
         which = f"{model} loses layers {w.listed(plan.dropped)} of {plan.n_layers}"
+        which += _share(evidence.get(lead, "sizes"), len(plan.dropped))
         healed = evidence.get(lead, "curves").get("healed")
         seen = f" and is healed on {healed.tokens[-1]:,} tokens" if healed else ""
         path = [" ".join([f"{which}{seen}.", *path])]
@@ -68,6 +71,13 @@ def answer_lines(evidence: Evidence) -> list[str]:
             sentences.append(of.speed({name: timing[name]}).text)
             break
     return [*sentences, verdicts.tally(judge(evidence))]
+
+
+def _share(sizes: Mapping[str, Size], k: int) -> str:
+    """The share of the parameters in k layers, in parentheses; empty if it was not recorded."""
+    if not {"0 fewer", f"{k} fewer"} <= set(sizes):
+        return ""
+    return f" ({w.percent(statistics.share_removed(sizes, k))} of its parameters)"
 
 
 def _found(evidence: Evidence, notebook: str, name: str) -> list[Told]:

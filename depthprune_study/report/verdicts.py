@@ -56,12 +56,9 @@ def tally(verdicts: Sequence[Verdict]) -> str:
     """How many of the decided claims hold, then the counts of the other verdicts."""
     n = Counter(v.word for v in verdicts)
     decided = n[HOLDS] + n[FAILS]
-    counted = f"Of {len(verdicts)} claims, experiments decided {decided}"
-    if decided:
-        holds, fails = ("holds", "hold")[n[HOLDS] != 1], ("fails", "fail")[n[FAILS] != 1]
-        counted += f": {n[HOLDS]} {holds}, {n[FAILS]} {fails}"
     return (
-        f"{counted}. {n[OPEN]} {'is' if n[OPEN] == 1 else 'are'} open, {n[NOT_TESTED]}"
+        f"Of {decided} decided claims, {n[HOLDS]} {'holds' if n[HOLDS] == 1 else 'hold'}. Of all"
+        f" {len(verdicts)}, {n[OPEN]} {'is' if n[OPEN] == 1 else 'are'} open, {n[NOT_TESTED]}"
         f" {'was' if n[NOT_TESTED] == 1 else 'were'} not tested here, and {n[BY_ARITHMETIC]}"
         f" {'is' if n[BY_ARITHMETIC] == 1 else 'are'} true by arithmetic."
     )

@@ -220,7 +220,7 @@ def test_c14_also_reports_the_first_version_of_its_rule(tmp_path: Path) -> None:
 
 def test_the_tally_has_one_denominator(tmp_path: Path) -> None:
     judged = judge(Evidence("overnight", h.write(tmp_path, h.study())))
-    assert verdicts.tally(judged).startswith("Of 14 claims, experiments decided 12: 8 hold, 4 fail")
+    assert verdicts.tally(judged).startswith("Of 12 decided claims, 8 hold. Of all 14, ")
     words = [v.word for v in judged]
     assert words.count("holds") == 8 and words.count("by arithmetic") == 1
 

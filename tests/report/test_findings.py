@@ -80,7 +80,7 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
     ),
     (
         lambda: f.rules(h.scores(**RULES, **{"pairwise-2": 1.2, "exhaustive-2": 1.2}), 2),
-        "2 layers fewer: 3 rules choose best, and the same layers",
+        "2 layers fewer: 3 rules agree on the best layers",
     ),
     (
         lambda: f.rules(h.open_scores(h.scores(**RULES), "pairwise-2", "greedy-2"), 2),
@@ -92,7 +92,7 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
     (lambda: f.speed({"2 fewer": h.timing(1.1)}), "Decoding is faster: up to 1.10 times"),
     (lambda: f.speed({"2 fewer": h.timing(0.9)}), "Decoding is slower"),
     (lambda: f.speed({"2 fewer": h.timing(1.0, noise=0.1)}), "No gain in decoding speed is shown"),
-    (lambda: f.path(PATH), "Refit and healing lower the cut's perplexity ratio from 1.25"),
+    (lambda: f.path(PATH), "Refit and healing lower the perplexity ratio from 1.25"),
     (lambda: f.path(more(healed=1.3)), "the cut worse: ratio 1.25 before, 1.30 after"),
     (lambda: f.path(h.open_scores(PATH, "healed", "cut")), "are not shown to help: ratio"),
     (lambda: f.control(PATH), "Trained on the same text, the cut model is worse: ratio 1.11"),

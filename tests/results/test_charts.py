@@ -190,7 +190,7 @@ def test_rows_are_sorted_and_show_point_interval_and_number(drawn):
     assert {"1.061 [1.041, 1.081]", "whole model"} <= set(texts(figure))
     spans = [line.get_segments()[0][:, 0] for line in figure.axes[0].collections]
     assert np.allclose(spans[0], (1.041, 1.081))
-    assert "Lines: 95 % intervals over 40 articles." in texts(figure)
+    assert "Error bars: 95 % intervals over 40 articles." in texts(figure)
 
 
 def test_more_than_seven_rows_stand_in_a_line_and_in_the_alt_text():

@@ -184,7 +184,8 @@ def carries_over(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
     if kind(evidence.model("03_recovery")) == STAND_IN:
         word = NOT_TESTED
         detail += "; the first model is a stand-in, from which nothing carries over"
-    yield Reading(evidence.model("04_transfer"), word, w.interval(gain), "04_transfer", detail)
+    figure = f"healed ÷ cut {w.interval(gain)}"
+    yield Reading(evidence.model("04_transfer"), word, figure, "04_transfer", detail)
 
 
 @claim("C14", "03_recovery")
@@ -206,5 +207,6 @@ def real_work(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
             f" of the rule (healing minus the whole model's gain: {w.interval(first)}) {it}"
         )
         word = both([at_most(gain, rule["threshold"]), at_least(more, 0.0)])
-        figure = f"{w.interval(gain)}; {w.interval(more)} nats"
+        figure = f"healed ÷ cut {w.interval(gain)}; text gain, cut minus whole:"
+        figure += f" {w.interval(more)} nats"
         yield Reading(evidence.model(notebook), word, figure, notebook, detail)

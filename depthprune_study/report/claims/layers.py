@@ -65,7 +65,7 @@ def ends_are_critical(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
             detail += (
                 f"; mean costs of the thirds between the ends: {w.listed(map(w.number, thirds))}"
             )
-        figure = f"true in {w.percent(share, 0)} of the resampled sets"
+        figure = f"true in {w.percent(share, 0)} of the resampled sets of articles"
         yield Reading(evidence.model(notebook), word, figure, notebook, detail)
 
 
@@ -90,7 +90,7 @@ def winner_changes(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
     detail += (
         f"{w.interval(gap)} healed in full (n = {gap.n} test articles); {n} sets, {n_seeds} seeds"
     )
-    figure = f"{old} before, its rival {new} after; {w.interval(gap)}"
+    figure = f"{new} minus {old}: {w.interval(gap)} nats"
     yield Reading(model, word, figure, "07_choice", detail)
 
 
@@ -101,8 +101,8 @@ def beats_width(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
     if "narrower, healed" in scores:
         gap = w.ratio(scores, "healed", "narrower, healed")
         detail = f"fewer layers over narrower MLPs, both healed (n = {gap.n} test articles)"
-        word = at_most(gap, rule["threshold"])
-        yield Reading(evidence.model("06_controls"), word, w.interval(gap), "06_controls", detail)
+        word, figure = at_most(gap, rule["threshold"]), f"fewer layers ÷ narrower {w.interval(gap)}"
+        yield Reading(evidence.model("06_controls"), word, figure, "06_controls", detail)
 
 
 @claim("C12", "02_prune")
@@ -114,7 +114,8 @@ def which_end(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
         if f"most_sensitive-{k}" in scores:
             gap = w.ratio(scores, f"most_sensitive-{k}", name)
             detail = f"most over least sensitive, without healing (n = {gap.n} test articles)"
-            figure, word = f"{w.interval(gap)} at {k} fewer", at_least(gap, rule["threshold"])
+            figure = f"most ÷ least {w.interval(gap)} at {k} fewer"
+            word = at_least(gap, rule["threshold"])
             yield Reading(evidence.model("02_prune"), word, figure, "02_prune", detail)
 
 
@@ -140,5 +141,5 @@ def depth_is_redundant(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
         f" half minus the outer layers, nats per token (n = {len(profile.teacher.documents)}"
         " articles)"
     )
-    figure = f"{w.interval(gap)}; {middle}"
+    figure = f"fewer layers ÷ narrower {w.interval(gap)}; {middle}"
     yield Reading(model, both(words), figure, "06_controls", detail)

@@ -50,7 +50,8 @@ def faster(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
         detail = f"n = {gain.n} rounds; layer count allows {allowed:.2f}"
         detail += f", weight bytes {timed[2].by_weight_bytes:.2f}"
         detail += _shape_note(model)
-        yield Reading(model, word, f"{w.interval(gain)} at 2 fewer", notebook, detail)
+        figure = f"{w.interval(gain)} at 2 fewer; asked {rule['low']:.2f} to {rule['high']:.2f}"
+        yield Reading(model, word, figure, notebook, detail)
 
 
 @claim("C6", "02_prune")

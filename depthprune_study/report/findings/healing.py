@@ -23,7 +23,9 @@ def path(scores: Mapping[str, Score]) -> Finding:
     parts = [f"Cut, the student has {first} times the frozen whole model's perplexity"]
     parts += [f"{name}, {value}" for name, value in zip(stages[1:], others, strict=True)]
     cost = " (the repair cost)" if last == "healed" else ""
-    text = f"{'; '.join(parts)}{cost}; n = {ratios[last].n} test articles."
+    whole = w.number(math.exp(scores["whole"].mean_nll_nats))
+    text = f"{'; '.join(parts)}{cost}. The whole model's perplexity is {whole}"
+    text += f" (n = {ratios[last].n} test articles)."
     if last == "cut":
         return Finding(f"Cut, not healed: perplexity ratio {w.short(ratios['cut'])}", text)
     lost, left = (statistics.nll_rise(scores[n], scores["whole"]) for n in ("cut", last))
@@ -42,7 +44,7 @@ def path(scores: Mapping[str, Score]) -> Finding:
         )
     cut, end = w.short(ratios["cut"]), w.short(ratios[last])
     title = {
-        w.BELOW: f"{lower} the cut's perplexity ratio from {cut} to {end}",
+        w.BELOW: f"{lower} the perplexity ratio from {cut} to {end}",
         w.ABOVE: f"{make} the cut worse: ratio {cut} before, {end} after",
         w.OPEN: f"{are} not shown to help: ratio {cut} before, {end} after",
     }[gain]
@@ -53,16 +55,12 @@ def control(scores: Mapping[str, Score]) -> Finding:
     """The matched cost; `path` tells the repair cost."""
     matched, trained = w.ratio(scores, "ce", statistics.CONTROL), w.ratio(scores, "ce")
     text = (
-        f"With both trained on the same text, the cut model (refitted first) has"
-        f" {w.interval(matched)} times the whole model's perplexity (the matched cost;"
-        f" n = {matched.n} test articles)."
+        f"Trained on the words of the text instead, the refitted student is at"
+        f" {w.interval(trained)}. The same training takes the whole model to"
+        f" {w.over(scores, statistics.CONTROL)}. Between these two, the ratio is"
+        f" {w.interval(matched)} (the matched cost; n = {matched.n} test articles)."
+        f"{w.adaptation(trained)}"
     )
-    if w.adaptation(trained):
-        text += (
-            " Against the frozen whole model, the student trained on the text is at"
-            f" {w.interval(trained)}, and the whole model trained on the same text is at"
-            f" {w.over(scores, statistics.CONTROL)}: {w.ADAPTATION}."
-        )
     return w.outcome(
         w.side(matched, 1),
         text,

@@ -132,5 +132,5 @@ def rules(scores: Mapping[str, Score], k: int, *, split: str = "validation") -> 
         choices = 1 + len({named[name].nll_nats for name in tied})
         return Finding(f"{start}: {choices} choices of layers are tied as the best", text)
     if len(same) > 2:  # too many names for a title
-        return Finding(f"{start}: {len(same)} rules choose best, and the same layers", text)
+        return Finding(f"{start}: {len(same)} rules agree on the best layers", text)
     return Finding(f"{start}: {who} choose{'' if len(same) > 1 else 's'} best", text)

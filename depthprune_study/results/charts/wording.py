@@ -116,4 +116,4 @@ def units(intervals: Iterable[Interval], unit: str = "articles") -> str:
     if not counts:
         return ""
     n = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-    return f"Lines: 95 % intervals over {n} {unit}."
+    return f"Error bars: 95 % intervals over {n} {unit}."

@@ -38,7 +38,7 @@ def _answer(evidence: Evidence, root: Path) -> str:
         return NOT_EXECUTED
     where = f"reports/{evidence.study}/"
     note = FROM_SHORT if evidence.study == SHORT else _missing(evidence)
-    more = f"[The whole report]({where}README.md): every claim, every figure.\n"
+    more = f"[The whole report]({where}README.md).\n"
     return f"{note}{pages.answer(evidence, root=where)}\n{more}"
 
 
@@ -61,7 +61,7 @@ def _claims(evidence: Evidence, root: Path) -> str:
         rows.append([v.id, *map(pages.safe, cells), f"{v.word}{changed}"])
     made = pages.table(["", "the source says", "its figure", "ours", "verdict"], rows)
     report = f"[the report](reports/{evidence.study}/README.md#claims)"
-    own = "" if pages.kind(lead) == SOURCE else " (not a model of the source)"
+    own = "" if pages.kind(lead) == SOURCE else " (not the source's)"
     return (
         f"Measured on {pages.safe(lead)}{own} where a cell names no other.\n\n"
         f"{made}\n\\* The rule changed after figures were seen; {report} has its first version.\n"

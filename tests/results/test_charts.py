@@ -285,6 +285,7 @@ def test_the_budget_has_a_logarithmic_axis_on_which_no_training_has_its_place(dr
     labels = [label.get_text() for label in ax.get_xticklabels()]
     assert labels == ["refit only", "4 k", "250 k"] and ax.get_xscale() == "symlog"
     assert "articles at 4,096 1.100" in drawn["budget"].get_label()
+    assert any(text.startswith("Bands: 95 %") for text in texts(drawn["budget"]))
 
 
 def test_the_profile_numbers_dropped_layers_and_those_off_the_scale(drawn):

@@ -39,8 +39,7 @@ def path(scores: Mapping[str, Score]) -> Finding:
         lower = "Refit and healing lower" if adds else "The refit, not healing, lowers"
         make, are = "Refit and healing make", "Refit and healing are"
         text += (
-            f" The healed student has {w.interval(after)} times the refitted one's perplexity:"
-            f" healing adds {shown[w.side(after, 1)]}."
+            f" Healed ÷ refitted is {w.interval(after)}: healing adds {shown[w.side(after, 1)]}."
         )
     cut, end = w.short(ratios["cut"]), w.short(ratios[last])
     title = {

@@ -122,7 +122,7 @@ def _lines(
     parts.end_labels(ax, ends)
     ax.set_title(wording.RATIO)
     left = f" Not drawn: {', '.join(map(wording.words, rest))}." if rest else ""
-    remark(ax, wording.units(every).replace("Lines", "Bands") + left)
+    remark(ax, wording.units(every).replace("Error bars", "Bands") + left)
     return {
         f"{wording.words(name)} at {x:,.4g}": ratio
         for name, line in lines.items()

@@ -79,14 +79,18 @@ def validation_windows(lab: Workspace) -> Windows:
 
 def divergences(lab: Workspace, students: Models) -> dict[str, Divergence]:
     """KL(teacher || student) and top-1 agreement on the validation articles."""
+    return lab.save("divergences", distances(lab, students))
+
+
+def distances(lab: Workspace, students: Models) -> dict[str, Divergence]:
+    """As `divergences`, but not saved as a record of the notebook."""
     windows, teacher = validation_windows(lab), lab.teacher.model
 
     def divergence(model: PreTrainedModel) -> Divergence:
         return evaluation.divergence(model, teacher, windows, progress=lab.progress)
 
     on = [lab.teacher, windows]
-    found = each(lab, "divergence", students, divergence, on=on, room="evaluation")
-    return lab.save("divergences", found)
+    return each(lab, "divergence", students, divergence, on=on, room="evaluation")
 
 
 def continuations(lab: Workspace, students: Models, *, n_prompts: int, new_tokens: int) -> Facts:

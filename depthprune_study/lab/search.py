@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from depthprune_core import storage
-from depthprune_core.records import Plan, Recipe, Score
+from depthprune_core.records import Divergence, Plan, Recipe, Score
 from depthprune_study import paths
 from depthprune_study.errors import StudyError
 from depthprune_study.lab import scoring, students
 from depthprune_study.lab.devices import whole_windows
-from depthprune_study.results.statistics import ranked
 
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
 
+Trial = tuple[Score, Divergence | None]
 NOT_IN_FILE = ("tokens", "seed", "precision")  # the notebook's, or the machine's
 REFIT_TOKENS = 102_400  # written for a recipe whose trial was refitted on all of its text
 
@@ -36,6 +36,7 @@ def best_rate(
 ) -> tuple[Recipe, dict[str, Score]]:
     """The recipe with the best of these learning rates, and each trial's score as "name, lr rate".
 
+    Best is the lowest KL to the whole model, or for a recipe without KL the lowest loss.
     A plan that drops no layer gives the whole model, a control with equally many trials.
     """
     options = {f"{name}, lr {lr:g}": recipe.but(lr=lr) for lr in lrs}
@@ -43,7 +44,7 @@ def best_rate(
         label: trial(lab, label, plan, option.but(tokens=tokens), start=start)
         for label, option in options.items()
     }
-    return options[lowest(trials)], trials
+    return options[best(trials)], {label: score for label, (score, _) in trials.items()}
 
 
 def one_factor_at_a_time(
@@ -53,25 +54,27 @@ def one_factor_at_a_time(
     factors: Mapping[str, Sequence[Any]],
     *,
     tokens: int,
-) -> tuple[Recipe, dict[str, Score]]:
-    """The best recipe, and the scores of all trials; each factor keeps its best level.
+) -> tuple[Recipe, dict[str, Trial]]:
+    """The best recipe, and all trials; each factor keeps the level closest to the whole model.
 
     The search starts from `base` with the first level of every factor.
     factors: a field of Recipe -> its levels. A level may be a dict that changes several fields; its
     factor may then have any name. The earlier level wins a tie. Equal recipes are tried once.
     """
-    best, found = base, {}
+    kept, found = base, {}
     for factor, levels in factors.items():
-        best = _but(best, factor, levels[0])
+        kept = _but(kept, factor, levels[0])
     for factor, levels in factors.items():
-        options = {f"{factor}: {label_of(level)}": _but(best, factor, level) for level in levels}
+        options = {f"{factor}: {label_of(level)}": _but(kept, factor, level) for level in levels}
+        if blind := [name for name, option in options.items() if not option.kl]:
+            raise StudyError(f"factors: {blind[0]!r} trains without KL, which chooses here")
         tried = {
             name: trial(lab, name, plan, option.but(tokens=tokens))
             for name, option in options.items()
         }
         found |= tried
-        best = options[lowest(tried)]
-    return best, found
+        kept = options[best(tried)]
+    return kept, found
 
 
 def trial(
@@ -81,23 +84,32 @@ def trial(
     recipe: Recipe,
     *,
     start: students.Student | None = None,
-) -> Score:
-    """The validation score of a student healed with the recipe; its weights are not kept."""
+) -> Trial:
+    """A student healed with the recipe, on the validation articles; its weights are not kept.
+
+    The distance is None for a recipe without KL.
+    """
     if lab.tests_read:
         raise StudyError(f"{name}: the test articles were already read; make choices before that")
     student = students.recover(lab, name, plan, recipe, start=start, keep_weights=False)
-    return scoring.scores(lab, {name: student}, scoring.validation_windows(lab))[name]
+    score = scoring.scores(lab, {name: student}, scoring.validation_windows(lab))[name]
+    return score, scoring.distances(lab, {name: student})[name] if recipe.kl else None
 
 
-def lowest(found: Mapping[str, Score]) -> str:
-    """The trial with the lowest mean NLL that did not diverge; the earlier trial wins a tie.
+def best(trials: Mapping[str, Trial]) -> str:
+    """The trial with the lowest KL, or without one the lowest mean NLL; the earlier wins a tie.
 
     Raises StudyError if all diverged.
     """
-    best = ranked(found)[0]
-    if found[best].diverged:
-        raise StudyError(f"every trial diverged ({', '.join(found)}): use lower learning rates")
-    return best
+    sound = {name: found for name, found in trials.items() if not found[0].diverged}
+    if not sound:
+        raise StudyError(f"every trial diverged ({', '.join(trials)}): use lower learning rates")
+
+    def loss(name: str) -> float:
+        score, distance = sound[name]
+        return score.mean_nll_nats if distance is None else distance.mean_kl_nats
+
+    return min(sound, key=loss)
 
 
 def write_recipe(recipe: Recipe, path: Path | None = None, *, because: str) -> None:

@@ -99,15 +99,17 @@ def refitted(
 ) -> Student:
     """The cut (or `start`), untrained, with maps around each cut fitted to the teacher's states.
 
-    Uses `recipe.refit_tokens` tokens of the recipe's text, or of `windows` from the start. The
-    student is unchanged if that is 0, or if the maps cannot be fitted.
+    Uses `recipe.refit_tokens` tokens: `lab.for_refit`, or the last of `windows`, whose first ones
+    are for healing. The student is unchanged if that is 0, or if the maps cannot be fitted.
     """
     begun = start or cut(lab, plan)
     teacher = lab.teacher.model
     if not recipe.refit_tokens or not refitting.fitted_layers(plan) or not lab.can_refit:
         return begun
-    text = lab.training(recipe, tokens=recipe.refit_tokens) if windows is None else windows
-    text = _first(text, recipe.refit_tokens)
+    if windows is None:
+        text = lab.for_refit(recipe)
+    else:
+        text = windows.take(slice(-_n_windows(windows, recipe.refit_tokens), None))
     on, rooms = [teacher, list(plan.dropped), text, begun], ("refitting", "pruning")
     stamp = cache.stamped(lab, "refitted", on, rooms=rooms, shared=True)
 
@@ -153,7 +155,10 @@ def recover(
         if plan is None:
             raise StudyError(f"{name}: without a plan, start= must name a student to begin with")
         start = refitted(lab, plan, recipe, windows=windows) if plan.dropped else cut(lab, plan)
-    text = lab.training(recipe) if windows is None else _first(windows, recipe.tokens)
+    if windows is None:
+        text = lab.training(recipe)
+    else:
+        text = windows.take(slice(0, _n_windows(windows, recipe.tokens)))
     recipe, plan = healing.as_run(recipe, text), plan or start.plan
     run = healing.Healing(lab, name, plan, recipe, start, text, validation, keep_weights)
     stamp = run.stamp()
@@ -170,9 +175,12 @@ def recover(
 
 
 def same_text(lab: Workspace, name: str, recipe: Recipe) -> Student:
-    """The whole model trained with CE on the same windows: the effect of the text alone."""
+    """The whole model trained with CE on the same windows: the effect of the text alone.
+
+    It is not refitted; `recipe.refit_tokens` only keeps those windows out.
+    """
     plan = Plan(lab.n_layers, (), "whole")
-    return recover(lab, name, plan, recipe.but(kl=0.0, ce=1.0, refit_tokens=0))
+    return recover(lab, name, plan, recipe.but(kl=0.0, ce=1.0))
 
 
 def staged(lab: Workspace, name: str, first: Plan, whole: Plan, recipe: Recipe) -> Student:
@@ -238,6 +246,6 @@ def _path_of(lab: Workspace, stamp: Stamp) -> Path:
     return lab.folder / "students" / f"{stamp.key}.json"
 
 
-def _first(windows: Windows, n_tokens: int) -> Windows:
-    """Training windows with at most `n_tokens` tokens, but at least one window."""
-    return windows.take(slice(0, max(1, n_tokens // windows.seq_len)))
+def _n_windows(windows: Windows, n_tokens: int) -> int:
+    """How many windows hold at most `n_tokens` tokens, but at least one."""
+    return max(1, n_tokens // windows.seq_len)

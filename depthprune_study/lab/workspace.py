@@ -144,17 +144,34 @@ class Workspace(showing.Page):
             tokens_per_document=tokens or None,
         )
 
-    def training(self, recipe: Recipe, *, tokens: int | None = None) -> Windows:
-        """The recipe's training windows, or `tokens` of them: each seed draws other documents."""
-        if recipe.seq_len not in self._pools:
-            self._pools[recipe.seq_len] = text.training_windows(
+    def for_refit(self, recipe: Recipe) -> Windows:
+        """The windows that the recipe's refit reads: `refit_tokens`, at most half of the text."""
+        pool = self._pool(recipe.seq_len)
+        half = max(1, len(pool) // 2) * recipe.seq_len
+        n_tokens = max(recipe.seq_len, min(recipe.refit_tokens, half))
+        return text.draw(pool, n_tokens=n_tokens, seed=recipe.seed)
+
+    def training(self, recipe: Recipe) -> Windows:
+        """The recipe's training windows; each seed draws other documents.
+
+        None of them is in `for_refit`, where a student has few errors left to learn from.
+        """
+        pool = self._pool(recipe.seq_len)
+        if recipe.refit_tokens and len(pool) > 1:
+            read = {tuple(row) for row in self.for_refit(recipe).inputs.tolist()}
+            unread = [i for i, row in enumerate(pool.inputs.tolist()) if tuple(row) not in read]
+            pool = pool.take(torch.tensor(unread))
+        return text.draw(pool, n_tokens=recipe.tokens, seed=recipe.seed)
+
+    def _pool(self, seq_len: int) -> Windows:
+        if seq_len not in self._pools:
+            self._pools[seq_len] = text.training_windows(
                 self.documents("recovery"),
                 self.teacher.tokenizer,
                 start=self.teacher.start,
-                seq_len=recipe.seq_len,
+                seq_len=seq_len,
             )
-        n_tokens = recipe.tokens if tokens is None else tokens
-        return text.draw(self._pools[recipe.seq_len], n_tokens=n_tokens, seed=recipe.seed)
+        return self._pools[seq_len]
 
     def recipe(self, **changes: Any) -> Recipe:
         """params/recipe.yaml with these changes; tokens and seed are the notebook's.

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from depthprune_core.records import Size
+from depthprune_core.records import Curve, Size
 from depthprune_study.report import failing, verdicts
 from depthprune_study.report import findings as of
 from depthprune_study.report import wording as w
@@ -60,9 +60,8 @@ def answer_lines(evidence: Evidence) -> list[str]:
     if plan:
         which = f"{model} loses layers {w.listed(plan.dropped)} of {plan.n_layers}"
         which += _share(evidence.get(lead, "sizes"), len(plan.dropped))
-        healed = evidence.get(lead, "curves").get("healed")
-        seen = f" and is healed on {healed.tokens[-1]:,} tokens" if healed else ""
-        path = [" ".join([f"{which}{seen}.", *path])]
+        treated = _treatment(evidence.get(lead, "curves").get("healed"))
+        path = [" ".join([f"{which}{treated}.", *path])]
     sentences += path + control
     for notebook in (lead, "02_prune"):
         timing = evidence.get(notebook, "timing")
@@ -71,6 +70,17 @@ def answer_lines(evidence: Evidence) -> list[str]:
             sentences.append(of.speed({name: timing[name]}).text)
             break
     return [*sentences, verdicts.tally(judge(evidence))]
+
+
+def _treatment(healed: Curve | None) -> str:
+    """The tokens of the refit and of healing, to go on a sentence; empty without a curve."""
+    if healed is None:
+        return ""
+    healing = f"healed on {healed.tokens[-1]:,}"
+    fitted = healed.recipe.refit_tokens
+    if not fitted:
+        return f", and is {healing} tokens"
+    return f", is refitted on {fitted:,} tokens and {healing} others"
 
 
 def _share(sizes: Mapping[str, Size], k: int) -> str:

@@ -6,18 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from depthprune_core.records import Plan, Recipe, Score
+from depthprune_core import distillation
+from depthprune_core.records import Divergence, Plan, Recipe, Score
 from depthprune_study import parameters
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import scoring, search, students
+from depthprune_study.lab import scoring, search, students, weights
 from depthprune_study.lab.workspace import Workspace
 
 PLAN = Plan(6, (2, 3), "by hand")
 BASE = Recipe(tokens=192, lr=1e-4, batch_tokens=96, seq_len=48)
 
 
-def score_of(nll: float, diverged: str = "") -> Score:
-    return Score(("a",), (nll,), (1,), (4,), diverged)
+ON_TEXT = BASE.but(kl=0.0, ce=1.0)
+
+
+def trial_of(kl: float, diverged: str = "", nll: float = 0.0) -> search.Trial:
+    distance = Divergence(("a",), (kl,), (1,), (1,))
+    return Score(("a",), (nll,), (1,), (4,), diverged), distance
 
 
 @pytest.fixture
@@ -27,21 +32,61 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Recipe]]:
 
     def trial(lab, name, plan, recipe, *, start=None):
         tried.append((name, recipe))
-        return score_of(abs(recipe.lr - 3e-4) + abs(recipe.temperature - 2) + recipe.ce)
+        kl = abs(recipe.lr - 3e-4) + abs(recipe.temperature - 2) + recipe.ce
+        return trial_of(kl, nll=-kl)
 
     monkeypatch.setattr(search, "trial", trial)
     return tried
 
 
 def test_the_best_rate_is_that_of_the_lowest_validation_loss(lab: Workspace) -> None:
-    recipe, trials = search.best_rate(lab, "text", PLAN, BASE, [1e-5, 1e-3, 1e30], tokens=192)
+    rates = [1e-5, 1e-3, 1e30]
+    recipe, trials = search.best_rate(lab, "text", PLAN, ON_TEXT, rates, tokens=192)
     assert set(trials) == {"text, lr 1e-05", "text, lr 0.001", "text, lr 1e+30"}
     assert trials["text, lr 1e+30"].diverged
     sound = {lr: trials[f"text, lr {lr:g}"].mean_nll_nats for lr in (1e-5, 1e-3)}
     assert recipe.lr == min(sound, key=sound.get)
-    assert recipe.but(lr=1e-4) == BASE
+    assert recipe.but(lr=1e-4) == ON_TEXT
     student = students.recover(lab, "x", PLAN, recipe, keep_weights=False)
     assert scoring.validation(lab, {"x": student})["x"] in trials.values()
+
+
+def test_a_student_of_the_whole_model_is_chosen_by_its_distance(
+    lab: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = {"a, lr 0.1": trial_of(2, nll=1), "a, lr 0.2": trial_of(1, nll=2)}
+    monkeypatch.setattr(search, "trial", lambda lab, name, *_, **options: trials[name])
+    recipe, scores = search.best_rate(lab, "a", PLAN, BASE, [0.1, 0.2], tokens=192)
+    assert recipe.lr == 0.2
+    assert scores == {name: score for name, (score, _) in trials.items()}
+
+
+def test_a_trial_is_healed_once_and_its_distance_is_that_of_a_kept_student(
+    lab: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healed, recover = [], distillation.recover
+
+    def counted(*args, **options):
+        healed.append(args)
+        return recover(*args, **options)
+
+    monkeypatch.setattr(distillation, "recover", counted)
+    monkeypatch.setattr(weights, "LIMIT_BYTES", 0)  # only the last student stays in memory
+    _, trials = search.one_factor_at_a_time(
+        lab, PLAN, BASE, {"lr": [1e-4, 1e-3], "temperature": [1.0, 2.0]}, tokens=192
+    )
+    assert len(healed) == 3  # the level kept is also the first of the next factor
+    for name, (_, distance) in trials.items():
+        if name.startswith("lr: "):
+            recipe = BASE.but(lr=float(name[4:]))
+            student = students.recover(lab, "kept", PLAN, recipe)
+            assert scoring.divergences(lab, {"x": student})["x"] == distance
+
+
+def test_a_factor_without_kl_is_refused(lab: Workspace) -> None:
+    with pytest.raises(StudyError, match="factors: 'loss: kl 0, ce 1' trains without KL"):
+        factors = {"loss": [{"kl": 0.0, "ce": 1.0}]}
+        search.one_factor_at_a_time(lab, PLAN, BASE, factors, tokens=192)
 
 
 def test_a_student_that_is_not_a_cut_is_searched_from_its_start(lab: Workspace) -> None:
@@ -82,10 +127,10 @@ def test_each_factors_best_level_is_kept_while_the_next_is_tried(
 
 
 def test_the_earlier_of_two_that_tie_wins_and_none_that_diverged() -> None:
-    trials = {"a": score_of(2), "b": score_of(1), "c": score_of(1), "d": score_of(0, "nan")}
-    assert search.lowest(trials) == "b"
+    trials = {"a": trial_of(2), "b": trial_of(1), "c": trial_of(1), "d": trial_of(0, "nan")}
+    assert search.best(trials) == "b"
     with pytest.raises(StudyError, match=r"every trial diverged \(d, e\)"):
-        search.lowest({"d": score_of(0, "nan"), "e": score_of(0, "inf")})
+        search.best({"d": trial_of(0, "nan"), "e": trial_of(0, "inf")})
 
 
 def test_a_written_recipe_is_read_back_by_every_notebook(tmp_path: Path) -> None:

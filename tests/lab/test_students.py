@@ -237,6 +237,14 @@ def test_given_text_is_read_up_to_the_recipes_tokens(lab: Workspace) -> None:
     assert student.curve.recipe.tokens == 480
 
 
+def test_a_refit_on_given_text_reads_its_end(lab: Workspace) -> None:
+    windows = lab.training(recipe_of(lab, tokens=960))
+    recipe = recipe_of(lab, refit_tokens=480)
+    last = students.refitted(lab, PLAN, recipe, windows=windows)
+    same = students.refitted(lab, PLAN, recipe, windows=windows.take(slice(10, None)))
+    assert last.content == same.content
+
+
 def test_adapters_leave_the_teacher_as_it_is(lab: Workspace) -> None:
     before = cache.weights_hash(lab.teacher.model)
     student = students.recover(lab, "adapters", PLAN, recipe_of(lab, trained="lora", lr=1e-2))

@@ -113,7 +113,25 @@ def test_each_seed_draws_its_own_text(lab: Workspace) -> None:
     again, other = lab.training(recipe), lab.training(recipe.but(seed=1))
     assert again.token_hash == lab.training(recipe).token_hash != other.token_hash
     assert len(again) == 2_048 // 48
-    assert len(lab.training(recipe, tokens=480)) == 10
+
+
+def test_refit_and_healing_read_different_windows(open_lab: Open) -> None:
+    lab = open_lab()
+    recipe = lab.recipe(seq_len=48, batch_tokens=96, tokens=960).but(refit_tokens=480)
+    fitted, trained = lab.for_refit(recipe), lab.training(recipe)
+    assert (len(fitted), len(trained)) == (10, 20)
+    rows = [{tuple(row) for row in windows.inputs.tolist()} for windows in (fitted, trained)]
+    assert not rows[0] & rows[1]
+    longer = recipe.but(tokens=1_920)
+    assert lab.for_refit(longer).token_hash == fitted.token_hash  # whatever is trained on
+    assert lab.for_refit(recipe.but(seed=1)).token_hash != fitted.token_hash
+    pool = lab.training(recipe.but(refit_tokens=0, tokens=10**6)).inputs
+    n_windows = len({tuple(row) for row in pool.tolist()})
+    assert len(lab.for_refit(recipe.but(refit_tokens=10**6))) == n_windows // 2
+    rest = lab.training(recipe.but(refit_tokens=10**6, tokens=48 * (n_windows - n_windows // 2)))
+    assert not {*map(tuple, rest.inputs.tolist())} & {
+        *map(tuple, lab.for_refit(recipe.but(refit_tokens=10**6)).inputs.tolist())
+    }
 
 
 # ---------------------------------------------------------------- records

@@ -215,7 +215,11 @@ def study() -> dict[str, dict[str, Any]]:
             "budget": scores(**budget),
             "probes": answers(**{"whole": 0.9, "2 fewer": 0.85, "5 fewer": 0.5}),
         },
-        "09_recipe": {"trials": scores(**trials), "kept": RECIPE},
+        "09_recipe": {
+            "trials": scores(**trials),
+            "distances": {name: divergence(ratio - 1) for name, ratio in trials.items()},
+            "kept": RECIPE,
+        },
     }
 
 
@@ -279,7 +283,7 @@ TOLD: dict[tuple[str, str], Callable[..., Finding]] = {  # notebook, figure: fro
     ("07_choice", "winners"): lambda of: f.winner(of["before"], of["after"], of["healed"]),
     ("08_limits", "depth"): lambda of: f.depth(of["depth"], of["sizes"]),
     ("08_limits", "budget"): lambda of: f.budget(of["budget"]),
-    ("09_recipe", "factors"): lambda of: f.recipe(of["trials"], of["kept"]),
+    ("09_recipe", "factors"): lambda of: f.recipe(of["distances"], of["kept"], of["trials"]),
 }
 ASIDE = ("divergences", "bytes")  # not among the main findings
 

@@ -32,6 +32,14 @@ def more(**ratios: float) -> dict:
     return PATH | h.scores(**ratios)
 
 
+def tried(*kl: float, ppl: tuple[float, float] = (1.0, 1.1)) -> Finding:
+    """Two rates, of which the recipe keeps the first."""
+    names = ("lr: 0.0002", "lr: 0.0004")
+    distances = {name: h.divergence(value) for name, value in zip(names, kl, strict=True)}
+    trials = h.scores(**dict(zip(names, ppl, strict=True)))
+    return f.recipe(distances, h.RECIPE, {name: trials[name] for name in names})
+
+
 def by_depth(*ratios: float) -> dict:
     return h.scores(**{f"{k} fewer, healed": ratio for k, ratio in enumerate(ratios, start=1)})
 
@@ -201,12 +209,15 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
     (lambda: f.budget(budget(1.05)), "More tokens heal better"),
     (lambda: f.budget(budget(1.2)), "More tokens heal worse"),
     (lambda: f.budget(budget(1.1)), "More tokens are not shown to help"),
-    (
-        lambda: f.recipe(h.scores(**{"lr: 0.0002": 1.05, "lr: 0.0004": 1.1}), h.RECIPE),
-        "learning rate",
-    ),
-    (lambda: f.recipe(h.scores(**{"lr: 0.0002": 1.05, "lr: 0.0004": 1.05}), h.RECIPE), "No factor"),
+    (lambda: tried(0.05, 0.1), "learning rate"),
+    (lambda: tried(0.05, 0.05), "No factor"),
 ]
+
+
+def test_a_rate_that_only_perplexity_would_keep_is_named() -> None:
+    text = " Perplexity alone would keep learning rate 0.0004."
+    assert text in tried(0.05, 0.1, ppl=(1.1, 1.05)).text
+    assert "Perplexity" not in tried(0.05, 0.1).text
 
 
 def test_probes_say_how_small_a_difference_their_items_could_show() -> None:

@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from depthprune_core.records import Answers, Profile, Recipe, Score, Size
+from depthprune_core.records import Answers, Divergence, Profile, Recipe, Score, Size
 from depthprune_study.results import statistics
+
+
+def distance_of(*kl: float) -> Divergence:
+    n = len(kl)
+    return Divergence(tuple(f"d{i}" for i in range(n)), tuple(map(float, kl)), (5,) * n, (10,) * n)
 
 
 def score_of(*nll_nats: float, n_tokens: tuple[int, ...] | None = None) -> Score:
@@ -302,15 +307,29 @@ def test_the_best_comes_first_diverged_runs_last_and_the_whole_model_is_left_out
 
 
 def test_factors_are_compared_with_the_level_that_was_kept():
-    trials = {
-        "lr: 0.0001": score_of(310, 430),
-        "lr: 0.0004": score_of(300, 400),
-        "refit: refit_tokens 0": score_of(310, 430),
-        "refit: refit_tokens 4096": score_of(299, 400),
+    distances = {
+        "lr: 0.0001": distance_of(30, 50),
+        "lr: 0.0004": distance_of(24, 40),
+        "refit: refit_tokens 0": distance_of(40, 60),
+        "refit: refit_tokens 4096": distance_of(30, 50),
     }
     kept = Recipe(tokens=4_096, lr=1e-4, refit_tokens=4_096)
     chosen = {"lr": "0.0001", "refit": "refit_tokens 4096"}
-    assert statistics.kept_levels(trials, kept) == chosen
-    table = statistics.by_factor(trials, kept)
+    assert statistics.kept_levels(distances, kept) == chosen
+    table = statistics.by_factor(distances, kept)
     assert all(table[factor][level].point == 1 for factor, level in chosen.items())
-    assert table["lr"]["0.0004"].point == pytest.approx(math.exp(-0.2))
+    assert table["lr"]["0.0004"].point == pytest.approx(64 / 80)
+    assert table["refit"]["refit_tokens 0"].point == pytest.approx(100 / 80)
+
+
+def test_a_kl_ratio_resamples_documents_in_pairs():
+    student, other = distance_of(30, 50, 80), distance_of(20, 20, 30)
+    ratio = statistics.kl_ratio(student, other)
+    draws = np.random.default_rng(1).integers(0, 3, (20_000, 3))
+    sums = [np.asarray(found.kl_nats)[draws].sum(1) for found in (student, other)]
+    inside = np.mean((ratio.low <= sums[0] / sums[1]) & (sums[0] / sums[1] <= ratio.high))
+    assert ratio.point == pytest.approx(160 / 70) and inside > 0.85
+    assert statistics.kl_ratio(other, other).low == statistics.kl_ratio(other, other).high == 1
+    assert statistics.kl_ratio(distance_of(3), distance_of(2)).note == "one document"
+    with pytest.raises(ValueError, match="different documents or tokens"):
+        statistics.kl_ratio(student, distance_of(20, 20))

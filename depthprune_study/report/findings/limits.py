@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Mapping
 
-from depthprune_core.records import Facts, Recipe, Score, Size
+from depthprune_core.records import Divergence, Facts, Recipe, Score, Size
 from depthprune_study.report import wording as w
 from depthprune_study.report.wording import Finding
 from depthprune_study.results import statistics
@@ -134,10 +134,12 @@ def budget(scores: Mapping[str, Score]) -> Finding:
     )
 
 
-def recipe(trials: Mapping[str, Score], kept: Recipe) -> Finding:
-    """Which factors of the recipe matter: each level compared with the kept level."""
-    chosen, parts, clear, alike = statistics.kept_levels(trials, kept), [], {}, []
-    for factor, levels in sorted(statistics.by_factor(trials, kept).items()):
+def recipe(
+    distances: Mapping[str, Divergence], kept: Recipe, trials: Mapping[str, Score]
+) -> Finding:
+    """Which factors of the recipe matter: the KL of each level compared with the kept level."""
+    chosen, parts, clear, alike = statistics.kept_levels(distances, kept), [], {}, []
+    for factor, levels in sorted(statistics.by_factor(distances, kept).items()):
         worse = {level: gap for level, gap in levels.items() if w.side(gap, 1) == w.ABOVE}
         if worse:
             level = max(worse, key=lambda name: worse[name].point)
@@ -148,10 +150,21 @@ def recipe(trials: Mapping[str, Score], kept: Recipe) -> Finding:
             alike.append(w.factor(factor))
     text = "No level is clearly worse than the kept one"
     if parts:
-        text = f"Perplexity ÷ that of the kept level: {'; '.join(parts)}"
-    text += f" (n = {len(next(iter(trials.values())).documents)} validation articles)."
+        text = f"KL to the whole model ÷ that of the kept level: {'; '.join(parts)}"
+    text += f" (n = {len(next(iter(distances.values())).documents)} validation articles)."
     text += f" No clear difference between the levels of {w.listed(alike)}." if alike else ""
+    text += _by_perplexity(chosen, trials)
     if not clear:
         return Finding("No factor of the recipe is shown to matter", text)
     most = w.factor(max(clear, key=lambda factor: clear[factor]))
     return Finding(f"The most important factor of the recipe: {most}", text)
+
+
+def _by_perplexity(chosen: Mapping[str, str], trials: Mapping[str, Score]) -> str:
+    """The levels that perplexity would have kept instead."""
+    others = []
+    for factor, level in chosen.items():
+        of_it = {name: s for name, s in trials.items() if name.startswith(f"{factor}: ")}
+        lowest = statistics.ranked(of_it)[0].removeprefix(f"{factor}: ")
+        others += [f"{w.factor(factor)} {lowest}"] if lowest != level else []
+    return f" Perplexity alone would keep {w.listed(others)}." if others else ""

@@ -97,7 +97,7 @@ def probes(accuracies: Mapping[str, Ratios], *, title: str) -> Figure:
 
 @styled
 def sweep(ratios: Mapping[str, Ratios], kept: Mapping[str, str], *, title: str) -> Figure:
-    """One group per factor, one row per level: perplexity against the kept level.
+    """One group per factor, one row per level: KL to the whole model against the kept level.
 
     The most important factor is on top.
     """
@@ -113,7 +113,9 @@ def sweep(ratios: Mapping[str, Ratios], kept: Mapping[str, str], *, title: str) 
             else (wording.words(level), ratio, IDEAS["other"])
             for level, ratio in ratios[factor].items()
         ]
-    return _rows(groups, "perplexity ÷ that of the kept level", name="kept level", title=title)
+    return _rows(
+        groups, "KL to the whole model ÷ that of the kept level", name="kept level", title=title
+    )
 
 
 @styled

@@ -3,6 +3,7 @@
 from depthprune_study.results.statistics.documents import (
     DIVERGED,
     gain_difference,
+    kl_ratio,
     mean_per_token,
     mean_score,
     nll_rise,

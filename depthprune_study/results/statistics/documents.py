@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from depthprune_core.records import Score
+from depthprune_core.records import Divergence, Score
 from depthprune_study.results.statistics.interval import Interval, bootstrap
 
 DIVERGED = "diverged; its start is shown"
@@ -29,6 +29,22 @@ def nll_rise(student: Score, whole: Score) -> Interval:
     _same_tokens(student, whole)
     difference = np.subtract(student.nll_nats, whole.nll_nats)
     return _noted(mean_per_token(difference, student.n_tokens), student, whole)
+
+
+def kl_ratio(student: Divergence, other: Divergence) -> Interval:
+    """Mean KL(teacher || student) ÷ that of another student, resampling documents.
+
+    Raises ValueError unless both were compared at the same tokens.
+    """
+    _same_tokens(student, other)
+    sums = np.asarray(student.kl_nats), np.asarray(other.kl_nats)
+    point, n = float(sums[0].sum() / sums[1].sum()), len(sums[0])
+    if n < 2:
+        return Interval(point, 0.0, math.inf, n, "one document")
+    if np.array_equal(*sums):
+        return Interval(point, point, point, n)
+    low, high, note = bootstrap(sums, lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis))
+    return Interval(point, low, high, n, note)
 
 
 def gain_difference(
@@ -94,8 +110,8 @@ def _exp(value: float) -> float:
     return math.inf if value >= 700 else math.exp(value)  # NaN stays NaN
 
 
-def _same_tokens(a: Score, b: Score) -> None:
+def _same_tokens(a: Score | Divergence, b: Score | Divergence) -> None:
     if a.documents != b.documents or a.n_tokens != b.n_tokens:
         raise ValueError(
-            "the two scores are of different documents or tokens, so they cannot be compared"
+            "the two results are of different documents or tokens, so they cannot be compared"
         )

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
-from depthprune_core.records import Answers, Recipe, Score, Size
-from depthprune_study.results.statistics.documents import mean_score, ppl_ratio, ranked
+from depthprune_core.records import Answers, Divergence, Recipe, Score, Size
+from depthprune_study.results.statistics.documents import kl_ratio, mean_score, ppl_ratio
 from depthprune_study.results.statistics.interval import Interval
 from depthprune_study.results.statistics.items import proportion
 
@@ -106,31 +106,32 @@ def average(scores: Mapping[str, Score], start: str) -> Score | None:
     return mean_score([*found.values()]) if found else None
 
 
-def by_factor(trials: Mapping[str, Score], kept: Recipe) -> dict[str, dict[str, Interval]]:
-    """`factor: level` -> {factor: {level: PPL ratio to the level that was kept}}."""
-    chosen = kept_levels(trials, kept)
+def by_factor(distances: Mapping[str, Divergence], kept: Recipe) -> dict[str, dict[str, Interval]]:
+    """`factor: level` -> {factor: {level: KL ÷ that of the level that was kept}}."""
+    chosen = kept_levels(distances, kept)
     return {
-        factor: {level: ppl_ratio(score, levels[chosen[factor]]) for level, score in levels.items()}
-        for factor, levels in _levels(trials).items()
+        factor: {level: kl_ratio(found, levels[chosen[factor]]) for level, found in levels.items()}
+        for factor, levels in _levels(distances).items()
     }
 
 
-def kept_levels(trials: Mapping[str, Score], kept: Recipe) -> dict[str, str]:
-    """Factor -> the kept level: the recipe's, else the one with the lowest loss.
+def kept_levels(distances: Mapping[str, Divergence], kept: Recipe) -> dict[str, str]:
+    """Factor -> the kept level: the recipe's, else the one with the lowest KL.
 
     A factor that changes several fields at once is not a recipe field.
     """
     chosen = {}
-    for factor, levels in _levels(trials).items():
+    for factor, levels in _levels(distances).items():
         value = getattr(kept, factor, None)
         label = f"{value:g}" if isinstance(value, float) else str(value)
-        chosen[factor] = label if label in levels else ranked(levels)[0]
+        lowest = min(levels, key=lambda level: levels[level].mean_kl_nats)
+        chosen[factor] = label if label in levels else lowest
     return chosen
 
 
-def _levels(trials: Mapping[str, Score]) -> dict[str, dict[str, Score]]:
-    table: dict[str, dict[str, Score]] = {}
-    for name, score in trials.items():
+def _levels(named: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
+    table: dict[str, dict[str, Value]] = {}
+    for name, value in named.items():
         factor, _, level = name.partition(": ")
-        table.setdefault(factor, {})[level] = score
+        table.setdefault(factor, {})[level] = value
     return table

@@ -17,7 +17,7 @@ from depthprune_core.running import hidden_states, passing, recording, replaced
 from depthprune_core.text import Windows
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-HELD_OUT = 5  # every fifth batch chooses among them
+HELD_OUT = 5  # every fifth batch chooses among them; of fewer, the last one
 BATCH_SIZE = 4  # windows
 
 
@@ -36,7 +36,8 @@ def refit(
     earlier fits. With n the MLP's neurons of a token (width,), x the layer's output and h the
     matching teacher state (d,), the change V minimises the sum of |n V - (h - x)|^2 / mean(h^2)
     over the unmasked tokens, plus ridge x |V|^2 x the mean of the normal matrix' diagonal. Every
-    fifth batch is held out to choose the ridge of each map; the map is then fitted on all batches.
+    fifth batch (of fewer than five, the last) is held out to choose the ridge of each map; the map
+    is then fitted on all batches.
     Size and speed do not change: the student is a plain checkpoint. ReplaceMe (Shopkhoev et al.
     2025, 2505.02819) fits a map of the MLP's output, of rank d; here every neuron is used.
 
@@ -50,6 +51,7 @@ def refit(
     mine: list[torch.Tensor | None] = [None] * len(batches)  # the student's input of layer `at`
     wanted: list[torch.Tensor | None] = [None] * len(batches)  # the teacher's of layer `goal_at`
     at = goal_at = 0
+    turn = min(HELD_OUT, len(batches)) if len(batches) > 1 else HELD_OUT
     maps, goals = mlp_outputs(student), fitted_layers(plan)
     for done, (layer, goal) in enumerate(goals.items()):
         last, fitted, held_out = maps[layer], _Problem(), _Problem()
@@ -60,7 +62,7 @@ def refit(
             mask = batch.mask.to(output.device)
             h = wanted[i][mask].float()
             weight = h.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
-            problem = held_out if i % HELD_OUT == HELD_OUT - 1 else fitted
+            problem = held_out if i % turn == turn - 1 else fitted
             problem.add(neurons[mask].float() * weight, (h - output[mask].float()) * weight)
         ridge = _best_ridge(fitted, held_out)
         change = (fitted + held_out).solve(ridge).to(last.weight.dtype)  # (width, d)
@@ -133,7 +135,7 @@ class _Problem:
 
 def _best_ridge(fitted: _Problem, held_out: _Problem) -> float:
     """The ridge whose fit explains most of the held-out text."""
-    if isinstance(held_out.normal, float):  # too few batches to hold any out
+    if isinstance(held_out.normal, float):  # one batch: none is held out
         return RIDGES[len(RIDGES) // 2]
     return max(RIDGES, key=lambda ridge: held_out.gain(fitted.solve(ridge)))
 

@@ -15,7 +15,6 @@ from depthprune_study.errors import StudyError
 from depthprune_study.lab import export
 from depthprune_study.lab.workspace import Workspace
 
-LORA_TIMES = 10  # adapters take a rate this many times higher
 UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9}
 
 
@@ -127,5 +126,4 @@ def _recipe(lab: Workspace, lr: float) -> Recipe:
     """The recipe with the notebook's tokens and window length."""
     given = lab.parameters
     recipe = lab.recipe(tokens=given["recover_tokens"], seq_len=given["seq_len"])
-    usual = recipe.lr * (LORA_TIMES if recipe.trained == "lora" else 1)
-    return recipe.but(lr=lr or usual)
+    return recipe.but(lr=lr or recipe.lr)

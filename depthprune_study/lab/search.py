@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Trial = tuple[Score, Divergence | None]
 NOT_IN_FILE = ("tokens", "seed", "precision")  # the notebook's, or the machine's
-REFIT_TOKENS = 102_400  # written for a recipe whose trial was refitted on all of its text
+REFIT_TOKENS = 102_400  # written for a recipe whose trial was refitted on as much as it healed on
 
 
 def best_rate(
@@ -33,8 +33,8 @@ def best_rate(
     *,
     tokens: int,
     start: students.Student | None = None,
-) -> tuple[Recipe, dict[str, Score]]:
-    """The recipe with the best of these learning rates, and each trial's score as "name, lr rate".
+) -> tuple[Recipe, dict[str, Trial]]:
+    """The recipe with the best of these learning rates, and each trial as "name, lr rate".
 
     Best is the lowest KL to the whole model, or for a recipe without KL the lowest loss.
     A plan that drops no layer gives the whole model, a control with equally many trials.
@@ -44,7 +44,7 @@ def best_rate(
         label: trial(lab, label, plan, option.but(tokens=tokens), start=start)
         for label, option in options.items()
     }
-    return options[best(trials)], {label: score for label, (score, _) in trials.items()}
+    return options[best(trials)], trials
 
 
 def one_factor_at_a_time(
@@ -96,6 +96,18 @@ def trial(
     return score, scoring.distances(lab, {name: student})[name] if recipe.kl else None
 
 
+def saved(
+    lab: Workspace, trials: Mapping[str, Trial]
+) -> tuple[dict[str, Score], dict[str, Divergence]]:
+    """The trials as two records: `trials`, and `distances` of those that learn from KL.
+
+    A diverged trial has no distance.
+    """
+    scores = {name: score for name, (score, _) in trials.items()}
+    known = {name: d for name, (score, d) in trials.items() if d and not score.diverged}
+    return lab.save("trials", scores), lab.save("distances", known) if known else {}
+
+
 def best(trials: Mapping[str, Trial]) -> str:
     """The trial with the lowest KL, or without one the lowest mean NLL; the earlier wins a tie.
 
@@ -115,8 +127,8 @@ def best(trials: Mapping[str, Trial]) -> str:
 def write_recipe(recipe: Recipe, path: Path | None = None, *, because: str) -> None:
     """Write a recipe to the YAML file that every notebook reads. `because`: a comment.
 
-    A trial has less text than a run. If it was refitted on all of its text, the file gets
-    REFIT_TOKENS.
+    A trial has less text than a run. If it was refitted on as many tokens as it healed on, the file
+    gets REFIT_TOKENS.
     """
     values = {name: v for name, v in asdict(recipe).items() if name not in NOT_IN_FILE}
     if recipe.refit_tokens == recipe.tokens:

@@ -25,6 +25,7 @@ from depthprune_study.errors import StudyError
 from depthprune_study.lab import cache, devices, showing, weights
 from depthprune_study.lab.bars import Bar
 
+LORA_TIMES = 10  # adapters take a rate this many times higher
 OF_THE_NOTEBOOK = ("tokens", "seed", "trained", "precision")  # parameters used in its recipe
 
 
@@ -145,22 +146,25 @@ class Workspace(showing.Page):
         )
 
     def for_refit(self, recipe: Recipe) -> Windows:
-        """The windows that the recipe's refit reads: `refit_tokens`, at most half of the text."""
+        """The windows that the recipe's refit reads: `refit_tokens`, at most a quarter of the text.
+
+        They are half of a larger draw, so that healing too reads beginnings of documents.
+        """
         pool = self._pool(recipe.seq_len)
-        half = max(1, len(pool) // 2) * recipe.seq_len
-        n_tokens = max(recipe.seq_len, min(recipe.refit_tokens, half))
-        return text.draw(pool, n_tokens=n_tokens, seed=recipe.seed)
+        n_windows = max(1, min(recipe.refit_tokens // recipe.seq_len, len(pool) // 4))
+        both = text.draw(pool, n_tokens=2 * n_windows * recipe.seq_len, seed=recipe.seed)
+        return both.take(slice(0, n_windows))
 
     def training(self, recipe: Recipe) -> Windows:
         """The recipe's training windows; each seed draws other documents.
 
-        None of them is in `for_refit`, where a student has few errors left to learn from.
+        Windows of `for_refit` are left out: a student has few errors left to learn from there.
         """
         pool = self._pool(recipe.seq_len)
-        if recipe.refit_tokens and len(pool) > 1:
+        if recipe.refit_tokens:
             read = {tuple(row) for row in self.for_refit(recipe).inputs.tolist()}
             unread = [i for i, row in enumerate(pool.inputs.tolist()) if tuple(row) not in read]
-            pool = pool.take(torch.tensor(unread))
+            pool = pool.take(torch.tensor(unread)) if unread else pool
         return text.draw(pool, n_tokens=recipe.tokens, seed=recipe.seed)
 
     def _pool(self, seq_len: int) -> Windows:
@@ -176,13 +180,14 @@ class Workspace(showing.Page):
     def recipe(self, **changes: Any) -> Recipe:
         """params/recipe.yaml with these changes; tokens and seed are the notebook's.
 
-        Windows fit the model's context; a step has whole windows; the refit sees no more text than
-        training does.
+        Windows fit the model's context; a step has whole windows. Unless given, the refit sees no
+        more text than training does and `for_refit` allows, or 0 if no map can be fitted; and
+        adapters take LORA_TIMES the rate of all weights.
         """
-        values = parameters.recipe_values()
+        of_file = parameters.recipe_values()
         given = {name: self.parameters[name] for name in OF_THE_NOTEBOOK if name in self.parameters}
         given |= changes
-        values |= {name: value for name, value in given.items() if value != "recipe"}
+        values = of_file | {name: value for name, value in given.items() if value != "recipe"}
         values["seq_len"] = min(values.get("seq_len", Recipe.seq_len), self.context)
         batch = values.get("batch_tokens", Recipe.batch_tokens)
         values["batch_tokens"] = devices.whole_windows(batch, values["seq_len"])
@@ -190,10 +195,18 @@ class Workspace(showing.Page):
             values["precision"] = devices.fast_precision(self.device)
         if "refit_tokens" not in changes:
             values["refit_tokens"] = min(values.get("refit_tokens", 0), values.get("tokens", 0))
+        if "lr" not in changes and values.get("trained") == "lora" != of_file.get(
+            "trained", "lora"
+        ):
+            values["lr"] = LORA_TIMES * values["lr"]
         try:
-            return Recipe(**values)
+            recipe = Recipe(**values)
         except (TypeError, ValueError) as error:
             raise StudyError(f"the recipe is not valid: {error}") from None
+        if "refit_tokens" in changes or not recipe.refit_tokens:
+            return recipe
+        n_windows = len(self.for_refit(recipe)) if self.can_refit else 0
+        return recipe.but(refit_tokens=n_windows * recipe.seq_len)
 
     # ------------------------------------------------------------ records
 

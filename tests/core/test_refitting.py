@@ -103,6 +103,18 @@ def test_every_fit_is_the_plain_solution_given_the_fit_before_it(
     assert (matrix(student, min(steps)) - before).abs().max() > 0.01  # the fit matters
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_of_few_batches_the_last_chooses_the_ridge(model, batch_size, monkeypatch):
+    monkeypatch.setattr(refitting, "BATCH_SIZE", batch_size)
+    monkeypatch.setattr(refitting, "RIDGES", (0.3, 1e9, 1e9))  # the last two change nothing
+    plan, windows = plan_of(model, 2), MANY.take(slice(0, 4))
+    student = drop_layers(model, plan)
+    before = matrix(student, 1).clone()
+    refit(student, model, plan, windows)
+    changed = float((matrix(student, 1) - before).abs().max())
+    assert (changed > 1e-3) == (batch_size < 4)  # one batch: the middle one of the ridges
+
+
 def test_only_the_maps_around_the_cut_change_and_no_hook_remains(model):
     plan, seen_of = plan_of(model, 2), []
     student, plain = (drop_layers(model, plan) for _ in range(2))

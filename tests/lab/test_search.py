@@ -43,12 +43,12 @@ def test_the_best_rate_is_that_of_the_lowest_validation_loss(lab: Workspace) -> 
     rates = [1e-5, 1e-3, 1e30]
     recipe, trials = search.best_rate(lab, "text", PLAN, ON_TEXT, rates, tokens=192)
     assert set(trials) == {"text, lr 1e-05", "text, lr 0.001", "text, lr 1e+30"}
-    assert trials["text, lr 1e+30"].diverged
-    sound = {lr: trials[f"text, lr {lr:g}"].mean_nll_nats for lr in (1e-5, 1e-3)}
+    assert trials["text, lr 1e+30"][0].diverged
+    sound = {lr: trials[f"text, lr {lr:g}"][0].mean_nll_nats for lr in (1e-5, 1e-3)}
     assert recipe.lr == min(sound, key=sound.get)
     assert recipe.but(lr=1e-4) == ON_TEXT
     student = students.recover(lab, "x", PLAN, recipe, keep_weights=False)
-    assert scoring.validation(lab, {"x": student})["x"] in trials.values()
+    assert (scoring.validation(lab, {"x": student})["x"], None) in trials.values()
 
 
 def test_a_student_of_the_whole_model_is_chosen_by_its_distance(
@@ -56,9 +56,13 @@ def test_a_student_of_the_whole_model_is_chosen_by_its_distance(
 ) -> None:
     trials = {"a, lr 0.1": trial_of(2, nll=1), "a, lr 0.2": trial_of(1, nll=2)}
     monkeypatch.setattr(search, "trial", lambda lab, name, *_, **options: trials[name])
-    recipe, scores = search.best_rate(lab, "a", PLAN, BASE, [0.1, 0.2], tokens=192)
-    assert recipe.lr == 0.2
-    assert scores == {name: score for name, (score, _) in trials.items()}
+    recipe, tried = search.best_rate(lab, "a", PLAN, BASE, [0.1, 0.2], tokens=192)
+    assert (recipe.lr, tried) == (0.2, trials)
+    tried["b"] = trial_of(1, "nan")
+    scores, distances = search.saved(lab, tried)
+    assert list(scores) == [*trials, "b"] and list(distances) == list(trials)
+    assert lab.read(lab.notebook, "distances") == distances
+    assert search.saved(lab, {"c": (tried["b"][0], None)})[1] == {}
 
 
 def test_a_trial_is_healed_once_and_its_distance_is_that_of_a_kept_student(

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from depthprune_core import storage
 from depthprune_core.records import Facts, Plan, Score
+from depthprune_core.text import Windows
 from depthprune_study import parameters
 from depthprune_study.errors import StudyError
 from depthprune_study.lab import showing
@@ -120,18 +121,35 @@ def test_refit_and_healing_read_different_windows(open_lab: Open) -> None:
     recipe = lab.recipe(seq_len=48, batch_tokens=96, tokens=960).but(refit_tokens=480)
     fitted, trained = lab.for_refit(recipe), lab.training(recipe)
     assert (len(fitted), len(trained)) == (10, 20)
-    rows = [{tuple(row) for row in windows.inputs.tolist()} for windows in (fitted, trained)]
-    assert not rows[0] & rows[1]
-    longer = recipe.but(tokens=1_920)
-    assert lab.for_refit(longer).token_hash == fitted.token_hash  # whatever is trained on
+    assert not rows_of(fitted) & rows_of(trained)
+    assert lab.for_refit(recipe.but(tokens=1_920)).token_hash == fitted.token_hash
     assert lab.for_refit(recipe.but(seed=1)).token_hash != fitted.token_hash
-    pool = lab.training(recipe.but(refit_tokens=0, tokens=10**6)).inputs
-    n_windows = len({tuple(row) for row in pool.tolist()})
-    assert len(lab.for_refit(recipe.but(refit_tokens=10**6))) == n_windows // 2
-    rest = lab.training(recipe.but(refit_tokens=10**6, tokens=48 * (n_windows - n_windows // 2)))
-    assert not {*map(tuple, rest.inputs.tolist())} & {
-        *map(tuple, lab.for_refit(recipe.but(refit_tokens=10**6)).inputs.tolist())
-    }
+    for read in (lab.for_refit, lab.training):  # both begin some documents
+        first = [read(recipe.but(seed=seed)).inputs[:, 0] for seed in range(9)]
+        assert torch.cat(first).eq(lab.teacher.start).any()
+
+
+def test_a_refit_takes_a_quarter_of_the_text_at_most(open_lab: Open) -> None:
+    lab = open_lab()
+    recipe = lab.recipe(seq_len=48, batch_tokens=96, tokens=10**6).but(refit_tokens=0)
+    pool = rows_of(lab.training(recipe))
+    most = recipe.but(refit_tokens=10**6)
+    assert len(lab.for_refit(most)) == len(pool) // 4
+    assert rows_of(lab.training(most)) == pool - rows_of(lab.for_refit(most))
+    asked = lab.recipe(seq_len=48, batch_tokens=96, tokens=10**6)
+    assert asked.refit_tokens == min(102_400 // 48, len(pool) // 4) * 48
+    lab.can_refit = False
+    assert lab.recipe(seq_len=48, batch_tokens=96).refit_tokens == 0
+
+
+def test_adapters_take_ten_times_the_rate(lab: Workspace) -> None:
+    usual = lab.recipe(tokens=2_048).lr
+    assert lab.recipe(tokens=2_048, trained="lora").lr == pytest.approx(10 * usual)
+    assert lab.recipe(tokens=2_048, trained="lora", lr=0.1).lr == 0.1
+
+
+def rows_of(windows: Windows) -> set[tuple[int, ...]]:
+    return {tuple(row) for row in windows.inputs.tolist()}
 
 
 # ---------------------------------------------------------------- records

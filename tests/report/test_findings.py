@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import handmade as h
@@ -214,10 +215,18 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
 ]
 
 
-def test_a_rate_that_only_perplexity_would_keep_is_named() -> None:
-    text = " Perplexity alone would keep learning rate 0.0004."
+def test_a_rate_with_a_lower_perplexity_is_named() -> None:
+    text = " The lowest perplexity is at another level: learning rate 0.0004."
     assert text in tried(0.05, 0.1, ppl=(1.1, 1.05)).text
-    assert "Perplexity" not in tried(0.05, 0.1).text
+    assert "perplexity" not in tried(0.05, 0.1).text
+
+
+def test_a_diverged_rate_matters_most() -> None:
+    distances = {"lr: 0.0002": h.divergence(0.05)}
+    trials = {"lr: 0.0002": h.score(1.1), "lr: 0.1": replace(h.score(1.2), diverged="nan")}
+    found = f.recipe(distances, h.RECIPE, trials)
+    assert found.title == "The most important factor of the recipe: learning rate"
+    assert "Diverged: learning rate 0.1." in found.text
 
 
 def test_probes_say_how_small_a_difference_their_items_could_show() -> None:

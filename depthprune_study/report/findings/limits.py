@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 
@@ -139,6 +140,7 @@ def recipe(
 ) -> Finding:
     """Which factors of the recipe matter: the KL of each level compared with the kept level."""
     chosen, parts, clear, alike = statistics.kept_levels(distances, kept), [], {}, []
+    diverged = [name for name, score in trials.items() if score.diverged]
     for factor, levels in sorted(statistics.by_factor(distances, kept).items()):
         worse = {level: gap for level, gap in levels.items() if w.side(gap, 1) == w.ABOVE}
         if worse:
@@ -146,14 +148,16 @@ def recipe(
             clear[factor] = worse[level].point
             versus = f"{level} instead of {chosen[factor]} (kept)"
             parts.append(f"{w.factor(factor)} {versus}: {w.interval(worse[level])}")
-        elif len(levels) > 1:
+        elif len(levels) > 1 and not any(name.startswith(f"{factor}: ") for name in diverged):
             alike.append(w.factor(factor))
     text = "No level is clearly worse than the kept one"
     if parts:
         text = f"KL to the whole model ÷ that of the kept level: {'; '.join(parts)}"
     text += f" (n = {len(next(iter(distances.values())).documents)} validation articles)."
     text += f" No clear difference between the levels of {w.listed(alike)}." if alike else ""
+    text += f" Diverged: {w.listed(map(_trial, diverged))}." if diverged else ""
     text += _by_perplexity(chosen, trials)
+    clear |= {name.partition(": ")[0]: math.inf for name in diverged}
     if not clear:
         return Finding("No factor of the recipe is shown to matter", text)
     most = w.factor(max(clear, key=lambda factor: clear[factor]))
@@ -161,10 +165,16 @@ def recipe(
 
 
 def _by_perplexity(chosen: Mapping[str, str], trials: Mapping[str, Score]) -> str:
-    """The levels that perplexity would have kept instead."""
-    others = []
+    """The levels with a lower perplexity than the kept level of their factor."""
+    lower = []
     for factor, level in chosen.items():
         of_it = {name: s for name, s in trials.items() if name.startswith(f"{factor}: ")}
-        lowest = statistics.ranked(of_it)[0].removeprefix(f"{factor}: ")
-        others += [f"{w.factor(factor)} {lowest}"] if lowest != level else []
-    return f" Perplexity alone would keep {w.listed(others)}." if others else ""
+        lowest = statistics.ranked(of_it)[0]
+        if trials[lowest].mean_nll_nats < trials[f"{factor}: {level}"].mean_nll_nats:
+            lower.append(_trial(lowest))
+    return f" The lowest perplexity is at another level: {w.listed(lower)}." if lower else ""
+
+
+def _trial(name: str) -> str:
+    factor, _, level = name.partition(": ")
+    return f"{w.factor(factor)} {level}"

@@ -36,10 +36,13 @@ def best_rate(
 ) -> tuple[Recipe, dict[str, Trial]]:
     """The recipe with the best of these learning rates, and each trial as "name, lr rate".
 
-    Best is the lowest KL to the whole model, or for a recipe without KL the lowest loss.
+    Best is the lowest KL to the whole model, or for a recipe without KL the lowest loss. A single
+    rate needs no trial.
     A plan that drops no layer gives the whole model, a control with equally many trials.
     """
     options = {f"{name}, lr {lr:g}": recipe.but(lr=lr) for lr in lrs}
+    if len(options) == 1:
+        return next(iter(options.values())), {}
     trials = {
         label: trial(lab, label, plan, option.but(tokens=tokens), start=start)
         for label, option in options.items()
@@ -101,11 +104,12 @@ def saved(
 ) -> tuple[dict[str, Score], dict[str, Divergence]]:
     """The trials as two records: `trials`, and `distances` of those that learn from KL.
 
-    A diverged trial has no distance.
+    A diverged trial has no distance. An empty record is not written.
     """
     scores = {name: score for name, (score, _) in trials.items()}
     known = {name: d for name, (score, d) in trials.items() if d and not score.diverged}
-    return lab.save("trials", scores), lab.save("distances", known) if known else {}
+    named = {"trials": scores, "distances": known}
+    return tuple(lab.save(name, of) if of else {} for name, of in named.items())
 
 
 def best(trials: Mapping[str, Trial]) -> str:

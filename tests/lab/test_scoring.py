@@ -73,7 +73,7 @@ def test_no_choice_is_made_after_test_articles_were_read(lab: Workspace) -> None
     scoring.test(lab, {"whole": lab.teacher})
     recipe = lab.recipe(seq_len=48, batch_tokens=96, refit_tokens=0)
     with pytest.raises(StudyError, match="make choices before"):
-        search.best_rate(lab, "text", plan_of(lab, 1), recipe, [1e-4], tokens=192)
+        search.best_rate(lab, "text", plan_of(lab, 1), recipe, [1e-4, 1e-3], tokens=192)
 
 
 def test_elsewhere_is_another_text(lab: Workspace) -> None:

@@ -17,6 +17,7 @@ PLAN = Plan(6, (2, 3), "by hand")
 BASE = Recipe(tokens=192, lr=1e-4, batch_tokens=96, seq_len=48)
 
 
+RATES = (1e-4, 1e-3)
 ON_TEXT = BASE.but(kl=0.0, ce=1.0)
 
 
@@ -63,6 +64,8 @@ def test_a_student_of_the_whole_model_is_chosen_by_its_distance(
     assert list(scores) == [*trials, "b"] and list(distances) == list(trials)
     assert lab.read(lab.notebook, "distances") == distances
     assert search.saved(lab, {"c": (tried["b"][0], None)})[1] == {}
+    assert search.best_rate(lab, "a", PLAN, BASE, [0.3], tokens=192) == (BASE.but(lr=0.3), {})
+    assert search.saved(lab, {}) == ({}, {})
 
 
 def test_a_trial_is_healed_once_and_its_distance_is_that_of_a_kept_student(
@@ -95,11 +98,11 @@ def test_a_factor_without_kl_is_refused(lab: Workspace) -> None:
 
 def test_a_student_that_is_not_a_cut_is_searched_from_its_start(lab: Workspace) -> None:
     start = students.cut(lab, PLAN)
-    by_start = search.best_rate(lab, "a", None, BASE, [1e-3], tokens=192, start=start)[1]
-    by_plan = search.best_rate(lab, "b", PLAN, BASE, [1e-3], tokens=192)[1]
+    by_start = search.best_rate(lab, "a", None, BASE, RATES, tokens=192, start=start)[1]
+    by_plan = search.best_rate(lab, "b", PLAN, BASE, RATES, tokens=192)[1]
     assert list(by_start.values()) == list(by_plan.values())
     with pytest.raises(StudyError, match="without a plan, start="):
-        search.best_rate(lab, "c", None, BASE, [1e-3], tokens=192)
+        search.best_rate(lab, "c", None, BASE, RATES, tokens=192)
 
 
 def test_each_factors_best_level_is_kept_while_the_next_is_tried(

@@ -44,8 +44,9 @@ def publish(
         os.replace(old, target)  # an earlier swap was interrupted
     shutil.rmtree(building, ignore_errors=True)
     if unfinished:  # lets another machine resume the run
-        for path in sorted(runs.glob("measured/[!.]*.json")):
-            _copy(runs, building, path.relative_to(runs).as_posix())
+        for kind in ("measured", "students"):
+            for path in sorted(runs.glob(f"{kind}/[!.]*.json")):
+                _copy(runs, building, path.relative_to(runs).as_posix())
     for notebook in keys:
         _copy(runs, building, f"notebooks/{notebook}.ipynb")
         records = f"records/{notebook}/**/[!.]*.json"

@@ -22,8 +22,8 @@ from depthprune_study.runner.marks import Step, hash_of
 DRAWING = ("matplotlib", "seaborn")
 SPIN = "10000"  # limits the spinning of idle OpenMP threads in kernels, which slows other work
 KEPT = (  # files of a report that a resumed run needs
-    *("records/**/*.json", "measured/*.json", "notebooks/*.ipynb", "figures/*", "done/*.json"),
-    "costs.json",
+    *("records/**/*.json", "measured/*.json", "students/*.json"),
+    *("notebooks/*.ipynb", "figures/*", "done/*.json", "costs.json"),
 )
 Say = Callable[[str], None]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import handmade as h
 import pytest
 
+from depthprune_core import storage
 from depthprune_core.records import Facts
 from depthprune_study.errors import StudyError
 from depthprune_study.report import publish, verify
@@ -97,7 +98,10 @@ def test_the_next_publication_repairs_an_interrupted_swap(home: Path) -> None:
 
 def test_an_unfinished_study_is_published_as_such(home: Path) -> None:
     keys = {name: KEYS[name] for name in ("01_sensitivity", "02_prune")}
+    for kind in ("measured", "students"):
+        storage.write_atomically(home / "runs" / "overnight" / kind / "1234.json", "{}")
     folder = publish.publish("overnight", keys=keys, costs=COSTS, unfinished=True)
+    assert all((folder / kind / "1234.json").is_file() for kind in ("measured", "students"))
     assert "Unfinished" in (folder / "README.md").read_text(encoding="utf-8")
     assert "Unfinished" in (folder.parent / "README.md").read_text(encoding="utf-8")
     assert verify.differences(folder) == []

@@ -227,14 +227,15 @@ def test_a_library_outside_its_range_stops_the_study_before_any_work(
 
 def test_a_restored_report_counts_as_done_and_an_unfinished_one_resumes(done: Path) -> None:
     runs, report = paths.runs("toy"), done / "reports" / "toy"
-    piece = runs / "measured" / "1234.json"
-    storage.write_atomically(piece, "{}")
+    pieces = [runs / kind / "1234.json" for kind in ("measured", "students")]
+    for piece in pieces:
+        storage.write_atomically(piece, "{}")
     shutil.copytree(runs, report)
     shutil.rmtree(runs)
     assert waiting() == list(toy.WORK)
     (report / "done" / "10_report.json").unlink()
     assert chain.restore("toy", report) > 6
-    assert waiting() == ["10_report"] and piece.is_file()
+    assert waiting() == ["10_report"] and all(piece.is_file() for piece in pieces)
     (runs / "costs.json").write_text("kept")
     assert chain.restore("toy", report) == 0 and (runs / "costs.json").read_text() == "kept"
     with pytest.raises(StudyError, match="contains no records of a study"):

@@ -148,12 +148,15 @@ class Workspace(showing.Page):
     def for_refit(self, recipe: Recipe) -> Windows:
         """The windows that the recipe's refit reads: `refit_tokens`, at most a quarter of the text.
 
-        They are half of a larger draw, so that healing too reads beginnings of documents.
+        They are the first windows of the documents that healing reads last.
         """
         pool = self._pool(recipe.seq_len)
+        n_first = max(1, len(pool.names) // 2)
+        first = text.draw(pool, n_tokens=n_first * recipe.seq_len, seed=recipe.seed).document
+        turn = torch.arange(len(pool)) - torch.searchsorted(pool.document, pool.document)
+        order = turn + len(pool) * torch.isin(pool.document, first)
         n_windows = max(1, min(recipe.refit_tokens // recipe.seq_len, len(pool) // 4))
-        both = text.draw(pool, n_tokens=2 * n_windows * recipe.seq_len, seed=recipe.seed)
-        return both.take(slice(0, n_windows))
+        return pool.take(order.argsort(stable=True)[:n_windows])
 
     def training(self, recipe: Recipe) -> Windows:
         """The recipe's training windows; each seed draws other documents.

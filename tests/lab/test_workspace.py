@@ -124,9 +124,11 @@ def test_refit_and_healing_read_different_windows(open_lab: Open) -> None:
     assert not rows_of(fitted) & rows_of(trained)
     assert lab.for_refit(recipe.but(tokens=1_920)).token_hash == fitted.token_hash
     assert lab.for_refit(recipe.but(seed=1)).token_hash != fitted.token_hash
-    for read in (lab.for_refit, lab.training):  # both begin some documents
-        first = [read(recipe.but(seed=seed)).inputs[:, 0] for seed in range(9)]
-        assert torch.cat(first).eq(lab.teacher.start).any()
+    few = recipe.but(tokens=48, batch_tokens=48, refit_tokens=48)
+    for windows in (lab.for_refit(few), lab.training(few)):  # beginnings of different documents
+        assert windows.inputs[:, 0].eq(lab.teacher.start).all()
+    assert not {*lab.for_refit(few).document.tolist()} & {*lab.training(few).document.tolist()}
+    assert torch.equal(lab.training(few).inputs, lab.training(few.but(refit_tokens=0)).inputs)
 
 
 def test_a_refit_takes_a_quarter_of_the_text_at_most(open_lab: Open) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import asdict
 
-from benchmarks import decode, machine, rows, table
+from benchmarks import machine, rows, table
 
 
 def main() -> None:
@@ -25,13 +25,9 @@ def main() -> None:
     for row in rows.all_rows(tell, only=only):
         done.append(row)
         print(table.work(row), flush=True)
-    if not only or only in "decode":
-        depths = decode.depths(lambda *_: None)
-        print("", table.header(table.DECODE), *map(table.decode, depths), sep="\n", flush=True)
     if only:
         return
-    content = {"rows": [asdict(row) for row in done], "decode": [asdict(d) for d in depths]}
-    print(f"saved {machine.save('table', content)}")
+    print(f"saved {machine.save('table', {'rows': [asdict(row) for row in done]})}")
     print(f"{time.monotonic() - start:.0f} s in all")
 
 

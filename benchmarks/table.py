@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.decode import Depth
 from benchmarks.measure import Row
 
 WORK = ("work", "model", "size", "plain", "ours", "plain / ours", "by operation counts")
 WORK += ("memory: plain / ours", "largest difference", "note")
-DECODE = ("model", "layers", "ms a token", "gain", "by layers", "by bytes")
 
 
 def header(names: Sequence[str]) -> str:
@@ -30,10 +28,3 @@ def work(row: Row) -> str:
     cells = [row.work, row.model, row.size, f"{plain:.1f} s", f"{ours:.1f} s"]
     cells += [f"**{ratio.point:.2f}x**{spread}", allowed, memory, f"{row.largest_difference:.0e}"]
     return f"| {' | '.join([*cells, row.note])} |"
-
-
-def decode(d: Depth) -> str:
-    """One row of the table of decode."""
-    cells = [d.model, str(d.n_layers), f"{d.ms_per_token:.1f}"]
-    cells += [d.gain, f"{d.by_layer_count:.2f}x", f"{d.by_weight_bytes:.2f}x"]
-    return f"| {' | '.join(cells)} |"

@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from depthprune_core.storage import Stamp
 from depthprune_study import paths
 from depthprune_study.errors import StudyError
 
@@ -135,35 +134,6 @@ def commit() -> str:
 def _git(*words: str) -> str:
     command = ["git", "-C", str(paths.CODE), *words]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def stamp(
-    *,
-    study: str,
-    notebook: str,
-    notebook_hash: str,
-    step: str,
-    modules: Iterable[str],
-    parameters: dict[str, Any],
-    inputs: dict[str, str],
-    device: str,
-    dtype: str,
-    seed: int,
-) -> Stamp:
-    """The stamp of one result. `notebook_hash`: hash of the notebook when its cells were read."""
-    return Stamp(
-        study=study,
-        step=f"{notebook}/{step}",
-        code_hash=code_hash(*modules),
-        notebook_hash=notebook_hash,
-        parameters=parameters,
-        inputs=inputs,
-        versions=versions(),
-        device=device,
-        dtype=dtype,
-        seed=seed,
-        commit=commit(),
-    )
 
 
 def _file_of(module: str) -> Path:

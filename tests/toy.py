@@ -21,10 +21,10 @@ from depthprune_core.records import Facts
 from depthprune_study import paths, provenance
 
 here, given = "{name}", {"study": study, "tokens": tokens}
-stamp = provenance.stamp(
-    study=study, notebook=here, notebook_hash=provenance.notebook_hash(Path(here + ".ipynb")),
-    step="facts", modules=["depthprune_core.records"], parameters=given, inputs={},
-    device="cpu", dtype="float32", seed=0,
+stamp = storage.Stamp(
+    study=study, step=here + "/facts", code_hash=provenance.code_hash("depthprune_core.records"),
+    notebook_hash=provenance.notebook_hash(Path(here + ".ipynb")), parameters=given, inputs={},
+    versions={}, device="cpu", dtype="float32", seed=0, commit="",
 )
 records = paths.runs(study) / "records"
 """

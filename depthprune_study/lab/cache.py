@@ -10,7 +10,6 @@ import hashlib
 import json
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,19 +65,19 @@ def stamped(
     dtype: str = "float32",
 ) -> storage.Stamp:
     """The stamp of a result of this notebook; `shared`: of all notebooks of the study."""
-    stamp = provenance.stamp(
+    return storage.Stamp(
         study=lab.study,
-        notebook="any" if shared else lab.notebook,
+        step=f"{'any' if shared else lab.notebook}/{step}",
+        code_hash=short_hash([lab.code[room] for room in rooms]),
         notebook_hash="" if shared else lab.notebook_hash,
-        step=step,
-        modules=(),
         parameters={} if shared else lab.parameters,
         inputs={str(i): content(item) for i, item in enumerate(on)},
+        versions=provenance.versions(),
         device=lab.device,
         dtype=dtype,
         seed=seed,
+        commit=provenance.commit(),
     )
-    return replace(stamp, code_hash=short_hash([lab.code[room] for room in rooms]))
 
 
 def kept(path: Path, stamp: storage.Stamp) -> Any:

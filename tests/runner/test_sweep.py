@@ -30,8 +30,8 @@ from depthprune_core.records import Facts
 from depthprune_study import paths, provenance
 hashed = provenance.notebook_hash(Path("cell.ipynb"))
 given = {"study": study, "tokens": tokens, "word": word, "seed": seed}
-stamp = provenance.stamp(study=study, notebook="cell", notebook_hash=hashed, step="cell",
-    modules=[], parameters=given, inputs={}, device="cpu", dtype="float32", seed=seed)
+stamp = storage.Stamp(study=study, step="cell/cell", code_hash="", notebook_hash=hashed,
+    parameters=given, inputs={}, versions={}, device="cpu", dtype="float32", seed=seed, commit="")
 if word == "b" and tokens == 16 and not (paths.home() / "mended").exists():
     raise ValueError("the word is b")
 storage.write(paths.runs(study) / "records/cell/cell.json", Facts({"twice": 2 * tokens}), stamp)

@@ -152,18 +152,17 @@ def _rows(
     measure: str,
     *,
     title: str,
-    base: float = 1.0,
     name: str = wording.BASELINE,
     unit: str = "articles",
 ) -> Figure:
     """Groups of rows below each other; groups after the seventh are listed in one line.
 
-    `base`: the value of the baseline, `name` its label; 0: no label.
+    `name`: the label of the baseline, which is 1.
     """
     shown, rest = parts.first(groups)
     n_rows = sum(len(rows) for rows in shown.values())
     figure, ax = new_figure(title, 0.9 + (0.3 if n_rows == len(shown) else 0.18) * n_rows)
-    ax.set_xlim(parts.zoom([row[1] for rows in shown.values() for row in rows], base))
+    ax.set_xlim(parts.zoom([row[1] for rows in shown.values() for row in rows], 1))
     ax.set_ylim(n_rows - 0.5, -0.7)
     labels: list[str] = []
     for group, rows in shown.items():
@@ -179,10 +178,9 @@ def _rows(
     ax.spines["left"].set_visible(False)
     ax.set_xlabel(measure)
     ax.locator_params(axis="x", nbins=5)
-    parts.baseline(ax, base)
-    if base:
-        style = {"fontsize": SMALL, "ha": "center", "va": "bottom"}
-        ax.text(base, 1.0, name, transform=ax.get_xaxis_transform(), **style)
+    parts.baseline(ax, 1)
+    style = {"fontsize": SMALL, "ha": "center", "va": "bottom"}
+    ax.text(1, 1.0, name, transform=ax.get_xaxis_transform(), **style)
     described = {
         label if len(rows) == 1 else f"{wording.words(group)}, {label}": interval
         for group, rows in groups.items()

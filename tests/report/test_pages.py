@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -53,6 +54,24 @@ def test_pieces_link_from_the_notebooks_folder(evidence: Evidence) -> None:
     for piece in (pages.answer, pages.claims, pages.findings, pages.costs):
         for link in re.findall(r"(?<!\\)\]\(([^)]+)\)", piece(evidence)):
             assert (evidence.folder / "notebooks" / link).resolve().is_file()
+
+
+@pytest.mark.parametrize(
+    ("refit_tokens", "said"),
+    [
+        (0, ", and is healed on 20,480 tokens."),
+        (4_096, ", is refitted on 4,096 tokens and healed on 20,480 others."),
+    ],
+)
+def test_the_answer_names_the_text_that_was_read(
+    tmp_path: Path, refit_tokens: int, said: str
+) -> None:
+    study = h.study()
+    for name, curve in study["03_recovery"]["curves"].items():
+        recipe = curve.recipe.but(refit_tokens=refit_tokens)
+        read = replace(curve, recipe=recipe, tokens=(*curve.tokens[:-1], 20_480))
+        study["03_recovery"]["curves"][name] = read
+    assert said in pages.answer(Evidence("overnight", h.write(tmp_path / "overnight", study)))
 
 
 def test_missing_notebooks_are_named(tmp_path: Path) -> None:

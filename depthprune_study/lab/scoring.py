@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from depthprune_core import evaluation, models, pruning, speed
 from depthprune_core.models import Teacher
 from depthprune_core.records import Divergence, Facts, Score, Size, Timing
-from depthprune_core.text import Windows
+from depthprune_core.text import Document, Windows, training_windows
 from depthprune_study import paths
 from depthprune_study.errors import StudyError
 from depthprune_study.lab import cache, weights
@@ -59,6 +59,21 @@ def elsewhere(
     documents = lab.split("test", text)
     windows = lab.scoring(documents[:MOST_ELSEWHERE] if text else documents, tokens=tokens)
     return lab.save(name, scores(lab, students, windows))
+
+
+def conventional(lab: Workspace) -> dict[str, Score]:
+    """The whole model's score as papers give it: the test articles as one text.
+
+    Full windows of `seq_len` tokens without overlap, so the first tokens of each have no context.
+    """
+    one = Document("all test articles", "".join(d.text for d in lab.split("test")))
+    windows = training_windows(
+        [one],
+        lab.teacher.tokenizer,
+        start=lab.teacher.start,
+        seq_len=min(lab.parameters["seq_len"], lab.context),
+    )
+    return lab.save("conventional", scores(lab, {"whole": lab.teacher}, windows))
 
 
 def scores(lab: Workspace, students: Models, windows: Windows) -> dict[str, Score]:

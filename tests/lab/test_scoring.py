@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
+from torch import nn
 
 from depthprune_core import evaluation
 from depthprune_core.records import Plan
@@ -51,6 +53,21 @@ def test_equal_students_are_scored_once_under_any_name(open_lab: Open, counted: 
     again = scoring.validation(lab, {"c": students.cut(lab, plan_of(lab, 1))}, name="before")
     assert counted == [5]
     assert again["c"] == first["a"]
+
+
+@torch.no_grad()
+def test_the_papers_figure_is_that_of_a_plain_loop_over_one_text(lab: Workspace) -> None:
+    found = scoring.conventional(lab)["whole"]
+    teacher, length = lab.teacher, min(lab.parameters["seq_len"], lab.context)
+    words = "".join(document.text for document in lab.split("test"))
+    ids = [teacher.start, *teacher.tokenizer(words, add_special_tokens=False).input_ids]
+    losses = []
+    for begin in range(0, len(ids) - length, length):
+        row = torch.tensor([ids[begin : begin + length + 1]])
+        logits = teacher.model(input_ids=row[:, :-1]).logits[0]
+        losses.append(float(nn.functional.cross_entropy(logits, row[0, 1:], reduction="sum")))
+    assert found.n_tokens == (length * len(losses),)
+    assert found.mean_nll_nats == pytest.approx(sum(losses) / found.n_tokens[0], abs=1e-4)
 
 
 def test_the_test_split_is_refused_elsewhere(lab: Workspace) -> None:

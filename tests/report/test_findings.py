@@ -203,6 +203,7 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
         "Dropping up to 1 layer is cheap",
     ),
     (lambda: f.path(h.scores(cut=1.25)), "Cut, not healed: perplexity ratio 1.25"),
+    (lambda: f.conventional({"whole": h.score(1.0)}, "x"), "x: perplexity"),
     (lambda: f.depth(by_depth(1.2, 1.3), h.sizes(1, 2)), "No depth is shown to stay below"),
     (lambda: f.budget(budget(1.05, 1.07)), "Articles heal better: sampled text ends 1.02"),
     (lambda: f.budget(budget(1.05, 1.02)), "Text sampled from the whole model heals better"),

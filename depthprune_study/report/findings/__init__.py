@@ -6,6 +6,7 @@ Notebooks and the report call these functions. Every number is formatted from a 
 from depthprune_study.report.findings.choice import choice, regret, sizes, speed, winner
 from depthprune_study.report.findings.healing import (
     control,
+    conventional,
     curves,
     divergences,
     elsewhere,

@@ -126,6 +126,7 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
         lambda: f.curves({"healed": h.curve(3.2, 3.0, 3.1)}),
         "No curve still falls at its end",
     ),
+    (lambda: f.curves({"healed": h.curve(3.2, 3.0, 2.9995)}), "No curve still falls at its end"),
     (
         lambda: f.curves({"ce": h.curve(3.0, 2.0), "healed": h.curve(3.0)}),
         "Still falling at the end: cut, trained on the text",

@@ -14,6 +14,8 @@ from depthprune_study.results import statistics
 
 LITERATURE = 29.9  # GPT-2 124M, windows of 1,024; its paper undoes the tokenisation: 29.41
 
+LEAST_FALL = 0.001  # nats between the last two validations; less is called flat
+
 
 def path(scores: Mapping[str, Score]) -> Finding:
     """The repair cost at each stage: cut, refitted, healed."""
@@ -209,7 +211,7 @@ def curves(curves: Mapping[str, Curve]) -> Finding:
             parts.append(f"{w.words(name)} has fewer than two points{stopped}")
             continue
         since, last = w.number(math.exp(nll[-1] - nll[0])), w.number(math.exp(nll[-1] - nll[-2]))
-        falling += [name] if nll[-1] < nll[-2] else []
+        falling += [name] if nll[-2] - nll[-1] > LEAST_FALL else []
         parts.append(
             f"{w.words(name)} {since} times its first value after {tokens[-1]:,} tokens, {last}"
             f" times over the last {tokens[-1] - tokens[-2]:,}{stopped}"

@@ -115,6 +115,10 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
     (lambda: f.divergences(CLOSE | {"healed": CLOSE["refitted"]}), "is not shown to change"),
     (lambda: f.probes(h.answers(whole=0.9, cut=0.6, healed=0.9)), "after healing no loss is shown"),
     (lambda: f.probes(h.answers(whole=0.9, cut=0.6, healed=0.6)), "brings nothing clear back"),
+    (
+        lambda: f.probes(h.answers(whole=0.9, cut=0.6, healed=0.5)),
+        "makes agreement and copying worse",
+    ),
     (lambda: f.probes(h.answers(whole=0.9, cut=0.6, healed=0.7)), "back part of agreement and"),
     (lambda: f.probes(h.answers(whole=0.9, cut=0.9, healed=0.9)), "No loss of ability is shown"),
     (lambda: f.probes(h.answers(**{"whole": 0.9, "2 fewer": 0.8, "5 fewer": 0.5})), "most with 5"),

@@ -186,6 +186,8 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
     worst = f"{w.up(gone[0])} loses most"
     if not healed:
         return Finding(f"{worst} with {stages[0]}", text)
+    if worse := [f for f in regained if w.side(regained[f], 0) == w.BELOW]:
+        return Finding(f"{worst}; healing makes {w.listed(worse)} worse", text, True)
     if not back and not part:
         return Finding(f"{worst}; healing brings nothing clear back", text, True)
     if not back:

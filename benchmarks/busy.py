@@ -1,4 +1,4 @@
-"""Scoring and the study `ci`, alone and beside a second torch process: `python -m benchmarks.busy`.
+"""Scoring alone, and beside a second torch process: `python -m benchmarks.busy`.
 
 OpenMP's threads spin while they wait for each other. Where two processes share the cores, a thread
 that spins keeps one from working that the others wait for; GOMP_SPINCOUNT limits the spinning.
@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from typing import Any
 
@@ -19,8 +18,7 @@ from depthprune_core import evaluation
 
 MODEL, SEQ_LEN, WINDOWS = "gpt2-mini", 128, 8  # about what the study `ci` scores at a time
 ROUNDS, LIMIT_SECONDS = 5, 120
-STUDY = "ci"
-SETTINGS = {"as torch comes": "300000", "GOMP_SPINCOUNT=10000": "10000"}  # libgomp's default first
+SETTINGS = {"as torch comes": {}, "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"}}
 
 
 def main() -> None:
@@ -29,20 +27,16 @@ def main() -> None:
         work(forever=sys.argv[1] == "forever")
         return
     found: dict[str, Any] = {}
-    for what, seconds in {"scoring": _seconds, STUDY: _study_seconds}.items():
-        for name, spins in SETTINGS.items():
-            environment = os.environ | {"GOMP_SPINCOUNT": spins}
-            alone = seconds(environment)
-            other = _started("forever", environment)
-            try:
-                beside = seconds(environment)
-            finally:
-                other.kill()
-                other.wait()
-            times = {"alone_s": alone, "beside_s": beside, "ratio": beside / alone}
-            found.setdefault(what, {})[name] = times
-            told = f"{alone:.2f} s alone, {beside:.2f} s beside another: x{beside / alone:.1f}"
-            print(f"{what}, {name}: {told}", flush=True)
+    for name, environment in SETTINGS.items():
+        alone = _seconds(environment)
+        other = _started("forever", environment)
+        try:
+            beside = _seconds(environment)
+        finally:
+            other.kill()
+            other.wait()
+        found[name] = {"alone_s": alone, "beside_s": beside, "ratio": beside / alone}
+        print(f"{name}: {alone:.2f} s alone, {beside:.2f} s beside another: x{beside / alone:.1f}")
     print(f"saved {machine.save('busy', {'model': MODEL, 'settings': found})}")
 
 
@@ -63,7 +57,10 @@ def work(*, forever: bool) -> None:
 def _started(kind: str, environment: dict[str, str]) -> subprocess.Popen[str]:
     """A process that has done its first round."""
     command = [sys.executable, "-m", "benchmarks.busy", kind]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    unset = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    process = subprocess.Popen(
+        command, env={**unset, **environment}, stdout=subprocess.PIPE, text=True
+    )
     for line in process.stdout:
         if line.strip() == "ready":
             return process
@@ -74,16 +71,6 @@ def _seconds(environment: dict[str, str]) -> float:
     """Median seconds a round."""
     process = _started("once", environment)
     return float(json.loads(process.communicate()[0].strip().splitlines()[-1]))
-
-
-def _study_seconds(environment: dict[str, str]) -> float:
-    """Seconds of the whole study, from nothing to its report."""
-    command = [sys.executable, "-m", "depthprune_study", "run", STUDY]
-    with tempfile.TemporaryDirectory() as folder:
-        places = {"DEPTHPRUNE_RUNS": f"{folder}/runs", "DEPTHPRUNE_REPORTS": f"{folder}/reports"}
-        start = time.perf_counter()
-        subprocess.run(command, env=environment | places, check=True, capture_output=True)
-        return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def prepare(lab: Workspace, *, lr: float = 0.0, say: Callable[[str], None] = pri
     """Check everything, find the text and the model, load the model.
 
     lab: of the notebook your_model; its parameters are the options.
-    lr: learning rate; 0 = that of params/recipe.yaml, times LORA_TIMES for adapters.
+    lr: learning rate; 0 = that of params/recipe.yaml, ten times that for adapters.
 
     Raises StudyError or ValueError for invalid options.
     """

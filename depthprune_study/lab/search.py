@@ -66,11 +66,13 @@ def one_factor_at_a_time(
     """
     kept, found = base, {}
     for factor, levels in factors.items():
+        for level in levels:
+            if not _but(base, factor, level).kl:
+                name = f"{factor}: {label_of(level)}"
+                raise StudyError(f"factors: {name!r} trains without KL, which chooses here")
         kept = _but(kept, factor, levels[0])
     for factor, levels in factors.items():
         options = {f"{factor}: {label_of(level)}": _but(kept, factor, level) for level in levels}
-        if blind := [name for name, option in options.items() if not option.kl]:
-            raise StudyError(f"factors: {blind[0]!r} trains without KL, which chooses here")
         tried = {
             name: trial(lab, name, plan, option.but(tokens=tokens))
             for name, option in options.items()

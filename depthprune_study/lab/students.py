@@ -20,7 +20,7 @@ from depthprune_core.storage import Stamp
 from depthprune_core.text import Windows
 from depthprune_study import provenance
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import cache, healing, scoring, weights
+from depthprune_study.lab import cache, healing, samples, scoring, weights
 from depthprune_study.lab.words import own_words
 
 if TYPE_CHECKING:
@@ -106,10 +106,8 @@ def refitted(
     teacher = lab.teacher.model
     if not recipe.refit_tokens or not refitting.fitted_layers(plan) or not lab.can_refit:
         return begun
-    if windows is None:
-        text = lab.for_refit(recipe)
-    else:
-        text = windows.take(slice(-_n_windows(windows, recipe.refit_tokens), None))
+    n_tokens = recipe.refit_tokens
+    text = lab.for_refit(recipe) if windows is None else samples.last(windows, n_tokens)
     on, rooms = [teacher, list(plan.dropped), text, begun], ("refitting", "pruning")
     stamp = cache.stamped(lab, "refitted", on, rooms=rooms, shared=True)
 
@@ -155,10 +153,7 @@ def recover(
         if plan is None:
             raise StudyError(f"{name}: without a plan, start= must name a student to begin with")
         start = refitted(lab, plan, recipe, windows=windows) if plan.dropped else cut(lab, plan)
-    if windows is None:
-        text = lab.training(recipe)
-    else:
-        text = windows.take(slice(0, _n_windows(windows, recipe.tokens)))
+    text = lab.training(recipe) if windows is None else samples.first(windows, recipe.tokens)
     recipe, plan = healing.as_run(recipe, text), plan or start.plan
     run = healing.Healing(lab, name, plan, recipe, start, text, validation, keep_weights)
     stamp = run.stamp()
@@ -244,8 +239,3 @@ def _kept(
 def _path_of(lab: Workspace, stamp: Stamp) -> Path:
     """The record of a student; its weights, curve and checkpoint are beside it."""
     return lab.folder / "students" / f"{stamp.key}.json"
-
-
-def _n_windows(windows: Windows, n_tokens: int) -> int:
-    """How many windows hold at most `n_tokens` tokens, but at least one."""
-    return max(1, n_tokens // windows.seq_len)

@@ -22,7 +22,7 @@ from depthprune_core.teachers import TeacherStates
 from depthprune_core.text import Document, Windows
 from depthprune_study import parameters, paths, provenance
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import cache, devices, showing, weights
+from depthprune_study.lab import cache, devices, samples, showing, weights
 from depthprune_study.lab.bars import Bar
 
 LORA_TIMES = 10  # adapters take a rate this many times higher
@@ -146,29 +146,12 @@ class Workspace(showing.Page):
         )
 
     def for_refit(self, recipe: Recipe) -> Windows:
-        """The windows that the recipe's refit reads: `refit_tokens`, at most a quarter of the text.
-
-        They are the first windows of the documents that healing reads last.
-        """
-        pool = self._pool(recipe.seq_len)
-        n_first = max(1, len(pool.names) // 2)
-        first = text.draw(pool, n_tokens=n_first * recipe.seq_len, seed=recipe.seed).document
-        turn = torch.arange(len(pool)) - torch.searchsorted(pool.document, pool.document)
-        order = turn + len(pool) * torch.isin(pool.document, first)
-        n_windows = max(1, min(recipe.refit_tokens // recipe.seq_len, len(pool) // 4))
-        return pool.take(order.argsort(stable=True)[:n_windows])
+        """The windows that the recipe's refit reads."""
+        return samples.for_refit(self._pool(recipe.seq_len), recipe)
 
     def training(self, recipe: Recipe) -> Windows:
-        """The recipe's training windows; each seed draws other documents.
-
-        Windows of `for_refit` are left out: a student has few errors left to learn from there.
-        """
-        pool = self._pool(recipe.seq_len)
-        if recipe.refit_tokens:
-            read = {tuple(row) for row in self.for_refit(recipe).inputs.tolist()}
-            unread = [i for i, row in enumerate(pool.inputs.tolist()) if tuple(row) not in read]
-            pool = pool.take(torch.tensor(unread)) if unread else pool
-        return text.draw(pool, n_tokens=recipe.tokens, seed=recipe.seed)
+        """The recipe's training windows, other than those of its refit."""
+        return samples.training(self._pool(recipe.seq_len), recipe)
 
     def _pool(self, seq_len: int) -> Windows:
         if seq_len not in self._pools:
@@ -198,10 +181,9 @@ class Workspace(showing.Page):
             values["precision"] = devices.fast_precision(self.device)
         if "refit_tokens" not in changes:
             values["refit_tokens"] = min(values.get("refit_tokens", 0), values.get("tokens", 0))
-        if "lr" not in changes and values.get("trained") == "lora" != of_file.get(
-            "trained", "lora"
-        ):
-            values["lr"] = LORA_TIMES * values["lr"]
+        adapters = values.get("trained") == "lora" and of_file.get("trained") == "all"
+        if adapters and "lr" not in changes and "lr" in of_file:
+            values["lr"] = LORA_TIMES * of_file["lr"]
         try:
             recipe = Recipe(**values)
         except (TypeError, ValueError) as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 import mistune
 
 from depthprune_study.report import pages, verdicts
+from depthprune_study.report.markdown import anchor
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
@@ -19,7 +20,7 @@ def html_page(markdown: str, figures: Path, *, title: str) -> str:
     body = str(mistune.create_markdown(escape=False, plugins=["table"])(markdown))
     head, *sections = re.split(r"(?=<h2>)", body)
     heads = [re.match(r"<h2>(.*?)</h2>", section)[1] for section in sections]
-    links = "".join(f"<a href='#{pages.anchor(h)}'>{h}</a>" for h in heads)
+    links = "".join(f"<a href='#{anchor(h)}'>{h}</a>" for h in heads)
     head = re.sub(r"<p><a href=\"#.*?</p>", "", head, count=1, flags=re.DOTALL)  # the bar has it
     main = head + "".join(_section(h, s) for h, s in zip(heads, sections, strict=True))
     return (
@@ -38,7 +39,7 @@ def _section(heading: str, section: str) -> str:
         head, *articles = shown.split(pages.FINDING)
         columns = "".join(f"<article>{article}</article>" for article in articles)
         start += f"{head}<div class='columns'>{columns}</div>{fold}{rest}"
-    return f"<section id='{pages.anchor(heading)}'>{start}</section>"
+    return f"<section id='{anchor(heading)}'>{start}</section>"
 
 
 def _marked(main: str) -> str:

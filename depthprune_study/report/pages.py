@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import html
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from depthprune_core.records import Curve, Size
@@ -13,6 +11,7 @@ from depthprune_study.report import findings as of
 from depthprune_study.report import wording as w
 from depthprune_study.report.claims import judge
 from depthprune_study.report.evidence import REAL, STAND_IN, Evidence, Told, kind
+from depthprune_study.report.markdown import anchor, folded, safe, table
 from depthprune_study.report.rules import claims as claims_of
 from depthprune_study.results import statistics
 
@@ -109,8 +108,8 @@ def claims(evidence: Evidence, *, root: str = "../") -> str:
     matrix = table(["", "claim", "the source", "ours", "verdict", "made in"], rows)
     models = dict.fromkeys(v.model for v in judged if kind(v.model) == REAL and v.model)
     whose = f"{w.listed(models)}: real weights, but not the source's models." if models else ""
-    folded = "\n".join(f"- **{v.id}** {_told(v)}" for v in judged)
-    rules = _folded("Each rule, its changes, and notes on the number", folded)
+    rules_of = "\n".join(f"- **{v.id}** {_told(v)}" for v in judged)
+    rules = folded("Each rule, its changes, and notes on the number", rules_of)
     return f"{safe(whose)}\n\n{matrix}\n{rules}"
 
 
@@ -141,7 +140,7 @@ def findings(evidence: Evidence, *, root: str = "../") -> str:
             parts.append(f"{FINDING}\n\n{image}{title}{safe(finding.text)}\n")
         if more := [told.finding for told in of_it if not told.lead]:
             lines = "\n".join(f"- **{safe(f.title)}.** {safe(f.text)}" for f in more)
-            parts.append(_folded("More of this notebook", lines))
+            parts.append(folded("More of this notebook", lines))
     missing = [n for n in QUESTIONS if n not in evidence.notebooks and n != "10_report"]
     if missing:
         parts.append(f"Not run in this study: {w.listed(n.split('_')[0] for n in missing)}.\n")
@@ -167,7 +166,7 @@ def costs(evidence: Evidence, *, root: str = "../") -> str:
         rows.append([_notebook(notebook, root), spent, memory])
     rows.append(["**all**", f"**{total(known.values())}**", ""])
     spent = table(["notebook", "minutes", "memory, GiB"], rows)
-    return f"{spent}\n{_folded('Where the records come from', _origins(evidence))}"
+    return f"{spent}\n{folded('Where the records come from', _origins(evidence))}"
 
 
 def total(costs: Collection[Mapping[str, Any]]) -> str:
@@ -221,26 +220,6 @@ def page(evidence: Evidence, *, unfinished: bool = False) -> str:
     )
     body = "\n".join(f"## {name}\n\n{text}" for name, text in parts.items())
     return f"# depthprune, study {safe(evidence.study)}\n\n{links}\n\n{warning}{how}\n{body}"
-
-
-def anchor(heading: str) -> str:
-    """The anchor that GitHub makes for a heading."""
-    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-
-
-def safe(text: str) -> str:
-    """Text escaped so that Markdown shows it literally."""
-    text = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text).replace("$", "&#36;")
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _folded(title: str, text: str) -> str:
-    return f"<details><summary>{html.escape(title)}</summary>\n\n{text}\n\n</details>\n"
 
 
 def _notebook(notebook: str, root: str) -> str:

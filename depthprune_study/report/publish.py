@@ -15,6 +15,7 @@ from depthprune_study.errors import StudyError
 from depthprune_study.report import pages
 from depthprune_study.report.evidence import Evidence
 from depthprune_study.report.html_page import html_page
+from depthprune_study.report.markdown import safe
 
 ABOUT = {  # in this order; studies in A_LINE get one line each
     "overnight": "SmolLM2 135M, every notebook at full length: the answer",
@@ -107,7 +108,7 @@ def index(reports: Path) -> str:
         evidence = Evidence(study, found[study])
         part = f"{pages.UNFINISHED} " if read_made_from(found[study]).get("unfinished") else ""
         lines.append(f"## {study}\n\n{about[:1].upper()}{about[1:]}. {part}{links}\n")
-        said = [pages.safe(line) for line in pages.answer_lines(evidence)] if evidence.lead else []
+        said = [safe(line) for line in pages.answer_lines(evidence)] if evidence.lead else []
         lines.append("\n\n".join(said if study == "overnight" else said[-1:]) + "\n")
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ from depthprune_study import paths
 from depthprune_study.report import pages, verdicts, wording
 from depthprune_study.report.claims import judge
 from depthprune_study.report.evidence import SOURCE, Evidence
+from depthprune_study.report.markdown import safe, table
 from depthprune_study.report.rules import claims
 
 STUDY, SHORT = "overnight", "quick"  # SHORT is shown until STUDY has an answer
@@ -58,12 +59,12 @@ def _claims(evidence: Evidence, root: Path) -> str:
         ours = f"{v.figure} ({v.model})" if other else v.figure or "–"
         cells = (claims()[v.id].claim, claims()[v.id].source, ours)
         changed = " \\*" if claims()[v.id].changed else ""
-        rows.append([v.id, *map(pages.safe, cells), f"{v.word}{changed}"])
-    made = pages.table(["", "the source says", "its figure", "ours", "verdict"], rows)
+        rows.append([v.id, *map(safe, cells), f"{v.word}{changed}"])
+    made = table(["", "the source says", "its figure", "ours", "verdict"], rows)
     report = f"[the report](reports/{evidence.study}/README.md#claims)"
     own = "" if pages.kind(lead) == SOURCE else " (not the source's)"
     return (
-        f"Measured on {pages.safe(lead)}{own} where a cell names no other.\n\n"
+        f"Measured on {safe(lead)}{own} where a cell names no other.\n\n"
         f"{made}\n\\* The rule changed after figures were seen; {report} has its first version.\n"
     )
 
@@ -82,21 +83,21 @@ def _notebooks(evidence: Evidence, root: Path) -> str:
         executed = f"reports/{evidence.study}/notebooks/{notebook}.ipynb"
         path = executed if (root / executed).is_file() else f"notebooks/{notebook}.ipynb"
         colab = f"https://colab.research.google.com/{site}/notebooks/{notebook}.ipynb"
-        title = pages.safe(first.get(notebook, "–"))
+        title = safe(first.get(notebook, "–"))
         rows.append([notebook[:2], f"[{question}]({path})", title, f"[![Colab][badge]]({colab})"])
     badge = "[badge]: https://colab.research.google.com/assets/colab-badge.svg\n"
     viewer = (
         "The same on [nbviewer](https://nbviewer.org/github/"
         f"{paths.REPOSITORY}/tree/{paths.BRANCH}/reports/{evidence.study}/notebooks/).\n"
     )
-    made = pages.table(["", "question", "what was found", ""], rows)
+    made = table(["", "question", "what was found", ""], rows)
     return f"{start}{made}\n{viewer if evidence.lead else ''}\n{badge}"
 
 
 def _surprises(evidence: Evidence, root: Path) -> str:
     """Findings against the recipe or for a simpler method that the answer does not tell."""
     lines = [
-        f"- {pages.safe(told.finding.title)} ({told.notebook[:2]}).\n"
+        f"- {safe(told.finding.title)} ({told.notebook[:2]}).\n"
         for told in evidence.told
         if told.finding.against
         and (told.notebook, told.name) != (evidence.lead, "control")
@@ -115,7 +116,7 @@ def _minutes(evidence: Evidence, root: Path) -> str:
             least = "more than " if any(cost.get("resumed") for cost in costs) else ""
             rows.append([f"`{study}`", pages.total(costs), f"{least}{most:.1f}"])
     head = ["study", "minutes, measured", "memory, GiB"]
-    return pages.table(head, rows) if rows else NOT_EXECUTED
+    return table(head, rows) if rows else NOT_EXECUTED
 
 
 def main() -> None:

@@ -90,10 +90,13 @@ def test_a_trial_is_healed_once_and_its_distance_is_that_of_a_kept_student(
             assert scoring.divergences(lab, {"x": student})["x"] == distance
 
 
-def test_a_factor_without_kl_is_refused(lab: Workspace) -> None:
+def test_a_factor_without_kl_is_refused_before_any_trial(
+    lab: Workspace, pretended: list[tuple[str, Recipe]]
+) -> None:
     with pytest.raises(StudyError, match="factors: 'loss: kl 0, ce 1' trains without KL"):
-        factors = {"loss": [{"kl": 0.0, "ce": 1.0}]}
+        factors = {"lr": [1e-4], "loss": [{"kl": 1.0}, {"kl": 0.0, "ce": 1.0}]}
         search.one_factor_at_a_time(lab, PLAN, BASE, factors, tokens=192)
+    assert pretended == []
 
 
 def test_a_student_that_is_not_a_cut_is_searched_from_its_start(lab: Workspace) -> None:

@@ -12,7 +12,7 @@ import handmade as h
 import pytest
 
 from depthprune_study import paths
-from depthprune_study.report import pages, readme
+from depthprune_study.report import markdown, pages, readme
 from depthprune_study.report.evidence import Evidence
 from depthprune_study.report.html_page import html_page
 
@@ -42,7 +42,7 @@ class Tags(HTMLParser):
 
 def test_every_link_of_the_page_leads_to_a_file_or_a_heading(evidence: Evidence) -> None:
     page = pages.page(evidence)
-    anchors = {pages.anchor(line[3:]) for line in page.splitlines() if line.startswith("## ")}
+    anchors = {markdown.anchor(line[3:]) for line in page.splitlines() if line.startswith("## ")}
     links = re.findall(r"(?<!\\)\]\(([^)]+)\)", page)
     assert len(links) > 20
     for link in links:

@@ -187,7 +187,9 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
     if not healed:
         return Finding(f"{worst} with {stages[0]}", text)
     if worse := [f for f in regained if w.side(regained[f], 0) == w.BELOW]:
-        return Finding(f"{worst}; healing makes {w.listed(worse)} worse", text, True)
+        most = min(worse, key=lambda f: regained[f].point)
+        drop = f"accuracy {w.short(lost[most])} before, {w.short(left[most])} after"
+        return Finding(f"Healing makes {most} worse: {drop}", text, True)
     if not back and not part:
         return Finding(f"{worst}; healing brings nothing clear back", text, True)
     if not back:

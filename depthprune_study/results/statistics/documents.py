@@ -32,19 +32,12 @@ def nll_rise(student: Score, whole: Score) -> Interval:
 
 
 def kl_ratio(student: Divergence, other: Divergence) -> Interval:
-    """Mean KL(teacher || student) ÷ that of another student, resampling documents.
+    """KL(teacher || student) ÷ that of another student, resampling documents.
 
     Raises ValueError unless both were compared at the same tokens.
     """
     _same_tokens(student, other)
-    sums = np.asarray(student.kl_nats), np.asarray(other.kl_nats)
-    point, n = float(sums[0].sum() / sums[1].sum()), len(sums[0])
-    if n < 2:
-        return Interval(point, 0.0, math.inf, n, "one document")
-    if np.array_equal(*sums):
-        return Interval(point, point, point, n)
-    low, high, note = bootstrap(sums, lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis))
-    return Interval(point, low, high, n, note)
+    return mean_per_token(student.kl_nats, other.kl_nats)  # both sums are over the same tokens
 
 
 def gain_difference(

@@ -117,7 +117,7 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
     (lambda: f.probes(h.answers(whole=0.9, cut=0.6, healed=0.6)), "brings nothing clear back"),
     (
         lambda: f.probes(h.answers(whole=0.9, cut=0.6, healed=0.5)),
-        "Healing makes agreement worse: accuracy -0.30 before, -0.40 after",
+        "Healing makes agreement worse: 0.30 of accuracy lost before, 0.40 after",
     ),
     (lambda: f.probes(h.answers(whole=0.9, cut=0.6, healed=0.7)), "back part of agreement and"),
     (lambda: f.probes(h.answers(whole=0.9, cut=0.9, healed=0.9)), "No loss of ability is shown"),

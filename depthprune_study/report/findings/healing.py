@@ -188,7 +188,8 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
         return Finding(f"{worst} with {stages[0]}", text)
     if worse := [f for f in regained if w.side(regained[f], 0) == w.BELOW]:
         most = min(worse, key=lambda f: regained[f].point)
-        drop = f"accuracy {w.short(lost[most])} before, {w.short(left[most])} after"
+        before, after = -lost[most].point, -left[most].point
+        drop = f"{before:.2f} of accuracy lost before, {after:.2f} after"
         return Finding(f"Healing makes {most} worse: {drop}", text, True)
     if not back and not part:
         return Finding(f"{worst}; healing brings nothing clear back", text, True)

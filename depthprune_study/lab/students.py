@@ -21,14 +21,13 @@ from depthprune_core.text import Windows
 from depthprune_study import provenance
 from depthprune_study.errors import StudyError
 from depthprune_study.lab import cache, healing, samples, scoring, weights
-from depthprune_study.lab.words import own_words
 
 if TYPE_CHECKING:
     from depthprune_study.lab.workspace import Workspace
 
 # The other modules of the lab that `made` students import: they keep weights, but make none.
 NOT_OF_THE_WEIGHTS = ("depthprune_study.lab.students", "depthprune_study.lab.workspace")
-__all__ = ["Student", "cut", "made", "own_words", "recover", "refitted", "same_text", "staged"]
+__all__ = ["Student", "cut", "made", "recover", "refitted", "same_text", "staged"]
 
 
 @dataclass(eq=False)

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from depthprune_core import evaluation
-from depthprune_core.records import Recipe
+from depthprune_core.records import Facts, Recipe
 from depthprune_core.text import Windows
 from depthprune_study.lab import cache, weights
 
@@ -39,6 +39,13 @@ def own_words(lab: Workspace, *, recipe: Recipe) -> Windows:
     names = tuple(f"own words {i}" for i in range(n_windows))
     owners = torch.arange(n_windows)
     return Windows(**tokens, document=owners, names=names, n_bytes=(0,) * n_windows)
+
+
+def beginnings(lab: Workspace, windows: Windows, *, n: int, tokens: int) -> Facts:
+    """The first tokens of the first n sampled documents, as a table of continuations."""
+    texts = lab.teacher.tokenizer.batch_decode(windows.targets[:n, :tokens])
+    names = [f"sample {i + 1}" for i in range(len(texts))]
+    return lab.save("own-words", Facts({"prompts": names, "samples": {"own words": texts}}))
 
 
 def _piece(lab: Workspace, path: Path, recipe: Recipe, number: int) -> dict[str, torch.Tensor]:

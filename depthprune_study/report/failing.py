@@ -41,10 +41,10 @@ def missed(evidence: Evidence) -> list[str]:
         value = statistics.ppl_ratio(score, evidence.record("08_limits", "depth")["whole"])
         found = w.side(value, target["threshold"])
         if found != w.BELOW:
-            how = "is missed" if found == w.ABOVE else "is not shown to be reached"
+            how = "is not reached" if found == w.ABOVE else "is not shown to be reached"
             bullets.append(
-                f"at most {target['threshold']} with {target['fewer']} layers fewer, on at most"
-                f" {target['tokens']:,} tokens, {how} on {tokens:,}: {w.paired(value)}."
+                f"at most {target['threshold']} with {target['fewer']} layers fewer {how} with"
+                f" {tokens:,} of the {target['tokens']:,} tokens allowed: {w.paired(value)}."
             )
     return bullets
 

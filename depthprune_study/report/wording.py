@@ -107,9 +107,19 @@ def paired(value: Interval) -> str:
 
 
 def outcome(
-    found: str, text: str, *, below: str, above: str, open: str, against: str = ABOVE
+    value: Interval,
+    at: float,
+    text: str,
+    *,
+    below: str,
+    above: str,
+    open: str,
+    against: str = ABOVE,
 ) -> Finding:
-    """The finding for side `found`; `against`: the side that speaks against the recipe."""
+    """The finding for the value's side of `at`; `against`: the side against the recipe."""
+    if statistics.DIVERGED in value.note:
+        return Finding("A run diverged, so this is not decided", text)
+    found = side(value, at)
     title = {BELOW: below, ABOVE: above, OPEN: open}[found]
     return Finding(title, text, found == against)
 

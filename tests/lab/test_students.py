@@ -12,7 +12,7 @@ from depthprune_core import distillation, pruning, refitting
 from depthprune_core.mlps import mlp_outputs
 from depthprune_core.records import Plan, Recipe
 from depthprune_study.errors import StudyError
-from depthprune_study.lab import cache, healing, scoring, students, weights
+from depthprune_study.lab import cache, healing, scoring, students, weights, words
 from depthprune_study.lab.workspace import Workspace
 
 PLAN = Plan(6, (2, 3), "by hand")
@@ -281,13 +281,11 @@ def test_students_in_memory_stay_below_their_limit(
 def test_own_words_are_sampled_once_and_shorter_ones_are_their_beginning(
     open_lab: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from depthprune_study.lab import words
-
     monkeypatch.setattr(words, "AT_ONCE", 4)
     lab = open_lab()
-    long = students.own_words(lab, recipe=recipe_of(lab, tokens=288))
+    long = words.own_words(lab, recipe=recipe_of(lab, tokens=288))
     assert (len(long), long.seq_len, long.n_tokens) == (6, 48, 288)
     monkeypatch.setattr(words.evaluation, "write_text", None)  # it is on disk
-    short = students.own_words(open_lab(), recipe=recipe_of(lab, tokens=96))
+    short = words.own_words(open_lab(), recipe=recipe_of(lab, tokens=96))
     assert torch.equal(short.inputs, long.inputs[:2])
     assert bool((long.inputs[:, 0] == lab.teacher.start).all())

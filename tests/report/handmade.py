@@ -202,6 +202,7 @@ def study() -> dict[str, dict[str, Any]]:
             "test": path | scores(**wide, Q8_0=1.001, Q4_0=1.03),
             "bytes": Facts({"whole": 270, "healed": 255, "Q8_0": 143, "Q4_0": 76}),
             "rivals": scores(**rivals),
+            "plans": PLANS,
         },
         "07_choice": {
             "before": scores(**before),
@@ -223,6 +224,7 @@ def study() -> dict[str, dict[str, Any]]:
     }
 
 
+PLANS = {f"{k} fewer": Plan(N_LAYERS, tuple(range(14, 14 + k)), "greedy") for k in (2, 3, 5)}
 STAGES = {"cut": 0.12, "refitted": 0.05, "healed": 0.02}
 RIVALS = {"cut": 1.25, "refitted": 1.11, "prune_and_comp": 1.2, "replaceme": 1.15}
 WINNERS = {"0,1": 1.05, "4,5": 1.04}
@@ -276,9 +278,9 @@ TOLD: dict[tuple[str, str], Callable[..., Finding]] = {  # notebook, figure: fro
     ("04_transfer", "path"): lambda of: f.path(of["test"]),
     ("04_transfer", "staged"): lambda of: f.staged(of["test"]),
     ("05_seed_stability", "seeds"): lambda of: f.seeds({"smollm2-135m": of["test"]}),
-    ("06_controls", "width"): lambda of: f.width(of["test"]),
+    ("06_controls", "width"): lambda of: f.width(of["test"], {}),
     ("06_controls", "bytes"): lambda of: f.rounding(of["test"], of["bytes"]),
-    ("06_controls", "rivals"): lambda of: f.rivals(of["rivals"]),
+    ("06_controls", "rivals"): lambda of: f.rivals(of["rivals"], of["plans"]),
     ("07_choice", "choice"): lambda of: f.choice(of["before"], of["after"], tail=3),
     ("07_choice", "winners"): lambda of: f.winner(of["before"], of["after"], of["healed"]),
     ("08_limits", "depth"): lambda of: f.depth(of["depth"], of["sizes"]),

@@ -5,7 +5,8 @@ layers a..b-1; X is the whole model's hidden state before layer a, Y its hidden 
 b, both (tokens, d), over the tokens that the windows score. The cut student passes X to layer b,
 which was trained on Y. A plan with several runs gets one operator per run.
 
-Students are measured in memory and never saved: three of the four add a module at the cut.
+Students are measured in memory and never saved: as written here, three of the four add a module at
+the cut. (Prune&Comp's scalar could be merged into weights, as the paper does.)
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def prune_and_comp(teacher: PreTrainedModel, plan: Plan, windows: Windows) -> Pr
     is tied to the embedding would be scaled along. A test compares both on an untied model.
 
     Deviation: the paper's search (prune one layer, compensate, choose the next) is left out,
-    because all rivals repair the same cut.
+    because all rivals repair the same cut. So with several runs each alpha is measured on the whole
+    model, not on a student that is compensated already.
     """
     patched = drop_layers(teacher, plan)
     for first, after in cuts(plan):
@@ -112,7 +114,7 @@ def ghosted_layers(teacher: PreTrainedModel, plan: Plan, windows: Windows) -> Pr
     """Ghosted Layers (Yun et al. 2026, arXiv:2605.15491): X -> X W at the cut, W unconstrained.
 
     W = I + M, where M solves min |X M - (Y - X)|^2 in closed form: (X'X + 1e-6 I) M = X'(Y - X) in
-    float64, as in the authors' code. Calibration in the paper is 32 sequences.
+    float64, as in the authors' code. The paper calibrates on 32 sequences of 2,048 tokens.
     """
     patched = drop_layers(teacher, plan)
     for first, after in cuts(plan):

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from depthprune_core.anatomy import anatomy
 from depthprune_core.records import Plan
+from depthprune_study import provenance
 from depthprune_study.errors import StudyError
 from depthprune_study.lab.students import Student, made
 
@@ -28,8 +29,9 @@ def rounded(lab: Workspace, kind: str) -> tuple[Student, int]:
     model = lab.teacher.model
     n_bytes = size_in(model, kind)
     plan = Plan(len(anatomy(model).layers), (), "rounded")
+    version = f"gguf {provenance.version('gguf')}"
     make = lambda: quantised(model, kind)  # noqa: E731
-    return made(lab, kind, plan, make, module=__name__, on=[]), n_bytes
+    return made(lab, kind, plan, make, module=__name__, on=[version]), n_bytes
 
 
 @torch.no_grad()

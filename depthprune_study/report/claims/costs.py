@@ -52,6 +52,7 @@ class Cut:
     removed: float
     repair: Interval
     matched: Interval | None
+    tokens: int = 0  # healed on
     how: str = "at once"
     beside: str = ""  # the matched cost at another depth, if this depth has none
 
@@ -62,6 +63,7 @@ class Cut:
     @property
     def detail(self) -> str:
         note = f"repair cost {w.paired(self.repair)}, {self.how}"
+        note += f", healed on {self.tokens:,} tokens" if self.tokens else ""
         matched = w.interval(self.matched) if self.matched else self.beside
         return f"{note}; matched cost {matched or 'not measured'}"
 
@@ -102,6 +104,7 @@ def _cut(
         statistics.share_removed(sizes, k),
         statistics.ppl_ratio(healed, scores["whole"]),
         statistics.ppl_ratio(trained, control) if trained and control else None,
+        evidence.parameters(notebook).get("tokens", 0),
         how,
     )
 
@@ -154,7 +157,8 @@ def three_of_22(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
     if more:
         more = f"; staged over at once on {evidence.model('04_transfer')}: {more.lstrip(', ')}"
     for cut in _nearest(evidence, rule, staged=True):
-        yield _at_most_ratio(cut, rule, more)
+        found = _at_most_ratio(cut, rule, more)
+        yield replace(found, figure=f"{found.figure}, {cut.how}")
 
 
 def _at_most_ratio(cut: Cut, rule: Rule, more: str = "") -> Reading:

@@ -10,7 +10,7 @@ import numpy as np
 
 from depthprune_study.report import wording as w
 from depthprune_study.report.evidence import Evidence
-from depthprune_study.report.findings.choice import winners
+from depthprune_study.report.findings.choice import differ_in_sign, gaps_by_seed, winners
 from depthprune_study.report.findings.repeats import spread as spread_of
 from depthprune_study.report.verdicts import (
     FAILS,
@@ -86,9 +86,12 @@ def winner_changes(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
     word = FAILS if w.side(gap, 0) == w.ABOVE else OPEN
     word = HOLDS if w.side(gap, 0) == w.BELOW and lost.low > gap.high else word
     word = word if n >= rule["pairs"] and n_seeds >= rule["seeds"] else OPEN
+    by_seed = gaps_by_seed(full, old, new)
+    word = OPEN if differ_in_sign(by_seed) else word
     detail = f"{new} minus {old}, nats per token: {w.interval(lost)} before healing (validation), "
     detail += (
-        f"{w.interval(gap)} healed in full (n = {gap.n} test articles); {n} sets, {n_seeds} seeds"
+        f"{w.interval(gap)} healed in full (n = {gap.n} test articles; by seed"
+        f" {w.listed(map(w.number, by_seed))}); {n} sets, {n_seeds} seeds"
     )
     figure = f"{new} minus {old}: {w.interval(gap)} nats"
     yield Reading(model, word, figure, "07_choice", detail)
@@ -139,7 +142,7 @@ def depth_is_redundant(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
     detail = (
         f"before healing, fewer layers over narrower MLPs (n = {gap.n} test articles); the middle"
         f" half minus the outer layers, nats per token (n = {len(profile.teacher.documents)}"
-        " articles)"
+        " articles). The layers were searched by loss, the neurons ranked by their own outputs"
     )
     figure = f"fewer layers ÷ narrower {w.interval(gap)}; {middle}"
     yield Reading(model, both(words), figure, "06_controls", detail)

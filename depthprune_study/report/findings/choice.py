@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from depthprune_core.records import Score, Size, Timing
 from depthprune_study.report import wording as w
@@ -55,8 +55,11 @@ def speed(timings: Mapping[str, Timing]) -> Finding:
 
 
 def choice(before: Mapping[str, Score], after: Mapping[str, Score], *, tail: int) -> Finding:
-    """Whether the ranking of sets survives healing: over all, and among the `tail` cheapest."""
-    names = [name for name in before if name != "whole" and name in after]
+    """Whether the ranking of sets survives healing: among the `tail` cheapest, and over all.
+
+    Diverged sets are left out.
+    """
+    names = [n for n in before if n != "whole" and n in after and not after[n].diverged]
     names.sort(key=lambda name: before[name].mean_nll_nats)
     rho, within = (
         statistics.rank_correlation(*([s[n].mean_nll_nats for n in of] for s in (before, after)))
@@ -64,19 +67,20 @@ def choice(before: Mapping[str, Score], after: Mapping[str, Score], *, tail: int
     )
     regret = statistics.nll_rise(after[names[0]], after[w.best({n: after[n] for n in names})])
     text = (
-        f"The rank correlation (rho) of the costs before and after healing is {w.interval(rho)}"
-        f" over all {rho.n} sets and {w.interval(within)} among the {within.n} cheapest; these"
-        " intervals come from resampling the sets. After healing, the"
+        f"The rank correlation (rho) of the costs before and after healing is {w.interval(within)}"
+        f" among the {within.n} cheapest sets and {w.interval(rho)} over all {rho.n}, which were"
+        " chosen to differ widely. The intervals come from resampling the sets; sets that share a"
+        " layer are not independent, so these intervals are too narrow. After healing, the"
         f" set that was best before costs {w.interval(regret)} nats per token more than the best"
         f" set (n = {regret.n} articles)."
     )
-    over_all = f"rho {w.short(rho)}"
     if w.side(within, 0) == w.ABOVE:
-        cheap = f"{w.short(within)} among the cheap sets"
-        return Finding(f"The ranking survives healing: {over_all}, {cheap}", text)
+        related = f"related, rho {w.short(within)}"
+        title = f"Among cheap sets, costs before and after healing are {related}"
+        return Finding(title, text)
     if w.side(rho, 0) == w.ABOVE:
         how = "reverses" if w.side(within, 0) == w.BELOW else "is unclear"
-        title = f"The ranking survives healing ({over_all}); among the cheap sets it {how}"
+        title = f"Costly sets stay costly (rho {w.short(rho)}); the order of cheap ones {how}"
         return Finding(title, text)
     if w.side(rho, 0) == w.BELOW:
         return Finding("Sets that are cheap before healing are costly after it", text, True)
@@ -94,6 +98,18 @@ def winners(before: Mapping[str, Score], after: Mapping[str, Score]) -> tuple[st
     return old, w.best(others) if others else old, len(sets)
 
 
+def gaps_by_seed(healed: Mapping[str, Score], old: str, new: str) -> list[float]:
+    """NLL of `new` minus that of `old`, nats per token, for each seed that both have."""
+    seeds = [name.rpartition(", ")[2] for name in healed if name.startswith(f"{new}, seed ")]
+    pairs = [(f"{new}, {seed}", f"{old}, {seed}") for seed in seeds]
+    return [healed[a].mean_nll_nats - healed[b].mean_nll_nats for a, b in pairs if b in healed]
+
+
+def differ_in_sign(gaps: Sequence[float]) -> bool:
+    """Whether one seed speaks for one set, and another seed for the other."""
+    return any(gap < 0 for gap in gaps) and any(gap > 0 for gap in gaps)
+
+
 def winner(
     before: Mapping[str, Score], after: Mapping[str, Score], healed: Mapping[str, Score]
 ) -> Finding:
@@ -106,11 +122,18 @@ def winner(
     if first is None or second is None:  # it diverged, or the notebook asked for fewer
         stays = "The best set stays the best" if same else "The best set changes"
         return Finding(f"{stays}; its rival was not healed in full", text)
-    gap = statistics.ppl_ratio(second, first)
+    gap, seeds = statistics.ppl_ratio(second, first), gaps_by_seed(healed, old, new)
+    text += (
+        f" Healed in full, {new} has {w.interval(gap)} times the perplexity of {old}"
+        f" (n = {gap.n} test articles). By seed, {new} minus {old} in nats per token:"
+        f" {w.listed(map(w.number, seeds))}."
+    )
+    if differ_in_sign(seeds):
+        return Finding(f"Seeds disagree whether {new} or {old} is better healed in full", text)
     return w.outcome(
-        w.side(gap, 1),
-        f"{text} Healed in full, {new} has {w.interval(gap)} times the perplexity of {old}"
-        f" (n = {gap.n} test articles).",
+        gap,
+        1,
+        text,
         below=f"The best set changes with healing: {new} beats {old}",
         above=f"The set that was best before healing stays better: {old}",
         against=w.BELOW,
@@ -124,13 +147,14 @@ def regret(after: Mapping[str, Score], rules: Mapping[str, str]) -> Finding:
     for rule, chosen in rules.items():
         who.setdefault(chosen, []).append(w.words(rule))
     gaps = {chosen: w.ratio(after, chosen, best) for chosen in who if chosen in after}
+    gaps = {chosen: gap for chosen, gap in gaps.items() if w.sound(gap)}
     if not gaps:
         return Finding("No rule's choice was healed", "No rule's choice was among the healed sets.")
     order = sorted(gaps, key=lambda chosen: gaps[chosen].point)
     parts = "; ".join(f"{of} ({w.listed(who[of])}) {w.interval(gaps[of])}" for of in order)
     text = (
         f"After healing, perplexity over that of the best of {len(after) - 1} sets, layers"
-        f" {best}: {parts} (n = {gaps[order[0]].n} articles)."
+        f" {best}: {parts} (n = {gaps[order[0]].n} articles, on which the best was picked too)."
     )
     level = sum(w.side(gap, 1) != w.ABOVE for gap in gaps.values())
     if level == len(gaps):

@@ -77,7 +77,8 @@ def control(scores: Mapping[str, Score]) -> Finding:
         f"{w.adaptation(trained)}"
     )
     return w.outcome(
-        w.side(matched, 1),
+        matched,
+        1,
         text,
         above=f"Trained on the same text, the cut model is worse: ratio {w.short(matched)}",
         below=f"Trained on the same text, the cut model is better: ratio {w.short(matched)}",
@@ -102,7 +103,8 @@ def elsewhere(scores: Mapping[str, Score], text: str) -> Finding:
     if "ce" in scores and statistics.CONTROL in scores:
         parts += f" The matched cost on this text is {w.over(scores, 'ce', statistics.CONTROL)}."
     return w.outcome(
-        w.side(w.ratio(scores, "healed", "cut"), 1),
+        w.ratio(scores, "healed", "cut"),
+        1,
         parts,
         below=f"Healing helps on other text too: ratio {w.short(repair)}",
         above=f"Healing does harm on other text: ratio {w.short(repair)}",
@@ -122,17 +124,17 @@ def divergences(divergences: Mapping[str, Divergence]) -> Finding:
     for name in ("refitted", "ce"):
         less = np.subtract(healed.kl_nats, divergences[name].kl_nats)
         gaps[name] = statistics.mean_per_token(less, healed.n_tokens)
-    side = w.side(gaps["refitted"], 0)
     text = (
         f"KL to the whole model, nats per token: {', '.join(parts)}; n = {gaps['ce'].n} articles."
         f" Healed minus refitted: {w.interval(gaps['refitted'])}; healed minus trained on the text:"
         f" {w.interval(gaps['ce'])}."
     )
-    if side == w.ABOVE:
+    if w.side(gaps["refitted"], 0) == w.ABOVE:
         text += " So a fall in perplexity is not a return to the whole model's predictions."
     change = " to ".join(w.number(means[name].point) for name in ("refitted", "healed"))
     return w.outcome(
-        side,
+        gaps["refitted"],
+        0,
         text,
         below=f"Healing brings predictions closer to the whole model's: KL {change}",
         above=f"Healing moves predictions away from the whole model's: KL {change}",

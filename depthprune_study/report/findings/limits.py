@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from depthprune_core.records import Divergence, Facts, Recipe, Score, Size
+from depthprune_core.records import Divergence, Facts, Plan, Recipe, Score, Size
 from depthprune_study.report import wording as w
 from depthprune_study.report.wording import Finding
 from depthprune_study.results import statistics
@@ -15,34 +15,36 @@ from depthprune_study.results import statistics
 CHEAP = 1.1  # largest perplexity ratio at which a cut is called cheap
 
 
-def rivals(scores: Mapping[str, Score]) -> Finding:
-    """Our refit against the training-free rivals of the literature, at each number of layers."""
+def rivals(scores: Mapping[str, Score], plans: Mapping[str, Plan]) -> Finding:
+    """Our refit against training-free rivals, at each number of layers. plans: `2 fewer` ..."""
     parts, won, lost = [], [], []
     table = statistics.by_depth(scores)
     methods = [name for name in table if name not in ("refitted", "cut")]
     if not methods:
         return Finding("No training-free rival was scored", "Our refit has no rival here.")
     for k, refitted in sorted(table["refitted"].items()):
+        gaps = {name: statistics.ppl_ratio(refitted, table[name][k]) for name in methods}
+        sides = {w.side(gap, 1) for gap in gaps.values()}
+        won += [k] if sides == {w.BELOW} else []
+        lost += [k] if w.ABOVE in sides else []
         rival = w.best({name: table[name][k] for name in methods})
-        gap = statistics.ppl_ratio(refitted, table[rival][k])
-        won += [k] if w.side(gap, 1) == w.BELOW else []
-        lost += [k] if w.side(gap, 1) == w.ABOVE else []
         ours, theirs = (w.over(scores, f"{name}, {k} fewer") for name in ("refitted", rival))
         parts.append(
-            f"{k} fewer: our refit {ours}, the best rival {w.words(rival)} {theirs}, ratio of ours"
-            f" to theirs {w.paired(gap)}"
+            f"{k} fewer ({w.listed(plans[f'{k} fewer'].dropped)}): our refit {ours}, the best rival"
+            f" {w.words(rival)} {theirs}, ratio of ours to theirs {w.paired(gaps[rival])}"
         )
     text = f"Nothing is trained here. {'; '.join(parts)}."
     if len(won) == len(parts):
-        return Finding(f"Our refit beats every training-free rival at {w.listed(won)} fewer", text)
+        n = w.plural(len(methods), "training-free rival")
+        return Finding(f"Our refit beats the {n} tried, at {w.listed(won)} fewer", text)
     if lost:
         title = f"A training-free rival beats our refit at {w.listed(lost)} fewer"
         return Finding(title, text, True)
     if won:
-        title = f"Our refit beats every rival at {w.listed(won)} fewer; the rest is open"
+        title = f"Our refit beats the rivals tried at {w.listed(won)} fewer; the rest is open"
         return Finding(title, text)
     return Finding(
-        "Our refit and the best training-free rival are not clearly different", text, True
+        "Our refit is not clearly better than every training-free rival tried", text, True
     )
 
 
@@ -50,22 +52,26 @@ def rounding(scores: Mapping[str, Score], n_bytes: Facts) -> Finding:
     """Compares dropping layers with rounding the weights, as methods to save bytes."""
     n = n_bytes.values
     formats = [name for name in w.natural(n) if name in scores and re.match(r"[A-Z]+\d", name)]
-    parts, better, worse = [], [], []
+    parts, better, larger, worse = [], [], [], []
     for name in formats:
         side = w.side(w.ratio(scores, name, "healed"), 1)
-        better += [name] if side == w.BELOW and n[name] < n["healed"] else []
+        if side == w.BELOW:
+            (better if n[name] < n["healed"] else larger).append(name)
         worse += [name] if side == w.ABOVE else []
         share = n[name] / n["whole"]
         parts.append(f"{name} takes {share:.2f} of the bytes at {w.over(scores, name)}")
     healed = w.paired(w.ratio(scores, "healed"))
     text = (
         f"{'; '.join(parts)}; the healed student takes {n['healed'] / n['whole']:.2f} at {healed}."
-        " Rounding and dropping layers can be combined. Weights that come from a 4-bit file, as"
-        " smollm2-135m's do, are rounded to Q8_0 at almost no cost, by construction."
+        " Weights that are not rounded count as 16 bits each. Rounding and dropping layers can be"
+        " combined. Weights that come from a 4-bit file, as smollm2-135m's do, are rounded to Q8_0"
+        " at almost no cost, by construction."
     )
     if better:
         title = f"Rounding to {w.listed(better)} costs less and saves more than fewer layers"
         return Finding(title, text, True)
+    if larger:
+        return Finding(f"{w.listed(larger)}: more bytes than fewer layers, at a lower cost", text)
     if worse and worse == formats:
         return Finding("Rounding costs more perplexity than dropping layers and healing", text)
     return Finding("Rounding is not shown to cost less than dropping layers", text)
@@ -81,7 +87,8 @@ def depth(scores: Mapping[str, Score], sizes: Mapping[str, Size]) -> Finding:
         parts.append(f"{k} fewer ({share} of the parameters) {w.interval(ratios[k])}")
     text = (
         f"After healing, perplexity ÷ the frozen whole model's: {', '.join(parts)} (n ="
-        f" {len(scores['whole'].documents)} test articles).{w.adaptation(*ratios.values())}"
+        f" {len(scores['whole'].documents)} test articles).{_seeds(scores)}"
+        f"{w.adaptation(*ratios.values())}"
     )
     sides = {k: w.side(ratio, CHEAP) for k, ratio in ratios.items()}  # in ascending order
     cheap = list(itertools.takewhile(lambda k: sides[k] == w.BELOW, sides))
@@ -95,20 +102,30 @@ def depth(scores: Mapping[str, Score], sizes: Mapping[str, Size]) -> Finding:
     return Finding(f"Dropping up to {many} is cheap: ratio {w.short(ratios[k])}", text)
 
 
-def budget(scores: Mapping[str, Score]) -> Finding:
-    """The gain from more tokens, and whether sampled text heals as well as articles."""
+def _seeds(scores: Mapping[str, Score]) -> str:
+    """Which depths are means over seeds."""
+    counts = w.counts(name for name in scores if ", healed, seed " in name)
+    return f" At {w.listed(counts)} fewer this is the mean over seeds." if counts else ""
+
+
+def budget(scores: Mapping[str, Score], elsewhere: str = "") -> Finding:
+    """The gain from more tokens, and whether sampled text heals as well as articles.
+
+    elsewhere: the text that is scored, if it is not the one of the articles.
+    """
     lines = statistics.by_budget(statistics.ratios(scores))
     trained = {source: {n: r for n, r in line.items() if n} for source, line in lines.items()}
     parts = []
     for source, line in sorted(lines.items()):
         runs = (
-            f"{w.interval(ratio)} {f'with {n:,} tokens' if n else 'refitted only'}"
+            f"{w.interval(ratio)} {f'healed on {n:,} tokens' if n else 'refitted only'}"
             for n, ratio in line.items()
         )
         parts.append(f"{source}: {', '.join(runs)}")
     text = (
-        f"Perplexity ÷ the frozen whole model's: {'; '.join(parts)} (n ="
-        f" {len(scores['whole'].documents)} test articles)."
+        f"{f'On {elsewhere}, perplexity' if elsewhere else 'Perplexity'} ÷ the frozen whole"
+        f" model's: {'; '.join(parts)} (n = {len(scores['whole'].documents)} test"
+        f" {'documents' if elsewhere else 'articles'}). One run each."
     )
     text += w.adaptation(*(ratio for line in trained.values() for ratio in line.values()))
     articles = trained["articles"]
@@ -117,17 +134,22 @@ def budget(scores: Mapping[str, Score]) -> Finding:
         tokens = f"{max(common)} tokens"
         gap = w.ratio(scores, f"own words, {tokens}", f"articles, {tokens}")
         text += f" With {max(common):,} tokens, own words ÷ articles: {w.interval(gap)}."
+        if not elsewhere:
+            text += " The test articles are like the articles, which favours them."
+        on, times = f" for {elsewhere}" if elsewhere else "", w.number(gap.point)
         return w.outcome(
-            w.side(gap, 1),
+            gap,
+            1,
             text,
-            below="Text sampled from the whole model heals better than articles",
-            above=f"Articles heal better: sampled text ends {w.short(gap)} times as high",
+            below=f"Text sampled from the whole model heals better{on} than articles",
+            above=f"Articles heal better{on}: sampled text ends {times} times as high",
             against=w.BELOW,
-            open="Sampled text and articles are not clearly different for healing",
+            open=f"Sampled text and articles are not clearly different{on}",
         )
     least, most = (f"articles, {n} tokens" for n in (min(articles), max(articles)))
     return w.outcome(
-        w.side(w.ratio(scores, most, least), 1),
+        w.ratio(scores, most, least),
+        1,
         text,
         below="More tokens heal better",
         above="More tokens heal worse",

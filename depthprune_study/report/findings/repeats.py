@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from depthprune_core.records import Score
+from depthprune_core.records import Divergence, Score
 from depthprune_study.report import wording as w
 from depthprune_study.report.rules import rule
 from depthprune_study.report.wording import Finding
@@ -17,9 +17,11 @@ def transfer(scores: Mapping[str, Score], model: str) -> Finding:
     """Whether the recipe of notebook 03 heals this model, of another family, unchanged."""
     gain = w.ratio(scores, "healed", "cut")
     return w.outcome(
-        w.side(gain, 1),
-        f"With the recipe of notebook 03, the healed {model} has {w.interval(gain)} times the cut's"
-        f" perplexity (n = {gain.n} test articles).",
+        gain,
+        1,
+        f"With the recipe of notebook 03, the refitted and healed {model} has {w.interval(gain)}"
+        f" times the cut's perplexity and {w.over(scores, 'healed', 'refitted')} times that of the"
+        f" refitted model (n = {gain.n} test articles).",
         below=f"The recipe of notebook 03 heals {model} too",
         above=f"The recipe of notebook 03 harms {model}",
         open=f"The recipe of notebook 03 is not shown to heal {model}",
@@ -28,17 +30,18 @@ def transfer(scores: Mapping[str, Score], model: str) -> Finding:
 
 def staged(scores: Mapping[str, Score]) -> Finding:
     """Compares stages with dropping all at once: same layers, same tokens, both orders."""
-    parts, sides = [], {}
+    parts, gaps = [], {}
     for name in w.staged(scores):
         gap = w.ratio(scores, name, "at once, healed")
         how = name.removesuffix(", healed")
-        sides[how] = w.side(gap, 1)
+        gaps[how] = gap
         parts.append(f"{how}: {w.over(scores, name)}, {w.interval(gap)} times at once")
     at_once = w.ratio(scores, "at once, healed")
     text = (
         f"At once, healed: {w.interval(at_once)} times the perplexity. {w.up('; '.join(parts))}"
-        f" (n = {at_once.n} test articles)."
+        f" (n = {at_once.n} test articles). One run each."
     )
+    sides = {how: w.side(gap, 1) for how, gap in gaps.items()}
     found = set(sides.values())
     if {w.ABOVE, w.BELOW} <= found:
         return Finding("Whether stages help depends on which layers go first", text)
@@ -48,7 +51,8 @@ def staged(scores: Mapping[str, Score]) -> Finding:
         title = f"{w.up(clear)}, is {better} than at once; the other order is not clear"
         return Finding(title, text)
     return w.outcome(
-        found.pop(),
+        max(gaps.values(), key=lambda gap: statistics.DIVERGED in gap.note),
+        1,
         text,
         below="For the same layers, stages are better than at once",
         above="For the same layers, at once is better than stages",
@@ -88,30 +92,45 @@ def seeds(scores: Mapping[str, Mapping[str, Score]]) -> Finding:
     return Finding(f"{first}: seeds differ by {w.percent(widest, 2)}, between the limits", text)
 
 
-def width(scores: Mapping[str, Score]) -> Finding:
-    """Fewer layers against narrower MLPs at equal size, each healed with its own learning rate."""
+def width(scores: Mapping[str, Score], distances: Mapping[str, Divergence]) -> Finding:
+    """Fewer layers against narrower MLPs at equal size. distances: of the trials of rates."""
     gap = w.ratio(scores, "healed", "narrower, healed")
+    rates = [_rate(distances, name) for name in ("fewer layers", "narrower")]
     return w.outcome(
-        w.side(gap, 1),
+        gap,
+        1,
         f"At equal parameter counts and after healing, fewer layers have"
         f" {w.over(scores, 'healed')} and narrower MLPs {w.over(scores, 'narrower, healed')} times"
         f" the whole model's perplexity. Their ratio is {w.paired(gap)}; before healing it is"
-        f" {w.over(scores, 'cut', 'narrower, cut')}.",
+        f" {w.over(scores, 'cut', 'narrower, cut')}.{''.join(rates)}",
         below="Fewer layers beat narrower MLPs at the same size",
         above="Narrower MLPs beat fewer layers at the same size",
         open="Fewer layers and narrower MLPs are not clearly different at the same size",
     )
 
 
-def adapters(scores: Mapping[str, Score]) -> Finding:
-    """Compares healing only adapters with healing all weights, on the same predictions."""
+def adapters(scores: Mapping[str, Score], distances: Mapping[str, Divergence]) -> Finding:
+    """Healing only adapters against all weights, on the same predictions. distances: of trials."""
     gap = w.ratio(scores, "adapters", "healed")
     return w.outcome(
-        w.side(gap, 1),
+        gap,
+        1,
         f"Adapters are at {w.over(scores, 'adapters')}, all weights at"
-        f" {w.over(scores, 'healed')}; their ratio is {w.paired(gap)}.",
+        f" {w.over(scores, 'healed')}; their ratio is {w.paired(gap)}."
+        f"{_rate(distances, 'adapters')}",
         below="Healing only adapters is better than healing all weights",
         above="Healing only adapters is worse than healing all weights",
         against=w.BELOW,
         open="Healing only adapters and all weights are not clearly different",
     )
+
+
+def _rate(distances: Mapping[str, Divergence], name: str) -> str:
+    """The learning rate kept in the trials of `name`, of how many, and whether it is at an end."""
+    of_it = {label: d.mean_kl_nats for label, d in distances.items() if label.startswith(name)}
+    if not of_it:
+        return ""
+    rates = {label: float(label.rpartition(" ")[2]) for label in of_it}
+    kept, ends = rates[min(of_it, key=of_it.get)], (min(rates.values()), max(rates.values()))
+    end = "the lowest " if kept == ends[0] else "the highest " if kept == ends[1] else ""
+    return f" Learning rate of {name}: {kept:g}, {end}of {w.plural(len(rates), 'rate')} tried."

@@ -100,7 +100,7 @@ def claims(evidence: Evidence, *, root: str = "../") -> str:
     rows = []
     for v in judged:
         entry = claims_of()[v.id]
-        claim = safe(entry.claim) + (" *(rule changed)*" if entry.changed else "")
+        claim = safe(entry.claim) + (" *(changed)*" if entry.changed else "")
         whose = f" · {v.model}" if v.figure and v.word != verdicts.BY_ARITHMETIC else ""
         made = _notebook(v.notebook, root) if v.notebook in ran else "–"
         ours = safe(f"{v.figure}{whose}") or "–"

@@ -65,7 +65,8 @@ def _claims(evidence: Evidence, root: Path) -> str:
     own = "" if pages.kind(lead) == SOURCE else " (not the source's)"
     return (
         f"Measured on {safe(lead)}{own} where a cell names no other.\n\n"
-        f"{made}\n\\* The rule changed after figures were seen; {report} has its first version.\n"
+        f"{made}\n"
+        f"\\* The rule or the number of rounds changed after figures were seen: see {report}.\n"
     )
 
 

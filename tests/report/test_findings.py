@@ -297,11 +297,15 @@ def test_a_diverged_set_has_no_rank_and_no_regret() -> None:
 
 def test_the_kept_rate_is_told_and_an_end_of_the_rates_tried_named() -> None:
     kl = {"fewer layers, lr 5e-05": 0.1, "fewer layers, lr 0.0001": 0.09}
-    kl |= {"narrower, lr 5e-05": 0.2, "narrower, lr 0.0001": 0.15, "narrower, lr 0.0002": 0.16}
+    kl |= {
+        "narrower MLPs, lr 5e-05": 0.2,
+        "narrower MLPs, lr 0.0001": 0.15,
+        "narrower MLPs, lr 0.0002": 0.16,
+    }
     distances = {name: h.divergence(value) for name, value in kl.items()}
     text = f.width(more(**{"narrower, healed": 1.1}), distances).text
-    assert "Learning rate of fewer layers: 0.0001, the highest of 2 rates tried." in text
-    assert "Learning rate of narrower: 0.0001, of 3 rates tried." in text
+    assert "Learning rate kept for fewer layers: 0.0001, the highest of 2 tried." in text
+    assert "Learning rate kept for narrower MLPs: 0.0001, of 3 tried." in text
 
 
 def test_a_ratio_below_one_is_called_adaptation_not_repair() -> None:

@@ -95,7 +95,7 @@ def seeds(scores: Mapping[str, Mapping[str, Score]]) -> Finding:
 def width(scores: Mapping[str, Score], distances: Mapping[str, Divergence]) -> Finding:
     """Fewer layers against narrower MLPs at equal size. distances: of the trials of rates."""
     gap = w.ratio(scores, "healed", "narrower, healed")
-    rates = [_rate(distances, name) for name in ("fewer layers", "narrower")]
+    rates = [_rate(distances, name) for name in ("fewer layers", "narrower MLPs")]
     return w.outcome(
         gap,
         1,
@@ -133,4 +133,4 @@ def _rate(distances: Mapping[str, Divergence], name: str) -> str:
     rates = {label: float(label.rpartition(" ")[2]) for label in of_it}
     kept, ends = rates[min(of_it, key=of_it.get)], (min(rates.values()), max(rates.values()))
     end = "the lowest " if kept == ends[0] else "the highest " if kept == ends[1] else ""
-    return f" Learning rate of {name}: {kept:g}, {end}of {w.plural(len(rates), 'rate')} tried."
+    return f" Learning rate kept for {name}: {kept:g}, {end}of {len(rates)} tried."

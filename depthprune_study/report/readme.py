@@ -74,7 +74,7 @@ def _notebooks(evidence: Evidence, root: Path) -> str:
     """One row per notebook: its question, its finding in one line, its Colab badge."""
     start = f"Start with {evidence.lead[:2]}.\n\n" if evidence.lead else ""
     first = {"10_report": "every claim, judged"} if evidence.lead else {}
-    for told in evidence.told:
+    for told in sorted(evidence.told, key=lambda told: not told.lead):  # a main finding first
         model, title = evidence.model(told.notebook), told.finding.title
         named = "a stand-in" if model in title else f"{model}, a stand-in"
         whose = f" ({named})" if pages.kind(model) == pages.STAND_IN else ""

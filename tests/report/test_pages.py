@@ -173,6 +173,16 @@ def test_the_readme_filled_from_a_whole_study_is_small_and_its_links_lead_somewh
     assert "have not run yet" not in text
 
 
+def test_a_notebooks_row_in_the_readme_has_its_main_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme_now = (paths.CODE / "README.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(h, "ASIDE", ("transfer", "staged"))
+    h.write(tmp_path / "reports" / "overnight", h.study())
+    row = next(r for r in readme.filled(readme_now, tmp_path).splitlines() if r.startswith("| 04"))
+    assert "Refit and healing lower" in row
+
+
 def test_the_readme_takes_the_long_study_from_its_first_answer_on(tmp_path: Path) -> None:
     readme_now = (paths.CODE / "README.md").read_text(encoding="utf-8")
     h.write(tmp_path / "reports" / "quick", h.study())

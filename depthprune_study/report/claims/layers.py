@@ -82,16 +82,15 @@ def winner_changes(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
         return
     lost = statistics.nll_rise(before[new], before[old])
     gap = statistics.nll_rise(second, first)
-    n_seeds = sum(name.startswith(f"{new}, seed") for name in full)
+    by_seed = gaps_by_seed(full, old, new)
     word = FAILS if w.side(gap, 0) == w.ABOVE else OPEN
     word = HOLDS if w.side(gap, 0) == w.BELOW and lost.low > gap.high else word
-    word = word if n >= rule["pairs"] and n_seeds >= rule["seeds"] else OPEN
-    by_seed = gaps_by_seed(full, old, new)
+    word = word if n >= rule["pairs"] and len(by_seed) >= rule["seeds"] else OPEN
     word = OPEN if differ_in_sign(by_seed) else word
     detail = f"{new} minus {old}, nats per token: {w.interval(lost)} before healing (validation), "
     detail += (
         f"{w.interval(gap)} healed in full (n = {gap.n} test articles; by seed"
-        f" {w.listed(map(w.number, by_seed))}); {n} sets, {n_seeds} seeds"
+        f" {w.listed(map(w.number, by_seed))}); {n} sets, {len(by_seed)} seeds"
     )
     figure = f"{new} minus {old}: {w.interval(gap)} nats"
     yield Reading(model, word, figure, "07_choice", detail)

@@ -100,9 +100,9 @@ def winners(before: Mapping[str, Score], after: Mapping[str, Score]) -> tuple[st
 
 def gaps_by_seed(healed: Mapping[str, Score], old: str, new: str) -> list[float]:
     """NLL of `new` minus that of `old`, nats per token, for each seed that both have."""
-    seeds = [name.rpartition(", ")[2] for name in healed if name.startswith(f"{new}, seed ")]
-    pairs = [(f"{new}, {seed}", f"{old}, {seed}") for seed in seeds]
-    return [healed[a].mean_nll_nats - healed[b].mean_nll_nats for a, b in pairs if b in healed]
+    runs = statistics.by_seed(healed)
+    first, second = runs.get(old, {}), runs.get(new, {})
+    return [second[s].mean_nll_nats - first[s].mean_nll_nats for s in second if s in first]
 
 
 def differ_in_sign(gaps: Sequence[float]) -> bool:

@@ -50,8 +50,8 @@ def by_depth(named: Mapping[str, Value]) -> dict[str, dict[int, Value]]:
     return {method: {int(k): v for k, v in line.items()} for method, line in lines.items()}
 
 
-def by_seed(named: Mapping[str, Interval]) -> dict[str, dict[str, Interval]]:
-    """`name, seed s` -> {name: {"seed s": ratio}}; other names are ignored."""
+def by_seed(named: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
+    """`name, seed s` -> {name: {"seed s": value}}; other names are ignored."""
     return _grouped(named, r"(.+), (seed \d+)")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from depthprune_core.records import Curve, Size
@@ -40,35 +41,37 @@ def answer(evidence: Evidence, *, root: str = "../") -> str:
     lead = evidence.lead
     if not lead:
         return NOT_RUN
-    *lines, tally = map(safe, answer_lines(evidence))
-    title = next((told.finding.title for told in _found(evidence, lead, "path")), "")
-    image = _image(evidence, lead, "path", title, root)
-    return "\n\n".join([*lines, f"**{tally}**", image])
+    found = answers(evidence)
+    lines = [f"**{safe(one.title)}.** {safe(one.text)}" for one in found]
+    image = _image(evidence, lead, "path", found[0].title, root)
+    return "\n\n".join([*lines, f"**{safe(verdicts.tally(judge(evidence)))}**", image])
 
 
 def answer_lines(evidence: Evidence) -> list[str]:
-    """The answer as plain text with the claims tally last; also for the terminal."""
+    """The answer as plain text with the claims tally last; for the terminal and the index."""
+    lines = [f"{one.title}. {one.text}" for one in answers(evidence)]
+    return [*lines, verdicts.tally(judge(evidence))]
+
+
+def answers(evidence: Evidence) -> list[w.Finding]:
+    """The findings that are the answer: the headline cut, the matched control, speed."""
     lead, model = evidence.lead, evidence.model(evidence.lead)
-    path, control = (
-        [told.finding.text for told in _found(evidence, lead, name)] for name in ("path", "control")
-    )
-    sentences = []
-    if kind(model) == STAND_IN:
-        sentences.append(f"{model} is a stand-in: it only shows that the pipeline runs.")
+    found = [t.finding for name in ("path", "control") for t in _found(evidence, lead, name)]
     plan = evidence.get(lead, "plan") or evidence.get(lead, "plans").get("main")
+    about = ""
+    if kind(model) == STAND_IN:
+        about = f"{model} is a stand-in: it only shows that the pipeline runs. "
     if plan:
-        which = f"{model} loses layers {w.listed(plan.dropped)} of {plan.n_layers}"
-        which += _share(evidence.get(lead, "sizes"), len(plan.dropped))
-        treated = _treatment(evidence.get(lead, "curves").get("healed"))
-        path = [" ".join([f"{which}{treated}.", *path])]
-    sentences += path + control
+        about += f"{model} loses layers {w.listed(plan.dropped)} of {plan.n_layers}"
+        about += _share(evidence.get(lead, "sizes"), len(plan.dropped))
+        about += f"{_treatment(evidence.get(lead, 'curves').get('healed'))}. "
+    found[0] = replace(found[0], text=about + found[0].text)
     for notebook in (lead, "02_prune"):
         timing = evidence.get(notebook, "timing")
         if timing and evidence.model(notebook) == model:
             name = next(name for name in w.natural(timing) if not name.startswith("0 "))
-            sentences.append(of.speed({name: timing[name]}).text)
-            break
-    return [*sentences, verdicts.tally(judge(evidence))]
+            return [*found, of.speed({name: timing[name]})]
+    return found
 
 
 def _treatment(healed: Curve | None) -> str:

@@ -80,7 +80,7 @@ def pairs(costs: SetCosts, *, title: str) -> Figure:
     """Left: the cost of each pair. Right: this cost minus the two layers' single costs."""
     both = costs.of_size(2)
     beyond = costs.interactions()
-    figure, (left, right) = new_figure(title, 3.7, ncols=2)
+    figure, (left, right) = new_figure(title, 3.82, ncols=2)
     finite = [cost for cost in both.values() if math.isfinite(cost)]
     most = np.quantile([abs(value) for value in beyond.values() if math.isfinite(value)], 0.9)
     _triangle(left, both, costs.n_layers, "viridis_r", (min(finite), np.quantile(finite, 0.6)))

@@ -94,8 +94,9 @@ class Evidence:
 
     @property
     def lead(self) -> str:
-        """The notebook with the headline cut: 03 or 04, whichever model can decide more."""
-        ran = [n for n in ("04_transfer", "03_recovery") if self.has(n, "test")]
+        """The notebook that told the headline cut: 03 or 04, whichever model can decide more."""
+        told = {(of.notebook, of.name) for of in self.told}
+        ran = [n for n in ("04_transfer", "03_recovery") if (n, "path") in told]
         return min(ran, key=lambda notebook: kind(self.model(notebook)), default="")
 
     @property

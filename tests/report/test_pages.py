@@ -124,6 +124,16 @@ def test_both_costs_stand_side_by_side(evidence: Evidence) -> None:
     answer = pages.answer(evidence)
     assert "repair cost" in answer and "matched cost" in answer and "adaptation" in answer
     assert "2 fewer: decoding is 1.05" in answer, "not the whole model beside itself"
+    titles = {markdown.safe(told.finding.title) for told in evidence.told}
+    first, second, *_ = (line for line in answer.split("\n\n") if line.startswith("**"))
+    assert {line.split(".** ")[0].lstrip("*") for line in (first, second)} <= titles
+
+
+def test_a_notebook_cut_before_its_finding_has_no_answer_yet(tmp_path: Path) -> None:
+    made = h.write(tmp_path / "overnight", h.study())
+    for findings in made.glob("records/0[34]*/findings.json"):
+        findings.unlink()
+    assert pages.answer(Evidence("overnight", made)) == pages.NOT_RUN
 
 
 def test_failures_are_at_most_seven_and_name_missed_targets(tmp_path: Path) -> None:

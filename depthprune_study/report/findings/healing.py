@@ -70,9 +70,9 @@ def control(scores: Mapping[str, Score]) -> Finding:
     """The matched cost; `path` tells the repair cost."""
     matched, trained = w.ratio(scores, "ce", statistics.CONTROL), w.ratio(scores, "ce")
     text = (
-        f"Trained on its words, the refitted student is at {w.interval(trained)} and the whole"
-        f" model at {w.over(scores, statistics.CONTROL)}; between the two, {w.interval(matched)}"
-        f" (the matched cost; n = {matched.n} test articles)."
+        f"Trained on the words of the text, the refitted student is at {w.interval(trained)} and"
+        f" the whole model at {w.over(scores, statistics.CONTROL)}; their ratio is"
+        f" {w.interval(matched)} (the matched cost; n = {matched.n} test articles)."
         f"{w.adaptation(trained)}"
     )
     return w.outcome(

@@ -25,24 +25,21 @@ def prune_own(
     recover_tokens: Annotated[
         float, typer.Option(help="Training tokens for recovery, such as 1e6; 0: no recovery.")
     ] = 0,
-    lr: Annotated[float, typer.Option(help="Learning rate; 0: the recipe's.")] = 0,
     trained: Annotated[str, typer.Option(help="What recovery trains: all or lora.")] = "all",
     seed: Annotated[int, typer.Option(help="Random seed for the recovery text.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     push_to: Annotated[str, typer.Option(help="A hub repository to push the folder to.")] = "",
 ) -> None:
     """Drop layers from a decoder, recover it, write a folder that plain transformers opens."""
-    with stopping(
-        f"pruning {model}",
-        kept=f"{out} was not written; finished work is kept beside it; the same command resumes",
-    ):
-        from depthprune_study.lab import own
+    kept = f"{out} was not written; finished work is kept; the same command resumes"
+    with stopping(f"pruning {model}", kept=kept):
+        from depthprune_study.runner import own
 
         if bool(drop) == bool(layers):
             raise StudyError("give either --drop (how much) or --layers (which layers)")
         if not 0 <= recover_tokens < 1e12 or recover_tokens % 1:
             raise StudyError(f"--recover-tokens must be a whole number, not {recover_tokens:g}")
-        made = own.prune(
+        said = own.prune(
             model,
             text=text,
             out=out,
@@ -50,14 +47,13 @@ def prune_own(
             layers=list(_layers("--layers", layers)),
             rule=rule,
             recover_tokens=int(recover_tokens),
-            lr=lr,
             trained=trained,
             seed=seed,
             device=device,
             push_to=push_to,
             say=say,
         )
-        say(str(made))
+        say(f"{said}; the executed notebook lies in {out}")
 
 
 def cut_gguf(

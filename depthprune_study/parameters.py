@@ -35,7 +35,7 @@ CHAIN = (
     "10_report",
 )
 DEFAULT = "quick"  # the study whose values are the notebooks' defaults
-SWEEP = "sweep-"  # name prefix of a sweep's cells, which have no files under params/
+SWEEP, OWN = "sweep-", "prune-"  # name prefixes of studies that have no files under params/
 OTHER_MODEL = ("04_transfer", "your_model")  # may use another model and text than 01
 TRAINED_ON = ("tokens", "pair_tokens", "full_tokens", "budgets", "longest")  # training budgets
 STAGED = "04_transfer"  # it heals in two stages, so its budget is two steps at least
@@ -166,7 +166,7 @@ def resolved(notebook: str, cell_values: Mapping[str, Any]) -> dict[str, Any]:
     known = declared(notebook)
     values = {name: cell_values[name] for name in known if name in cell_values}
     study = values.get("study", DEFAULT)
-    if study != DEFAULT and not str(study).startswith(SWEEP):
+    if study != DEFAULT and not str(study).startswith((SWEEP, OWN)):
         if notebook not in notebooks_of(study):
             raise StudyError(f"study {study} does not run notebook {notebook}")
         of_the_study = of_study(study)[notebook]

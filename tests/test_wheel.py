@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -37,7 +39,17 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         archive.extractall(packages)
     there = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     (packages / "zz_libraries.pth").write_text("\n".join(there))
+    hidden = f"import sys; sys.modules.update(dict.fromkeys({only_of_extras()}))\n"
+    (packages / "zz_hidden.pth").write_text(hidden)
     return folder
+
+
+def only_of_extras() -> list[str]:
+    """Modules that plain `pip install depthprune` does not bring: an import of one must fail."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [line for extra in extras["optional-dependencies"].values() for line in extra]
+    names = [re.split(r"[^A-Za-z0-9_-]", line)[0].replace("-", "_") for line in lines]
+    return sorted({name for name in names if not name.startswith("depthprune")})
 
 
 def run(installed: Path, where: Path, *words: str) -> str:
@@ -80,6 +92,7 @@ def test_it_prunes_a_model_that_plain_transformers_opens(installed: Path, tmp_pa
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert (tmp_path / "out" / "your_model.ipynb").is_file()
     whole = json.loads((ROOT / "models/gpt2-mini/config.json").read_text())["n_layer"]
     assert model.config.n_layer == whole - 2
 

@@ -44,7 +44,6 @@ def folder(
     check_free(out, replace=replace)
     out.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    old = building.with_name(f"{building.name}.old")
     try:
         try:
             cast(model, dtypes).save_pretrained(building)
@@ -55,15 +54,12 @@ def folder(
         tokenizer.save_pretrained(building)
         _check(building, model, tokenizer)
         os.chmod(building, 0o755)
-        if replace and out.is_dir():
-            os.replace(out, old)
+        if replace:
+            shutil.rmtree(out, ignore_errors=True)
         os.replace(building, out)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
-        if old.is_dir() and not out.exists():
-            os.replace(old, out)
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def file_dtypes(teacher: PreTrainedModel, student: PreTrainedModel, plan: Plan) -> Dtypes:

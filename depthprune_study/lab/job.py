@@ -41,11 +41,10 @@ class Job:
     recipe: Recipe | None  # None: no training
 
 
-def prepare(lab: Workspace, *, lr: float = 0.0, say: Callable[[str], None] = print) -> Job:
+def prepare(lab: Workspace, *, say: Callable[[str], None] = print) -> Job:
     """Check everything, find the text and the model, load the model.
 
     lab: of the notebook your_model; its parameters are the options.
-    lr: learning rate; 0 = that of params/recipe.yaml, ten times that for adapters.
 
     Raises StudyError or ValueError for invalid options.
     """
@@ -59,7 +58,9 @@ def prepare(lab: Workspace, *, lr: float = 0.0, say: Callable[[str], None] = pri
     lab.split("test")  # the text is there and long enough
     if lab.teacher.note:
         say(f"{given['model']}: {lab.teacher.note}")
-    recipe = _recipe(lab, lr) if given["recover_tokens"] else None
+    recipe = None
+    if tokens := given["recover_tokens"]:
+        recipe = lab.recipe(tokens=tokens, seq_len=given["seq_len"])
     named = Plan(lab.n_layers, tuple(given["layers"]), "named").dropped
     return Job(
         lab=lab,
@@ -120,10 +121,3 @@ def _n_dropped(teacher: Teacher, number: float, unit: str) -> int:
             f"{most + 1} layers; at most {most} can be dropped ({n - most * each:,.0f} remain)"
         )
     return max(1, min(most, round(wanted)))
-
-
-def _recipe(lab: Workspace, lr: float) -> Recipe:
-    """The recipe with the notebook's tokens and window length."""
-    given = lab.parameters
-    recipe = lab.recipe(tokens=given["recover_tokens"], seq_len=given["seq_len"])
-    return recipe.but(lr=lr or recipe.lr)

@@ -1,17 +1,15 @@
 """Prunes your own model: choose layers, drop them, heal, score, write a folder.
 
-`prune` does all steps. notebooks/your_model.ipynb calls them one by one.
+notebooks/your_model.ipynb calls these steps; `depthprune prune` runs that notebook.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,12 +17,11 @@ from depthprune_core import evaluation, pruning
 from depthprune_core.models import Teacher
 from depthprune_core.records import Plan, Profile, Score
 from depthprune_core.text import Windows
-from depthprune_study import locks, parameters
 from depthprune_study.lab import export, measures, scoring, students, weights
-from depthprune_study.lab.card import CUT, SAVED, WHOLE, mergekit, model_card
-from depthprune_study.lab.job import Job, prepare
+from depthprune_study.lab.card import SAVED, WHOLE, mergekit, model_card
+from depthprune_study.lab.job import Job
+from depthprune_study.lab.job import prepare as prepare
 from depthprune_study.lab.students import Student
-from depthprune_study.lab.workspace import Workspace
 from depthprune_study.results import statistics
 from depthprune_study.results.statistics import Interval
 
@@ -45,46 +42,6 @@ class Pruned:
         gone = ", ".join(map(str, self.plan.dropped))
         where = f"{self.out.name} and {self.address}" if self.address else self.out.name
         return f"{where}: dropped layers {gone}, perplexity ratio {self.ratios[SAVED]}"
-
-
-def prune(
-    model: str,
-    *,
-    out: str | Path,
-    lr: float = 0.0,
-    say: Callable[[str], None] = print,
-    **options: Any,
-) -> Pruned:
-    """Drop layers from a named model, a local folder or a hub id; heal; write a plain model folder.
-
-    out: the folder to write; it must not exist.
-    lr: learning rate; 0 = that of params/recipe.yaml, times ten for adapters.
-    options: the parameters of notebooks/your_model.ipynb, which says what they mean.
-
-    Some passages of the text are held out for choosing layers and for scoring; they are never
-    trained on. An interrupted run resumes from its last checkpoint when it is started again.
-
-    Raises StudyError or ValueError for invalid options before layers are chosen;
-    FloatingPointError if a loss is not finite.
-    """
-    out = Path(out)
-    work = out.parent / f".{out.name}.work"
-    values = parameters.checked("your_model", {"model": model, "out": str(out), **options})
-    lab = Workspace("your_model", values, folder=work)
-    job = prepare(lab, lr=lr, say=say)
-    with locks.alone(work, f"writing {out}", say):
-        n = lab.teacher.model.num_parameters()
-        say(f"{model}: {n:,} parameters; choosing {job.n_dropped} layers to drop")
-        plan = choose(job)
-        say(f"dropping layers {', '.join(map(str, plan.dropped))} ({plan.rule})")
-        student = cut(job, plan)
-        scores = score(job, {WHOLE: lab.teacher, CUT: student})
-        say(f"perplexity ratio after the cut: {statistics.ratios(scores, whole=WHOLE)[CUT]}")
-        if job.recipe is not None:
-            student = heal(job, plan)
-        made = save(job, student, scores)
-    shutil.rmtree(work, ignore_errors=True)
-    return pushed(job, made)
 
 
 def profile(job: Job) -> Profile:

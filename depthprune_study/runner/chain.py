@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -137,8 +138,9 @@ def _execute(step: Step, terminal: TextIO) -> float:
     target = marks.executed(step.study, step.notebook)
     records = folder / "records" / step.notebook
     goes_on = any(records.rglob("*.json")) or execute.partial(target).exists()
+    shutil.rmtree(records, ignore_errors=True)  # the notebook writes them again
     for figure in (folder / "figures").glob(f"{step.notebook}-*"):
-        figure.unlink()  # the notebook draws them again
+        figure.unlink()
     try:
         peak_bytes = execute.execute(
             paths.notebooks() / f"{step.notebook}.ipynb",
@@ -149,20 +151,7 @@ def _execute(step: Step, terminal: TextIO) -> float:
         )
     except StudyError as error:
         raise StudyError(f"{step.notebook} of study {step.study} stopped: {error}") from None
-    _drop_stale(step)
     marks.leave(step)
     seconds = time.monotonic() - began
     marks.remember_cost(step, seconds, peak_bytes, goes_on=goes_on)
     return seconds
-
-
-def _drop_stale(step: Step) -> None:
-    """Remove records left by an earlier version of the notebook or by other parameters."""
-    # From the executed copy: the notebook itself may have been edited meanwhile.
-    of_now = provenance.notebook_hash(marks.executed(step.study, step.notebook))
-    given = json.loads(json.dumps(step.parameters))  # as a stamp holds them
-    for path in (paths.runs(step.study) / "records" / step.notebook).rglob("*.json"):
-        with suppress(ValueError):  # what is no record was not left by a notebook
-            stamp = storage.read_stamp(path)
-            if stamp.notebook_hash != of_now or stamp.parameters != given:
-                path.unlink()

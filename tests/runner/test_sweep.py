@@ -122,14 +122,9 @@ def test_parallel_cells_have_one_gpu_each(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("site", sorted((toy.ROOT / "params/sites").glob("*.py")), ids=str)
-def test_a_committed_site_returns_a_config_or_names_the_missing_package(site: Path) -> None:
+def test_a_committed_site_returns_a_config(site: Path) -> None:
     parsl = pytest.importorskip("parsl")
-    try:
-        config = runpy.run_path(str(site))["config"]()
-    except Exception as error:
-        assert "kubernetes" in str(error).lower()
-    else:
-        assert isinstance(config, parsl.Config)
+    assert isinstance(runpy.run_path(str(site))["config"](), parsl.Config)
 
 
 def test_a_site_without_a_config_is_refused_in_a_sentence(tmp_path: Path) -> None:

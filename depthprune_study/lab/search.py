@@ -61,8 +61,8 @@ def one_factor_at_a_time(
     """The best recipe, and all trials; each factor keeps the level closest to the whole model.
 
     The search starts from `base` with the first level of every factor.
-    factors: a field of Recipe -> its levels. A level may be a dict that changes several fields; its
-    factor may then have any name. The earlier level wins a tie. Equal recipes are tried once.
+    factors: a field of Recipe -> its levels. The earlier level wins a tie. Equal recipes are tried
+    once.
     """
     kept, found = base, {}
     for factor, levels in factors.items():
@@ -146,14 +146,11 @@ def write_recipe(recipe: Recipe, path: Path | None = None, *, because: str) -> N
 
 def label_of(level: Any) -> str:
     """The text of a level in the name of its trial."""
-    if isinstance(level, Mapping):
-        return ", ".join(f"{name} {label_of(value)}" for name, value in level.items())
     return f"{level:g}" if isinstance(level, float) else str(level)
 
 
 def _but(recipe: Recipe, factor: str, level: Any) -> Recipe:
     """The changed recipe; a step has whole windows."""
-    changes = level if isinstance(level, Mapping) else {factor: level}
-    values = {"batch_tokens": recipe.batch_tokens, "seq_len": recipe.seq_len, **changes}
+    values = {"batch_tokens": recipe.batch_tokens, "seq_len": recipe.seq_len, factor: level}
     values["batch_tokens"] = whole_windows(values["batch_tokens"], values["seq_len"])
     return recipe.but(**values)

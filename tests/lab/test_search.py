@@ -93,9 +93,9 @@ def test_a_trial_is_healed_once_and_its_distance_is_that_of_a_kept_student(
 def test_a_factor_without_kl_is_refused_before_any_trial(
     lab: Workspace, pretended: list[tuple[str, Recipe]]
 ) -> None:
-    with pytest.raises(StudyError, match="factors: 'loss: kl 0, ce 1' trains without KL"):
-        factors = {"lr": [1e-4], "loss": [{"kl": 1.0}, {"kl": 0.0, "ce": 1.0}]}
-        search.one_factor_at_a_time(lab, PLAN, BASE, factors, tokens=192)
+    with pytest.raises(StudyError, match="factors: 'kl: 0' trains without KL"):
+        factors = {"lr": [1e-4], "kl": [1.0, 0.0]}
+        search.one_factor_at_a_time(lab, PLAN, BASE.but(ce=1.0), factors, tokens=192)
     assert pretended == []
 
 
@@ -114,7 +114,7 @@ def test_each_factors_best_level_is_kept_while_the_next_is_tried(
     factors = {
         "lr": [1e-4, 3e-4],
         "temperature": [1.0, 2.0],
-        "loss": [{"kl": 1.0}, {"kl": 0.5, "ce": 0.5}],
+        "ce": [0.0, 0.5],
         "seq_len": [48, 40],
     }
     kept, trials = search.one_factor_at_a_time(lab, PLAN, BASE, factors, tokens=192)
@@ -123,8 +123,8 @@ def test_each_factors_best_level_is_kept_while_the_next_is_tried(
         "lr: 0.0003",
         "temperature: 1",
         "temperature: 2",
-        "loss: kl 1",
-        "loss: kl 0.5, ce 0.5",
+        "ce: 0",
+        "ce: 0.5",
         "seq_len: 48",
         "seq_len: 40",
     ]

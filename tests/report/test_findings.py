@@ -70,9 +70,10 @@ def transfer(scores: dict) -> Finding:
     return f.transfer(scores, "tinyllama")
 
 
-def budget(articles: float, words: float | None = None) -> dict:
-    named = {"articles, 1000 tokens": 1.1, "articles, 2000 tokens": articles}
-    return h.scores(**named, **({"own words, 2000 tokens": words} if words else {}))
+def budget(articles: float, words: float) -> dict:
+    named = {f"{source}, 0 tokens": 1.2 for source in ("articles", "own words")}
+    named |= {"articles, 1000 tokens": 1.1, "articles, 2000 tokens": articles}
+    return h.scores(**named, **{"own words, 2000 tokens": words})
 
 
 def seeds(*ratios: float) -> dict:
@@ -232,9 +233,6 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
     (lambda: f.budget(budget(1.05, 1.07), "news"), "Articles heal better for news: sampled text"),
     (lambda: f.budget(budget(1.05, 1.02)), "Text sampled from the whole model heals better"),
     (lambda: f.budget(budget(1.05, 1.05)), "Sampled text and articles are not clearly different"),
-    (lambda: f.budget(budget(1.05)), "More tokens heal better"),
-    (lambda: f.budget(budget(1.2)), "More tokens heal worse"),
-    (lambda: f.budget(budget(1.1)), "More tokens are not shown to help"),
     (lambda: tried(0.05, 0.1), "learning rate"),
     (lambda: tried(0.05, 0.05), "No factor"),
 ]
@@ -319,7 +317,11 @@ def test_the_kept_rate_is_told_and_an_end_of_the_rates_tried_named() -> None:
 
 
 def test_a_ratio_below_one_is_called_adaptation_not_repair() -> None:
-    for finding in (f.path(more(healed=0.95)), f.control(more(ce=0.95)), f.budget(budget(0.97))):
+    for finding in (
+        f.path(more(healed=0.95)),
+        f.control(more(ce=0.95)),
+        f.budget(budget(0.97, 1.05)),
+    ):
         assert "adaptation to the text, not repair" in finding.text
     assert "adaptation" not in f.path(PATH).text
 

@@ -139,7 +139,8 @@ def test_a_notebook_cut_before_its_finding_has_no_answer_yet(tmp_path: Path) -> 
 def test_failures_are_at_most_seven_and_name_missed_targets(tmp_path: Path) -> None:
     made = h.study()
     made["08_limits"]["depth"] |= h.scores(**{"2 fewer, healed": 1.06})
-    named = {"articles, 4096 tokens": 1.03, "own words, 16384 tokens": 1.01}  # not the longest
+    named = {f"{source}, 0 tokens": 1.1 for source in ("articles", "own words")}
+    named |= {"articles, 4096 tokens": 1.03, "own words, 16384 tokens": 1.01}  # not the longest
     made["08_limits"]["budget"] = h.scores(**named, **{"articles, 16384 tokens": 1.05})
     made["09_recipe"]["trials"]["lr: 1"] = h.score(9.0, diverged="the loss is not finite")
     made["03_recovery"]["test"] |= h.scores(healed=1.4)

@@ -310,16 +310,16 @@ def test_factors_are_compared_with_the_level_that_was_kept():
     distances = {
         "lr: 0.0001": distance_of(30, 50),
         "lr: 0.0004": distance_of(24, 40),
-        "refit: refit_tokens 0": distance_of(40, 60),
-        "refit: refit_tokens 4096": distance_of(30, 50),
+        "refit_tokens: 0": distance_of(40, 60),
+        "refit_tokens: 4096": distance_of(30, 50),
     }
     kept = Recipe(tokens=4_096, lr=1e-4, refit_tokens=4_096)
-    chosen = {"lr": "0.0001", "refit": "refit_tokens 4096"}
+    chosen = {"lr": "0.0001", "refit_tokens": "4096"}
     assert statistics.kept_levels(distances, kept) == chosen
     table = statistics.by_factor(distances, kept)
     assert all(table[factor][level].point == 1 for factor, level in chosen.items())
     assert table["lr"]["0.0004"].point == pytest.approx(64 / 80)
-    assert table["refit"]["refit_tokens 0"].point == pytest.approx(100 / 80)
+    assert table["refit_tokens"]["0"].point == pytest.approx(100 / 80)
 
 
 def test_a_kl_ratio_resamples_documents_in_pairs():

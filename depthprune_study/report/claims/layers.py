@@ -65,7 +65,7 @@ def ends_are_critical(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
             detail += (
                 f"; mean costs of the thirds between the ends: {w.listed(map(w.number, thirds))}"
             )
-        figure = f"true in {w.percent(share, 0)} of the resampled sets of articles"
+        figure = f"true in {w.percent(share, 0)} of resampled articles"
         yield Reading(evidence.model(notebook), word, figure, notebook, detail)
 
 
@@ -110,13 +110,13 @@ def beats_width(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
 @claim("C12", "02_prune")
 def which_end(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
     """Most sensitive layers dropped, over least sensitive layers dropped; at each depth."""
-    scores = evidence.get("02_prune", "test")
+    scores, what = evidence.get("02_prune", "test"), "most ÷ least "
     for name in sorted(name for name in scores if name.startswith("least_sensitive-")):
         k = name.rpartition("-")[2]
         if f"most_sensitive-{k}" in scores:
             gap = w.ratio(scores, f"most_sensitive-{k}", name)
             detail = f"most over least sensitive, without healing (n = {gap.n} test articles)"
-            figure = f"most ÷ least {w.interval(gap)} at {k} fewer"
+            figure, what = f"{what}{w.interval(gap)} at {k} fewer", ""
             word = at_least(gap, rule["threshold"])
             yield Reading(evidence.model("02_prune"), word, figure, "02_prune", detail)
 

@@ -35,21 +35,16 @@ def path(scores: Mapping[str, Score]) -> Finding:
     lost, left = (statistics.nll_rise(scores[n], scores["whole"]) for n in ("cut", last))
     if w.side(lost, 0) == w.ABOVE and gain == w.BELOW:
         text += f" {w.percent(1 - left.point / lost.point)} of the loss in nats is recovered."
-    lower, make, are = "Healing lowers", "Healing makes", "Healing is"
-    if stages == ["cut", "refitted", "healed"]:
-        after = w.ratio(scores, "healed", "refitted")
-        shown = {w.BELOW: "a clear gain", w.ABOVE: "a loss", w.OPEN: "nothing clear"}
-        adds = w.side(after, 1) == w.BELOW
-        lower = "Refit and healing lower" if adds else "The refit, not healing, lowers"
-        make, are = "Refit and healing make", "Refit and healing are"
-        text += (
-            f" Healed ÷ refitted is {w.interval(after)}: healing adds {shown[w.side(after, 1)]}."
-        )
+    after = w.ratio(scores, "healed", "refitted")
+    shown = {w.BELOW: "a clear gain", w.ABOVE: "a loss", w.OPEN: "nothing clear"}
+    text += f" Healed ÷ refitted is {w.interval(after)}: healing adds {shown[w.side(after, 1)]}."
+    adds = w.side(after, 1) == w.BELOW
+    lower = "Refit and healing lower" if adds else "The refit, not healing, lowers"
     cut, end = w.short(ratios["cut"]), w.short(ratios[last])
     title = {
         w.BELOW: f"{lower} the perplexity ratio from {cut} to {end}",
-        w.ABOVE: f"{make} the cut worse: ratio {cut} before, {end} after",
-        w.OPEN: f"{are} not shown to help: ratio {cut} before, {end} after",
+        w.ABOVE: f"Refit and healing make the cut worse: ratio {cut} before, {end} after",
+        w.OPEN: f"Refit and healing are not shown to help: ratio {cut} before, {end} after",
     }[gain]
     return Finding(title, text + w.adaptation(ratios[last]), gain != w.BELOW)
 
@@ -94,13 +89,12 @@ def elsewhere(scores: Mapping[str, Score], text: str) -> Finding:
         "ce": "the student trained on the text",
         statistics.CONTROL: "the whole model trained on the same text",
     }
-    parts = ", ".join(f"{who} at {w.over(scores, n)}" for n, who in students.items() if n in scores)
+    parts = ", ".join(f"{who} at {w.over(scores, name)}" for name, who in students.items())
     parts = (
         f"On {text}, which no model was trained on here, {parts} (times the frozen whole model's"
-        f" perplexity; n = {repair.n} documents)."
+        f" perplexity; n = {repair.n} documents). The matched cost on this text is"
+        f" {w.over(scores, 'ce', statistics.CONTROL)}."
     )
-    if "ce" in scores and statistics.CONTROL in scores:
-        parts += f" The matched cost on this text is {w.over(scores, 'ce', statistics.CONTROL)}."
     return w.outcome(
         w.ratio(scores, "healed", "cut"),
         1,
@@ -162,15 +156,16 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
     first, last = (by_student[student] for student in (stages[0], stages[-1]))
     regained = {f: statistics.accuracy_difference(last[f], first[f]) for f in gone if healed}
     part = [f for f in regained if w.side(regained[f], 0) == w.ABOVE]
-    parts = ", ".join(
-        f"{f} {', then '.join(w.interval(loss[f]) for loss in losses)}" for f in order
+    changed = [f for f in order if any(w.side(loss[f], 0) != w.OPEN for loss in losses)]
+    parts = "; ".join(
+        f"{f} {', then '.join(w.interval(loss[f]) for loss in losses)}" for f in changed
     )
     n = sum(len(items.right) for items in whole.values())
     reach = max((loss[f].high - loss[f].low) / 2 for loss in losses for f in whole)
     text = (
         f"Accuracy minus the whole model's, {', then '.join(stages)} (n = {n:,} items in total):"
-        f" {parts}. The widest interval is ± {w.number(reach)}: these items cannot show a smaller"
-        " change."
+        f" {parts or 'no clear change in any task'}. The widest interval is"
+        f" ± {w.number(reach)}: these items cannot show a smaller change."
     )
     if chance:
         text += (

@@ -117,16 +117,9 @@ def rules(scores: Mapping[str, Score], k: int, *, split: str = "validation") -> 
     )
     more = f"not clearly different: {w.listed(map(w.words, tied))}"
     text += f"; {more if tied else 'every other rule costs more'}."
-    if random:
-        named["random"] = statistics.mean_score(random)
-        drawn = [w.number(statistics.ppl_ratio(of, scores["whole"]).point) for of in random]
-        text += f" Random draws cost {w.listed(drawn)}."
-    for name, label in (
-        ("most_sensitive", "The most sensitive layers"),
-        ("last_k", "The last layers"),
-    ):
-        text += f" {label} cost {w.over(named, name)}." if name in named else ""
+    named |= {"random": statistics.mean_score(random)} if random else {}
     if random and w.side(w.ratio(named, first, "random"), 1) != w.BELOW:
+        text += f" Random draws cost {w.over(named, 'random')} on average."
         return Finding(f"{start}: no rule is shown to beat random draws", text, True)
     if tied:
         choices = 1 + len({named[name].nll_nats for name in tied})

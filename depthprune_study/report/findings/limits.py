@@ -114,46 +114,34 @@ def budget(scores: Mapping[str, Score], elsewhere: str = "") -> Finding:
     elsewhere: the text that is scored, if it is not the one of the articles.
     """
     lines = statistics.by_budget(statistics.ratios(scores))
-    trained = {source: {n: r for n, r in line.items() if n} for source, line in lines.items()}
     parts = []
     for source, line in sorted(lines.items()):
-        runs = (
-            f"{w.interval(ratio)} {f'healed on {n:,} tokens' if n else 'refitted only'}"
-            for n, ratio in line.items()
-        )
-        parts.append(f"{source}: {', '.join(runs)}")
+        most = max(line)
+        healed = f"{w.interval(line[most])} healed on {most:,} tokens"
+        parts.append(f"{source}: {w.interval(line[0])} refitted only, {healed}")
     text = (
         f"{f'On {elsewhere}, perplexity' if elsewhere else 'Perplexity'} ÷ the frozen whole"
         f" model's: {'; '.join(parts)} (n = {len(scores['whole'].documents)} test"
         f" {'documents' if elsewhere else 'articles'}). One run each."
     )
-    text += w.adaptation(*(ratio for line in trained.values() for ratio in line.values()))
-    articles = trained["articles"]
-    common = set(articles) & set(trained.get("own words", ()))
-    if common:
-        tokens = f"{max(common)} tokens"
-        gap = w.ratio(scores, f"own words, {tokens}", f"articles, {tokens}")
-        text += f" With {max(common):,} tokens, own words ÷ articles: {w.interval(gap)}."
-        if not elsewhere:
-            text += " The test articles are like the articles, which favours them."
-        on, times = f" for {elsewhere}" if elsewhere else "", w.number(gap.point)
-        return w.outcome(
-            gap,
-            1,
-            text,
-            below=f"Text sampled from the whole model heals better{on} than articles",
-            above=f"Articles heal better{on}: sampled text ends {times} times as high",
-            against=w.BELOW,
-            open=f"Sampled text and articles are not clearly different{on}",
-        )
-    least, most = (f"articles, {n} tokens" for n in (min(articles), max(articles)))
+    text += w.adaptation(*(ratio for line in lines.values() for ratio in line.values()))
+    least, *_, most = (n for n in lines["articles"] if n)
+    more = w.ratio(scores, f"articles, {most} tokens", f"articles, {least} tokens")
+    text += f" Articles, {most:,} tokens ÷ {least:,}: {w.interval(more)}."
+    n = max(lines["own words"])
+    gap = w.ratio(scores, f"own words, {n} tokens", f"articles, {n} tokens")
+    text += f" With {n:,} tokens, own words ÷ articles: {w.interval(gap)}."
+    if not elsewhere:
+        text += " The test articles are like the articles, which favours them."
+    on, times = f" for {elsewhere}" if elsewhere else "", w.number(gap.point)
     return w.outcome(
-        w.ratio(scores, most, least),
+        gap,
         1,
         text,
-        below="More tokens heal better",
-        above="More tokens heal worse",
-        open="More tokens are not shown to help",
+        below=f"Text sampled from the whole model heals better{on} than articles",
+        above=f"Articles heal better{on}: sampled text ends {times} times as high",
+        against=w.BELOW,
+        open=f"Sampled text and articles are not clearly different{on}",
     )
 
 

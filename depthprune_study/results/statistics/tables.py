@@ -30,9 +30,10 @@ def ratios(
 
 
 def rises(scores: Mapping[str, Score]) -> dict[str, float]:
-    """Name -> mean NLL above that of the whole model, nats per token."""
+    """Name -> mean NLL above that of the whole model, nats per token; without diverged runs."""
     zero = scores["whole"].mean_nll_nats
-    return {name: s.mean_nll_nats - zero for name, s in scores.items() if name != "whole"}
+    sound = {n: s for n, s in scores.items() if n != "whole" and not s.diverged}
+    return {name: score.mean_nll_nats - zero for name, score in sound.items()}
 
 
 def accuracies(answers: Mapping[str, Answers]) -> dict[str, dict[str, Interval]]:
@@ -118,11 +119,11 @@ def by_factor(distances: Mapping[str, Divergence], kept: Recipe) -> dict[str, di
 def kept_levels(distances: Mapping[str, Divergence], kept: Recipe) -> dict[str, str]:
     """Factor -> the kept level: the recipe's, else the one with the lowest KL.
 
-    A factor that changes several fields at once is not a recipe field.
+    The recipe may hold no level of a factor: a step is rounded to whole windows.
     """
     chosen = {}
     for factor, levels in _levels(distances).items():
-        value = getattr(kept, factor, None)
+        value = getattr(kept, factor)
         label = f"{value:g}" if isinstance(value, float) else str(value)
         lowest = min(levels, key=lambda level: levels[level].mean_kl_nats)
         chosen[factor] = label if label in levels else lowest

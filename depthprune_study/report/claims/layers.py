@@ -65,7 +65,7 @@ def ends_are_critical(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
             detail += (
                 f"; mean costs of the thirds between the ends: {w.listed(map(w.number, thirds))}"
             )
-        figure = f"true in {w.percent(share, 0)} of resampled articles"
+        figure = f"true in {w.percent(share, 0)} of resampled article sets"
         yield Reading(evidence.model(notebook), word, figure, notebook, detail)
 
 

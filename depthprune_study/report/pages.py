@@ -70,7 +70,10 @@ def answers(evidence: Evidence) -> list[w.Finding]:
         timing = evidence.get(notebook, "timing")
         if timing and evidence.model(notebook) == model:
             name = next(name for name in w.natural(timing) if not name.startswith("0 "))
-            return [*found, of.speed({name: timing[name]})]
+            speed = of.speed({name: timing[name]})
+            more = " C3 and C6 are about the source's shapes."
+            shapes = evidence.get("02_prune", "shape_timing")
+            return [*found, replace(speed, text=speed.text + more) if shapes else speed]
     return found
 
 

@@ -123,7 +123,7 @@ def test_the_html_page_is_one_offline_file(evidence: Evidence) -> None:
 def test_both_costs_stand_side_by_side(evidence: Evidence) -> None:
     answer = pages.answer(evidence)
     assert "repair cost" in answer and "matched cost" in answer and "adaptation" in answer
-    assert "2 fewer: decoding is 1.05" in answer, "not the whole model beside itself"
+    assert "Without 2 layers, decoding is 1.05" in answer, "not the whole model beside itself"
     titles = {markdown.safe(told.finding.title) for told in evidence.told}
     first, second, *_ = (line for line in answer.split("\n\n") if line.startswith("**"))
     assert {line.split(".** ")[0].lstrip("*") for line in (first, second)} <= titles
@@ -155,7 +155,7 @@ def test_failures_are_at_most_seven_and_name_missed_targets(tmp_path: Path) -> N
 
 
 def test_what_a_stand_in_shows_against_the_recipe_is_no_failure(tmp_path: Path) -> None:
-    made, title = h.study(), "Trained on the same text, the cut model is worse"
+    made, title = h.study(), "Trained on the same text, the student is worse than the whole"
     real = pages.failures(Evidence("overnight", h.write(tmp_path / "real", made)))
     toy = pages.failures(Evidence("ci", h.write(tmp_path / "toy", made, model="gpt2-mini")))
     assert title in real and title not in toy

@@ -20,6 +20,7 @@ from depthprune_study.results.statistics import Interval
 
 RISES = (7.6, 0.9, 0.30, 0.21, 0.15, 0.02, 0.14, 0.12, 0.17, 0.20, 0.34, 3.1)
 TITLE = "Healing wins back three quarters of what the cut cost"
+ABOUT = {"title": TITLE, "model": "small", "dropped": (3, 4)}
 INFINITE = Interval(math.inf, math.inf, math.inf, 40)
 UNKNOWN = Interval(math.nan, math.nan, math.nan, 40)
 
@@ -80,7 +81,7 @@ def drawn() -> dict[str, Figure]:
         "profile": charts.profile(make_profile(), (5, 7), title=TITLE),
         "criteria": charts.criteria(make_profile(), title=TITLE),
         "pairs": charts.pairs(make_costs(), title=TITLE),
-        "path": charts.path(STAGES, CONTROL, title=TITLE),
+        "path": charts.path(STAGES, CONTROL, **ABOUT),
         "ratios": charts.ratios({**STAGES, **CONTROL, "whole": about(1.0)}, title=TITLE),
         "curves": charts.curves({"healed": make_curve(1.13, 1.06)}, 3.0, title=TITLE),
         "speed": charts.speed({f"{k} fewer": make_timing(1 + k / 8) for k in (1, 3)}, title=TITLE),
@@ -152,9 +153,7 @@ def test_matplotlibs_own_settings_stay_as_they_were(drawn):
 
 def test_an_svg_is_the_same_each_time_keeps_its_text_and_has_alt_text(drawn):
     text = charts.svg(drawn["path"])
-    assert (
-        text == charts.svg(charts.path(STAGES, CONTROL, title=TITLE)) == charts.svg(drawn["path"])
-    )
+    assert text == charts.svg(charts.path(STAGES, CONTROL, **ABOUT)) == charts.svg(drawn["path"])
     root = ElementTree.fromstring(text)
     assert root.get("aria-label") == drawn["path"].get_label() and root.get("role") == "img"
     words = {node.text for node in root.iter() if node.tag.endswith("}text")}
@@ -179,7 +178,7 @@ def test_the_path_draws_every_stage_and_the_control_with_its_number(drawn):
 )
 def test_a_cut_far_off_the_scale_is_written_at_the_edge_of_the_path(cut, said):
     for control in (CONTROL, {}):
-        figure = charts.path({**STAGES, "cut": cut}, control, title=TITLE)
+        figure = charts.path({**STAGES, "cut": cut}, control, **ABOUT)
         assert figure.axes[0].get_ylim()[1] < 2 and said in texts(figure)
 
 

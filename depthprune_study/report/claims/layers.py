@@ -103,14 +103,15 @@ def beats_width(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
     if "narrower, healed" in scores:
         gap = w.ratio(scores, "healed", "narrower, healed")
         detail = f"fewer layers over narrower MLPs, both healed (n = {gap.n} test articles)"
-        word, figure = at_most(gap, rule["threshold"]), f"fewer layers ÷ narrower {w.interval(gap)}"
+        word = at_most(gap, rule["threshold"])
+        figure = f"healed: fewer layers ÷ narrower {w.interval(gap)}"
         yield Reading(evidence.model("06_controls"), word, figure, "06_controls", detail)
 
 
 @claim("C12", "02_prune")
 def which_end(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
     """Most sensitive layers dropped, over least sensitive layers dropped; at each depth."""
-    scores, what = evidence.get("02_prune", "test"), "most ÷ least "
+    scores, what = evidence.get("02_prune", "test"), "perplexity, most ÷ least "
     for name in sorted(name for name in scores if name.startswith("least_sensitive-")):
         k = name.rpartition("-")[2]
         if f"most_sensitive-{k}" in scores:
@@ -143,5 +144,5 @@ def depth_is_redundant(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
         f" half minus the outer layers, nats per token (n = {len(profile.teacher.documents)}"
         " articles). The layers were searched by loss, the neurons ranked by their own outputs"
     )
-    figure = f"fewer layers ÷ narrower {w.interval(gap)}; {middle}"
+    figure = f"not healed: fewer layers ÷ narrower {w.interval(gap)}; {middle}"
     yield Reading(model, both(words), figure, "06_controls", detail)

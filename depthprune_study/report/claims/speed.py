@@ -50,7 +50,8 @@ def faster(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
         detail = f"n = {gain.n} rounds; layer count allows {allowed:.2f}"
         detail += f", weight bytes {timed[2].by_weight_bytes:.2f}"
         detail += _shape_note(model)
-        figure = f"{w.interval(gain)} at 2 fewer; asked {rule['low']:.2f} to {rule['high']:.2f}"
+        figure = f"{w.interval(gain)} at 2 fewer; the rule wants"
+        figure += f" {rule['low']:.2f} to {rule['high']:.2f}"
         yield Reading(model, word, figure, notebook, detail)
 
 
@@ -67,9 +68,9 @@ def clean_then_mixed(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
         word = HOLDS if clean and fine and not clearer else OPEN
         word = FAILS if two.high < rule["clean"] or (clean and clearer) else word
         detail = f"n = {two.n} rounds"
-        detail += "; three fewer are clearly faster than two" if clearer else ""
         detail += "" if fine else "; the intervals are too wide to show the step"
         figure = f"{w.interval(two)} / {w.interval(three)}"
+        figure += ": three are clearly faster" if clearer else ""
         yield Reading(model, word, figure, notebook, detail + _shape_note(model))
 
 

@@ -35,8 +35,10 @@ def speed(timings: Mapping[str, Timing]) -> Finding:
     for name in w.natural(timings):
         timing, gain = timings[name], gains[name]
         doubt = " (suspect: more than fewer layers can give)" if name in suspect else ""
+        fewer = w.counts([name])
+        case = f"Without {w.plural(*fewer, 'layer')}, decoding" if fewer else f"{name}: decoding"
         parts.append(
-            f"{name}: decoding is {w.interval(gain)} times as fast{shown[w.side(gain, 1)]}{doubt};"
+            f"{case} is {w.interval(gain)} times as fast{shown[w.side(gain, 1)]}{doubt};"
             f" the layer count alone would give {timing.by_layer_count:.3f}, the weight bytes"
             f" {timing.by_weight_bytes:.3f} (n = {gain.n} rounds)"
         )

@@ -24,7 +24,7 @@ def path(scores: Mapping[str, Score]) -> Finding:
     last = stages[-1]
     gain = w.side(w.ratio(scores, last, "cut"), 1)
     first, *others = (w.interval(ratios[name]) for name in stages)
-    parts = [f"Cut, the student has {first} times the frozen whole model's perplexity"]
+    parts = [f"After the cut, perplexity is {first} times the unchanged whole model's"]
     parts += [f"{name}, {value}" for name, value in zip(stages[1:], others, strict=True)]
     cost = " (the repair cost)" if last == "healed" else ""
     whole = w.number(math.exp(scores["whole"].mean_nll_nats))
@@ -65,18 +65,19 @@ def control(scores: Mapping[str, Score]) -> Finding:
     """The matched cost; `path` tells the repair cost."""
     matched, trained = w.ratio(scores, "ce", statistics.CONTROL), w.ratio(scores, "ce")
     text = (
-        f"Trained on the words of the text, the refitted student is at {w.interval(trained)} and"
-        f" the whole model at {w.over(scores, statistics.CONTROL)}; their ratio is"
-        f" {w.interval(matched)} (the matched cost; n = {matched.n} test articles)."
-        f"{w.adaptation(trained)}"
+        f"Trained on the words of the text, the refitted student is at {w.interval(trained)}. The"
+        f" text teaches the whole model too ({w.over(scores, statistics.CONTROL)}), so only their"
+        f" ratio shows what the cut costs: {w.interval(matched)} (the matched cost; n ="
+        f" {matched.n} test articles).{w.adaptation(trained)}"
     )
+    value, given = w.short(matched), "Trained on the same text, the student is"
     return w.outcome(
         matched,
         1,
         text,
-        above=f"Trained on the same text, the cut model is worse: ratio {w.short(matched)}",
-        below=f"Trained on the same text, the cut model is better: ratio {w.short(matched)}",
-        open="Trained on the same text, cut and whole model are not clearly different",
+        above=f"{given} worse than the whole: ratio {value}",
+        below=f"{given} better than the whole: ratio {value}",
+        open="Trained on the same text, student and whole model are not clearly different",
     )
 
 
@@ -184,8 +185,8 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
         return Finding(f"{worst} with {stages[0]}", text)
     if worse := [f for f in regained if w.side(regained[f], 0) == w.BELOW]:
         most = min(worse, key=lambda f: regained[f].point)
-        before, after = -lost[most].point, -left[most].point
-        drop = f"{before:.2f} of accuracy lost before, {after:.2f} after"
+        before, after = (-100 * loss[most].point for loss in (lost, left))
+        drop = f"{before:.0f} points of accuracy lost, then {after:.0f}"
         return Finding(f"Healing makes {most} worse: {drop}", text, True)
     if not back and not part:
         return Finding(f"{worst}; healing brings nothing clear back", text, True)

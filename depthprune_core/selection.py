@@ -123,13 +123,13 @@ def evenly_spaced(known: Evidence, k: int) -> Plan:
 
 @rule
 def last_k(known: Evidence, k: int) -> Plan:
-    """The k layers nearest the head, which a shortened config would drop."""
+    """The k layers nearest the head, as a shortened config drops: a control that should lose."""
     return Plan(known.n_layers, tuple(range(known.n_layers - k, known.n_layers)), "last_k")
 
 
 @rule
 def random(known: Evidence, k: int) -> Plan:
-    """k layers drawn by the evidence's seed: a control."""
+    """k layers drawn by the evidence's seed: a control that should lose."""
     drawn = Random(known.seed).sample(range(known.n_layers), k)
     return Plan(known.n_layers, tuple(drawn), "random", {"seed": known.seed})
 

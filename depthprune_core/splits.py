@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from depthprune_core import corpora
@@ -25,23 +25,37 @@ def split_named(name: str, *, cache: Path) -> dict[str, list[Document]]:
     Those of `wikipedia-excerpt` ship with the package and share no subject either
     (tools/split_wikipedia.py). WikiText-2 has its own; its train articles give recovery and
     calibration. `news-excerpt` is out of domain and has a test split alone. A text of one's own is
-    cut into passages.
+    cut into passages, and so is a named one that NOT_IN_PASSAGES lacks.
 
     Raises ValueError for a text that is too short, and as `corpora.load`.
     """
-    if name == "wikipedia-excerpt":
-        articles = {article.name: article for article in corpora.load(name, cache=cache)}
-        entries = json.loads(SPLITS_FILE.read_text(encoding="utf-8"))
-        return {split: [articles[entry["title"]] for entry in entries[split]] for split in SPLITS}
-    if name == "wikitext-2":
-        parts = corpora.wikitext()
-        train = [d for d in parts["train"] if len(d.text) >= corpora.MIN_DOCUMENT_CHARS]
-        held_out = {"validation": parts["validation"], "test": parts["test"]}
-        return {"recovery": train[8:], "calibration": train[:8], **held_out}
-    documents = corpora.load(name, cache=cache)
-    if name == "news-excerpt":
-        return {"recovery": [], "calibration": [], "validation": [], "test": documents}
-    return of_passages(documents, name)
+    if name in NOT_IN_PASSAGES:
+        return NOT_IN_PASSAGES[name](Path(cache))
+    return of_passages(corpora.load(name, cache=cache), name)
+
+
+def _wikipedia(cache: Path) -> dict[str, list[Document]]:
+    articles = {article.name: article for article in corpora.wikipedia()}
+    entries = json.loads(SPLITS_FILE.read_text(encoding="utf-8"))
+    return {split: [articles[entry["title"]] for entry in entries[split]] for split in SPLITS}
+
+
+def _wikitext(cache: Path) -> dict[str, list[Document]]:
+    parts = corpora.wikitext()
+    train = [d for d in parts["train"] if len(d.text) >= corpora.MIN_DOCUMENT_CHARS]
+    held_out = {"validation": parts["validation"], "test": parts["test"]}
+    return {"recovery": train[8:], "calibration": train[:8], **held_out}
+
+
+def _news(cache: Path) -> dict[str, list[Document]]:
+    return {split: [] for split in SPLITS} | {"test": corpora.news(cache)}
+
+
+NOT_IN_PASSAGES: dict[str, Callable[[Path], dict[str, list[Document]]]] = {  # texts with a name
+    "wikipedia-excerpt": _wikipedia,
+    "news-excerpt": _news,
+    "wikitext-2": _wikitext,
+}
 
 
 # ---------------------------------------------------------------- a text of one's own
@@ -60,8 +74,8 @@ def of_passages(documents: Sequence[Document], name: str) -> dict[str, list[Docu
     n_passages = sum(map(len, cut))
     if n_passages < MIN_PASSAGES:
         raise ValueError(
-            f"text {name} is too short: it gives {n_passages} passages of {PASSAGE_CHARS:,} "
-            f"characters or more, at least {MIN_PASSAGES} are needed"
+            f"text {name} is too short: passages of {PASSAGE_CHARS:,} characters or "
+            f"more in it: {n_passages}; at least {MIN_PASSAGES} are needed"
         )
     if len(cut) < MIN_PASSAGES:
         cut = [[passage] for passages in cut for passage in passages]

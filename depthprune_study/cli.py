@@ -62,8 +62,8 @@ def run_study(
         steps = chain.run(study, say=say)
         from depthprune_study.report import publish
 
-        current = publish.is_current(study, {step.notebook: step.key for step in steps})
-        if not (all(current.values()) and all(step.done for step in planned)):
+        states = publish.states(study, {step.notebook: step.key for step in steps})
+        if {*states.values()} != {publish.CURRENT} or not all(step.done for step in planned):
             _publish(study, steps)
         _say_answer(study)
 
@@ -114,11 +114,10 @@ def show_status(study: Study = "quick") -> None:
         from depthprune_study.runner import chain
 
         steps = chain.plan(study)
-        current = publish.is_current(study, {step.notebook: step.key for step in steps})
+        states = publish.states(study, {step.notebook: step.key for step in steps})
         for step in steps:
             done = "run: done" if step.done else "run: to do"
-            fresh = "current" if current.get(step.notebook) else "outdated or missing"
-            say(f"{step.notebook:<20} {done:<11} report: {fresh}")
+            say(f"{step.notebook:<20} {done:<11} report: {states[step.notebook]}")
 
 
 @app.command("verify")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from depthprune_core.selection import RULES
 from depthprune_study.errors import StudyError
 from depthprune_study.telling import say, stopping
 
@@ -21,7 +22,9 @@ def prune_own(
     layers: Annotated[
         str, typer.Option(help="Layers to drop, counted from 0: 14,17. Replaces --drop.")
     ] = "",
-    rule: Annotated[str, typer.Option(help="How layers are chosen.")] = "least_sensitive",
+    rule: Annotated[
+        str, typer.Option(help=f"How layers are chosen: {', '.join(RULES)}.")
+    ] = "least_sensitive",
     recover_tokens: Annotated[
         float, typer.Option(help="Training tokens for recovery, such as 1e6; 0: no recovery.")
     ] = 0,

@@ -50,7 +50,7 @@ def test_a_dry_run_names_every_notebook_and_does_nothing(home: Path, study: str)
 
 def test_status_says_what_is_done(home: Path) -> None:
     code, said = call("status", "ci")
-    assert code == 0 and said.count("run: to do") == said.count("or missing") == 11
+    assert code == 0 and said.count("run: to do") == said.count("report: missing") == 11
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from depthprune_core import reading
+from depthprune_core import corpora, reading
 from depthprune_core.records import Plan, Score
 from depthprune_study import paths
 from depthprune_study.lab.job import Base, Job
@@ -19,7 +19,6 @@ from depthprune_study.results import statistics
 
 WHOLE, CUT, SAVED = "whole", "cut", "saved"  # the models whose scores a card shows
 TITLES = {WHOLE: "whole model", CUT: "cut, not healed", SAVED: "as saved"}
-NAMED_TEXTS = ("wikipedia-excerpt", "news-excerpt", "wikitext-2")
 
 
 def model_card(job: Job, plan: Plan, scores: Mapping[str, Score], n_parameters: int) -> str:
@@ -113,7 +112,7 @@ def _head(job: Job, scores: Mapping[str, Score], licence: str) -> str:
 def _text_of(job: Job) -> tuple[str, str]:
     """The name of the text in a card, and its hub id, if it has one."""
     given = job.lab.parameters["text"]
-    if given in NAMED_TEXTS:
+    if given in corpora.NAMED:
         return given, ""
     where, _ = reading.parted(given)
     if Path(where).exists() or not reading.is_hub_name(where):

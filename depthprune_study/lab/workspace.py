@@ -127,6 +127,10 @@ class Workspace(showing.Page):
         name = text or self.parameters["text"]
         if name not in self._texts:
             self._texts[name] = splits.split_named(name, cache=paths.cache())
+        if not self._texts[name][split]:
+            raise StudyError(
+                f"text {name!r} has no {split} split: it can be named only as `elsewhere`"
+            )
         return self._texts[name][split][: self.parameters.get("max_documents") or None]
 
     def windows(self, split: str, *, tokens: int = 0) -> Windows:

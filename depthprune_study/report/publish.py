@@ -27,6 +27,7 @@ ABOUT = {  # in this order; studies in A_LINE get one line each
 }
 A_LINE = ("rehearsal", "ci")
 MADE_FROM = "made-from.json"
+CURRENT = "current"
 
 
 def publish(
@@ -73,10 +74,13 @@ def made(study: str, folder: Path, unfinished: bool) -> dict[str, str]:
     return {"README.md": markdown, "report.html": html}
 
 
-def is_current(study: str, keys: dict[str, str]) -> dict[str, bool]:
-    """Notebook -> whether the report was made by the current code and parameters."""
+def states(study: str, keys: dict[str, str]) -> dict[str, str]:
+    """Notebook -> CURRENT if the report was made by this code and parameters; or why not."""
     made_from = read_made_from(paths.reports(study)).get("keys", {})
-    return {notebook: made_from.get(notebook) == key for notebook, key in keys.items()}
+    found = dict.fromkeys(keys, "missing")
+    for notebook in keys.keys() & made_from.keys():
+        found[notebook] = CURRENT if made_from[notebook] == keys[notebook] else "outdated"
+    return found
 
 
 def read_made_from(folder: Path) -> dict[str, Any]:

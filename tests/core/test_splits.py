@@ -74,7 +74,7 @@ def test_no_two_splits_have_a_sentence_in_common(articles):
 
 def test_the_out_of_domain_text_has_only_a_test_split(monkeypatch):
     stories = [Document("news-000", "One story.")]
-    monkeypatch.setattr(corpora, "load", lambda name, *, cache: stories)
+    monkeypatch.setattr(corpora, "news", lambda cache: stories)
     parts = splits.split_named("news-excerpt", cache=CACHE)
     assert parts == {"recovery": [], "calibration": [], "validation": [], "test": stories}
 
@@ -156,6 +156,6 @@ def test_at_most_so_many_passages_are_held_out():
 
 @pytest.mark.parametrize("n_chars", [0, 70_000])
 def test_a_text_that_is_too_short_is_refused_in_a_sentence(n_chars):
-    message = r"text mine is too short: it gives \d+ passages of 2,000 characters or more, at least"
+    message = r"text mine is too short: passages of 2,000 characters or more in it: \d+; at least"
     with pytest.raises(ValueError, match=message):
         splits.of_passages([Document("book", lines_of(n_chars, "a"))], "mine")

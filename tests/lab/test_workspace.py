@@ -92,6 +92,12 @@ def test_windows_are_no_longer_than_the_model_can_read(open_lab: Open) -> None:
     assert (recipe.seq_len, recipe.batch_tokens) == (512, 2560)
 
 
+def test_a_text_for_tests_alone_is_refused_elsewhere(lab: Workspace) -> None:
+    assert lab.split("test", "news-excerpt")
+    with pytest.raises(StudyError, match=r"'news-excerpt' has no recovery split: .* `elsewhere`"):
+        lab.split("recovery", "news-excerpt")
+
+
 def test_the_recipe_is_the_files_and_tokens_and_seed_the_notebooks(
     open_lab: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,10 +47,11 @@ def test_a_report_is_whole_current_and_verified(home: Path) -> None:
     files = "README.md costs.json figures made-from.json notebooks records report.html"
     assert there == files
     assert verify.differences(folder) == []
-    assert all(publish.is_current("overnight", KEYS).values())
-    changed = publish.is_current("overnight", KEYS | {"07_choice": "another"})
-    assert [name for name, current in changed.items() if not current] == ["07_choice"]
-    assert not any(publish.is_current("quick", KEYS).values())
+    assert set(publish.states("overnight", KEYS).values()) == {"current"}
+    changed = publish.states("overnight", KEYS | {"07_choice": "another", "12_new": "key"})
+    others = {"07_choice": "outdated", "12_new": "missing"}
+    assert changed == dict.fromkeys(KEYS, "current") | others
+    assert set(publish.states("quick", KEYS).values()) == {"missing"}
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,15 @@ from depthprune_study.report import failing, verdicts
 from depthprune_study.report import findings as of
 from depthprune_study.report import wording as w
 from depthprune_study.report.claims import judge
-from depthprune_study.report.evidence import REAL, STAND_IN, Evidence, Told, kind
+from depthprune_study.report.evidence import SOURCE, STAND_IN, Evidence, Told, kind
 from depthprune_study.report.markdown import anchor, folded, safe, table
 from depthprune_study.report.rules import claims as claims_of
 from depthprune_study.results import statistics
 
 UNFINISHED = "**Unfinished: only some notebooks have run.**"
 NOT_RUN = "Not run in this study.\n"
+CLAIMS_HEAD = ("", "the source says", "its figure", "ours", "verdict")
+CHANGED = "\\* The rule or the number of rounds changed after figures were seen"
 FINDING = "<!-- finding -->"  # marks the beginning of a finding for the HTML page
 QUESTIONS = {
     "01_sensitivity": "What is each layer worth?",
@@ -103,20 +105,35 @@ def _found(evidence: Evidence, notebook: str, name: str) -> list[Told]:
 def claims(evidence: Evidence, *, root: str = "../") -> str:
     """The claims as a table; folded below it, each rule with notes on the number."""
     judged, ran = judge(evidence), set(evidence.notebooks)
-    rows = []
-    for v in judged:
-        entry = claims_of()[v.id]
-        claim = safe(entry.claim) + (" *(changed)*" if entry.changed else "")
-        whose = f" · {v.model}" if v.figure and v.word != verdicts.BY_ARITHMETIC else ""
-        made = _notebook(v.notebook, root) if v.notebook in ran else "–"
-        ours = safe(f"{v.figure}{whose}") or "–"
-        rows.append([v.id, claim, safe(entry.source), ours, f"**{v.word}**", made])
-    matrix = table(["", "claim", "the source", "ours", "verdict", "made in"], rows)
-    models = dict.fromkeys(v.model for v in judged if kind(v.model) == REAL and v.model)
-    whose = f"{w.listed(models)}: real weights, but not the source's models." if models else ""
+    rows = claim_rows(evidence)
+    for row, v in zip(rows, judged, strict=True):
+        row[-1] = f"**{row[-1]}**"
+        row.append(_notebook(v.notebook, root) if v.notebook in ran else "–")
+    matrix = table([*CLAIMS_HEAD, "made in"], rows)
     rules_of = "\n".join(f"- **{v.id}** {_told(v)}" for v in judged)
     rules = folded("Each rule, its changes, and notes on the number", rules_of)
-    return f"{safe(whose)}\n\n{matrix}\n{rules}"
+    return f"{measured_on(evidence)}\n{matrix}\n{CHANGED}: see below.\n\n{rules}"
+
+
+def claim_rows(evidence: Evidence) -> list[list[str]]:
+    """A row a claim, the verdict last; it names a model that is not the one of the answer."""
+    rows, lead = [], evidence.model(evidence.lead) if evidence.lead else ""
+    for v in judge(evidence):
+        entry = claims_of()[v.id]
+        other = v.figure and v.model != lead and v.word != verdicts.BY_ARITHMETIC
+        figure = f"{v.figure} ({v.model})" if other else v.figure or "–"
+        mark = " \\*" if entry.changed else ""
+        rows.append([v.id, safe(entry.claim) + mark, safe(entry.source), safe(figure), v.word])
+    return rows
+
+
+def measured_on(evidence: Evidence) -> str:
+    """On which model, in a sentence above the claims; empty without an answer."""
+    if not evidence.lead:
+        return ""
+    model = evidence.model(evidence.lead)
+    own = "" if kind(model) == SOURCE else " (not the source's)"
+    return f"Measured on {safe(model)}{own} where a cell names no other.\n"
 
 
 def _told(v: verdicts.Verdict) -> str:

@@ -6,11 +6,9 @@ import re
 from pathlib import Path
 
 from depthprune_study import paths
-from depthprune_study.report import pages, verdicts, wording
-from depthprune_study.report.claims import judge
-from depthprune_study.report.evidence import SOURCE, Evidence
+from depthprune_study.report import pages, wording
+from depthprune_study.report.evidence import Evidence
 from depthprune_study.report.markdown import safe, table
-from depthprune_study.report.rules import claims
 
 STUDY, SHORT = "overnight", "quick"  # SHORT is shown until STUDY has an answer
 NOT_EXECUTED = f"The study `{STUDY}` is not executed yet: no numbers here.\n"
@@ -53,21 +51,9 @@ def _missing(evidence: Evidence) -> str:
 def _claims(evidence: Evidence, root: Path) -> str:
     if not evidence.lead:
         return NOT_EXECUTED
-    rows, lead = [], evidence.model(evidence.lead)
-    for v in judge(evidence):
-        other = v.figure and v.model != lead and v.word != verdicts.BY_ARITHMETIC
-        ours = f"{v.figure} ({v.model})" if other else v.figure or "–"
-        cells = (claims()[v.id].claim, claims()[v.id].source, ours)
-        changed = " \\*" if claims()[v.id].changed else ""
-        rows.append([v.id, *map(safe, cells), f"{v.word}{changed}"])
-    made = table(["", "the source says", "its figure", "ours", "verdict"], rows)
+    made = table(pages.CLAIMS_HEAD, pages.claim_rows(evidence))
     report = f"[the report](reports/{evidence.study}/README.md#claims)"
-    own = "" if pages.kind(lead) == SOURCE else " (not the source's)"
-    return (
-        f"Measured on {safe(lead)}{own} where a cell names no other.\n\n"
-        f"{made}\n"
-        f"\\* The rule or the number of rounds changed after figures were seen: see {report}.\n"
-    )
+    return f"{pages.measured_on(evidence)}\n{made}\n{pages.CHANGED}: see {report}.\n"
 
 
 def _notebooks(evidence: Evidence, root: Path) -> str:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
-# Set before torch is imported: spinning OpenMP threads slow down on a busy machine.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
 import typer
 
-from depthprune_study import cli_own, paths, provenance
+from depthprune_study import cli_own, numerics, paths, provenance
 from depthprune_study.errors import StudyError
 from depthprune_study.telling import say, stopping
 
+numerics.settle()  # before torch is imported
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -18,7 +18,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 CORE, STUDY = "depthprune_core", "depthprune_study"
 GROUND = tuple(
-    f"{STUDY}.{name}" for name in ("errors", "locks", "paths", "provenance", "parameters")
+    f"{STUDY}.{name}"
+    for name in ("errors", "locks", "numerics", "paths", "provenance", "parameters")
 )
 PLAIN = tuple(f"{CORE}.{name}" for name in ("records", "storage", "selection", "sources"))
 # Import rules (importer, imported) as prefixes of module names. The first line that matches a
@@ -41,6 +42,7 @@ WALLS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (f"{STUDY}.ranges", PLAIN),
     (f"{STUDY}.errors", ()),
     (f"{STUDY}.locks", (f"{STUDY}.errors",)),
+    (f"{STUDY}.numerics", ()),
     (f"{STUDY}.paths", ()),
     (f"{STUDY}.provenance", (*PLAIN, *GROUND)),
     (f"{STUDY}.telling", GROUND),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -15,13 +14,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from depthprune_core import storage
-from depthprune_study import locks, parameters, paths, provenance
+from depthprune_study import locks, numerics, parameters, paths, provenance
 from depthprune_study.errors import StudyError
 from depthprune_study.runner import execute, marks, prepare
 from depthprune_study.runner.marks import Step, hash_of
 
 DRAWING = ("matplotlib", "seaborn")
-SPIN = "10000"  # limits the spinning of idle OpenMP threads in kernels, which slows other work
 KEPT = (  # files of a report that a resumed run needs
     *("records/**/*.json", "measured/*.json", "students/*.json"),
     *("notebooks/*.ipynb", "figures/*", "done/*.json", "costs.json"),
@@ -62,7 +60,7 @@ def run(
     steps = plan(study, given)
     with alone(study, say):
         if not all(step.done for step in steps):
-            os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
+            numerics.settle()
             prepare.fetch({s.notebook: s.parameters for s in steps}, say)
         finished = []
         for step in _steps(study, given):

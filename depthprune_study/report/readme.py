@@ -16,7 +16,7 @@ FROM_SHORT = (
     f"*These numbers are from `{SHORT}`, the short study. `{STUDY}` has no answer yet in this"
     " edition.*\n\n"
 )
-FROM_PART = "*These numbers are from `{}`. Its notebooks {} have not run yet in this edition.*\n\n"
+FROM_PART = "*These numbers are from `{}`. Not run in this edition yet: notebook {}.*\n\n"
 BLOCKS = ("answer", "claims", "notebooks", "surprises", "minutes")
 MOST_SURPRISES = 4
 

@@ -185,7 +185,7 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
     (lambda: f.adapters(h.open_scores(PATH, "adapters", "healed"), {}), "not clearly different"),
     (
         lambda: f.choice(h.scores(**BEFORE), h.scores(**SAME), tail=8),
-        "Among cheap sets, costs before and after healing are related, rho 1.00",
+        "Cheap sets: costs before and after healing are related, rho 1.00",
     ),
     (
         lambda: f.choice(h.scores(**BEFORE), h.scores(**TAIL), tail=8),

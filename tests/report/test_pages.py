@@ -181,7 +181,7 @@ def test_the_readme_filled_from_a_whole_study_is_small_and_its_links_lead_somewh
         there = (root / link).is_file() or (paths.CODE / link).exists()
         assert there or link.startswith("reports/overnight/README"), link
     assert "| C4 | TinyLlama" in text and "nbviewer.org/github/" in text
-    assert "have not run yet" not in text
+    assert "Not run in this edition" not in text
 
 
 def test_a_notebooks_row_in_the_readme_has_its_main_finding(
@@ -201,7 +201,7 @@ def test_the_readme_takes_the_long_study_from_its_first_answer_on(tmp_path: Path
     for name in ("06_controls", "07_choice"):
         shutil.rmtree(long / "records" / name)
     text = readme.filled(readme_now, tmp_path)
-    assert "from `overnight`. Its notebooks 06 and 07 have not run yet" in text
+    assert "from `overnight`. Not run in this edition yet: notebook 06 and 07." in text
     for name in ("03_recovery", "04_transfer"):
         shutil.rmtree(long / "records" / name)
     assert "from `quick`, the short study" in readme.filled(readme_now, tmp_path)

@@ -92,7 +92,7 @@ def winner_changes(evidence: Evidence, rule: Rule) -> Iterator[Reading]:
         f"{w.interval(gap)} healed in full (n = {gap.n} test articles; by seed"
         f" {w.listed(map(w.number, by_seed))}); {n} sets, {len(by_seed)} seeds"
     )
-    figure = f"{new} minus {old}: {w.interval(gap)} nats"
+    figure = f"healed, {new} minus {old}: {w.interval(gap)} nats"
     yield Reading(model, word, figure, "07_choice", detail)
 
 

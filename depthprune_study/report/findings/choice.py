@@ -78,7 +78,7 @@ def choice(before: Mapping[str, Score], after: Mapping[str, Score], *, tail: int
     )
     if w.side(within, 0) == w.ABOVE:
         related = f"related, rho {w.short(within)}"
-        title = f"Among cheap sets, costs before and after healing are {related}"
+        title = f"Cheap sets: costs before and after healing are {related}"
         return Finding(title, text)
     if w.side(rho, 0) == w.ABOVE:
         how = "reverses" if w.side(within, 0) == w.BELOW else "is unclear"

@@ -103,8 +103,11 @@ def choice(
     for x, name in enumerate(names, start=1):
         y = ranked.index(name) + 1
         ax.plot(x, y, marker, color=colour, fillstyle="full" if name in contenders else "none")
-        style = {"textcoords": "offset points", "va": "center", "fontsize": SMALL, "color": SOFT}
-        ax.annotate(name.replace(",", "+"), (x, y), (7, 0), **style)
+        if 1 in (x, y) or abs(x - y) > n / 8:  # few names, else they cover each other
+            left = x < n and abs(ranked.index(names[x]) + 1 - y) <= 1  # the next is near
+            style = {"va": "center", "ha": "right" if left else "left", "fontsize": SMALL}
+            style |= {"textcoords": "offset points", "color": SOFT}
+            ax.annotate(name.replace(",", "+"), (x, y), (-7 if left else 7, 0), **style)
         described[f"layers {name.replace(',', ' and ')} from rank {x} to"] = y
     ax.set(xlabel="rank before healing (1: the cheapest pair)", title="rank after healing")
     ax.grid(color=FAINT, linewidth=0.6)

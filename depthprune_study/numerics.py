@@ -7,8 +7,8 @@ import platform
 from pathlib import Path
 
 SPIN = {"GOMP_SPINCOUNT": "10000"}  # idle OpenMP threads spin only briefly: they slow other work
-# The same bits on every x86 CPU with AVX2, for the same number of threads: so a study that goes on
-# on another machine makes the same weights. torch's own kernels, then MKL's.
+# One instruction set (torch's own kernels, then MKL's): x86 CPUs with AVX2 then round alike, given
+# the same number of threads, and a study can go on on another machine.
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"}
 
 

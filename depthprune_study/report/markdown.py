@@ -24,6 +24,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def notebook_link(notebook: str, root: str) -> str:
+    """A link to an executed notebook of the report at `root`."""
+    return f"[{notebook.split('_')[0]}]({root}notebooks/{notebook}.ipynb)"
+
+
 def folded(title: str, text: str) -> str:
     """Text that a click unfolds."""
     return f"<details><summary>{html.escape(title)}</summary>\n\n{text}\n\n</details>\n"

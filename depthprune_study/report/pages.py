@@ -7,19 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from depthprune_core.records import Curve, Size
-from depthprune_study.report import failing, verdicts
+from depthprune_study.report import failing, matrix, verdicts
 from depthprune_study.report import findings as of
 from depthprune_study.report import wording as w
 from depthprune_study.report.claims import judge
-from depthprune_study.report.evidence import SOURCE, STAND_IN, Evidence, Told, kind
-from depthprune_study.report.markdown import anchor, folded, safe, table
-from depthprune_study.report.rules import claims as claims_of
+from depthprune_study.report.evidence import STAND_IN, Evidence, Told, kind
+from depthprune_study.report.markdown import anchor, folded, notebook_link, safe, table
 from depthprune_study.results import statistics
 
 UNFINISHED = "**Unfinished: only some notebooks have run.**"
 NOT_RUN = "Not run in this study.\n"
-CLAIMS_HEAD = ("", "the source says", "its figure", "ours", "verdict")
-CHANGED = "\\* The rule or the number of rounds changed after figures were seen"
 FINDING = "<!-- finding -->"  # marks the beginning of a finding for the HTML page
 QUESTIONS = {
     "01_sensitivity": "What is each layer worth?",
@@ -102,50 +99,6 @@ def _found(evidence: Evidence, notebook: str, name: str) -> list[Told]:
     return [told for told in evidence.told if told[:2] == (notebook, name)]
 
 
-def claims(evidence: Evidence, *, root: str = "../") -> str:
-    """The claims as a table; folded below it, each rule with notes on the number."""
-    judged, ran = judge(evidence), set(evidence.notebooks)
-    rows = claim_rows(evidence)
-    for row, v in zip(rows, judged, strict=True):
-        row[-1] = f"**{row[-1]}**"
-        row.append(_notebook(v.notebook, root) if v.notebook in ran else "–")
-    matrix = table([*CLAIMS_HEAD, "made in"], rows)
-    rules_of = "\n".join(f"- **{v.id}** {_told(v)}" for v in judged)
-    rules = folded("Each rule, its changes, and notes on the number", rules_of)
-    return f"{measured_on(evidence)}\n{matrix}\n{CHANGED}: see below.\n\n{rules}"
-
-
-def claim_rows(evidence: Evidence) -> list[list[str]]:
-    """A row a claim, the verdict last; it names a model that is not the one of the answer."""
-    rows, lead = [], evidence.model(evidence.lead) if evidence.lead else ""
-    for v in judge(evidence):
-        entry = claims_of()[v.id]
-        other = v.figure and v.model != lead and v.word != verdicts.BY_ARITHMETIC
-        figure = f"{v.figure} ({v.model})" if other else v.figure or "–"
-        mark = " \\*" if entry.changed else ""
-        rows.append([v.id, safe(entry.claim) + mark, safe(entry.source), safe(figure), v.word])
-    return rows
-
-
-def measured_on(evidence: Evidence) -> str:
-    """On which model, in a sentence above the claims; empty without an answer."""
-    if not evidence.lead:
-        return ""
-    model = evidence.model(evidence.lead)
-    own = "" if kind(model) == SOURCE else " (not the source's)"
-    return f"Measured on {safe(model)}{own} where a cell names no other.\n"
-
-
-def _told(v: verdicts.Verdict) -> str:
-    entry = claims_of()[v.id]
-    parts = {
-        "Rule": entry.in_words,
-        "Changed": entry.changed.rstrip("."),
-        "Notes": "; ".join(v.notes),
-    }
-    return safe(" ".join(f"{name}: {text}." for name, text in parts.items() if text))
-
-
 def findings(evidence: Evidence, *, root: str = "../") -> str:
     """The main findings with their figures, by the notebooks' questions; the others are folded."""
     entries, parts = evidence.told, []
@@ -153,7 +106,7 @@ def findings(evidence: Evidence, *, root: str = "../") -> str:
         of_it = [told for told in entries if told.notebook == notebook]
         if not of_it:
             continue
-        model, link = safe(evidence.model(notebook)), _notebook(notebook, root)
+        model, link = safe(evidence.model(notebook)), notebook_link(notebook, root)
         parts.append(f"### {question}\n\n*{model}*, notebook {link}\n")
         if notebook == evidence.lead:  # the answer shows these
             of_it = [told for told in of_it if told.name not in ("path", "control")]
@@ -186,7 +139,7 @@ def costs(evidence: Evidence, *, root: str = "../") -> str:
         n_bytes = cost.get("peak_bytes", 0)
         spent = minutes(cost["seconds"], bool(cost.get("resumed")))
         memory = f"{n_bytes / 2**30:.1f}" if n_bytes else "–"
-        rows.append([_notebook(notebook, root), spent, memory])
+        rows.append([notebook_link(notebook, root), spent, memory])
     rows.append(["**all**", f"**{total(known.values())}**", ""])
     spent = table(["notebook", "minutes", "memory, GiB"], rows)
     return f"{spent}\n{folded('Where the records come from', _origins(evidence))}"
@@ -228,7 +181,7 @@ def page(evidence: Evidence, *, unfinished: bool = False) -> str:
     """The report of a study as one Markdown page, for reports/<study>/README.md."""
     parts = {
         "Answer": answer(evidence, root=""),
-        "Claims": claims(evidence, root=""),
+        "Claims": matrix.claims(evidence, root=""),
         "Findings": findings(evidence, root=""),
         "What failed": failures(evidence, root=""),
         "What it took": costs(evidence, root=""),
@@ -243,10 +196,6 @@ def page(evidence: Evidence, *, unfinished: bool = False) -> str:
     )
     body = "\n".join(f"## {name}\n\n{text}" for name, text in parts.items())
     return f"# depthprune, study {safe(evidence.study)}\n\n{links}\n\n{warning}{how}\n{body}"
-
-
-def _notebook(notebook: str, root: str) -> str:
-    return f"[{notebook.split('_')[0]}]({root}notebooks/{notebook}.ipynb)"
 
 
 def _image(evidence: Evidence, notebook: str, figure: str, alt: str, root: str) -> str:

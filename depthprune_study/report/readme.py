@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from depthprune_study import paths
-from depthprune_study.report import pages, wording
+from depthprune_study.report import matrix, pages, wording
+from depthprune_study.report.claims import judge
 from depthprune_study.report.evidence import Evidence
 from depthprune_study.report.markdown import safe, table
 
@@ -51,9 +52,9 @@ def _missing(evidence: Evidence) -> str:
 def _claims(evidence: Evidence, root: Path) -> str:
     if not evidence.lead:
         return NOT_EXECUTED
-    made = table(pages.CLAIMS_HEAD, pages.claim_rows(evidence))
+    made = table(matrix.HEAD, matrix.rows_of(judge(evidence), evidence))
     report = f"[the report](reports/{evidence.study}/README.md#claims)"
-    return f"{pages.measured_on(evidence)}\n{made}\n{pages.CHANGED}: see {report}.\n"
+    return f"{matrix.measured_on(evidence)}\n{made}\n{matrix.CHANGED}: see {report}.\n"
 
 
 def _notebooks(evidence: Evidence, root: Path) -> str:

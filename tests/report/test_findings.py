@@ -132,7 +132,7 @@ OUTCOMES: list[tuple[Callable[[], Finding], str]] = [
     (lambda: f.probes(h.answers(whole=0.9, cut=0.6, healed=0.6)), "brings nothing clear back"),
     (
         lambda: f.probes(h.answers(whole=0.9, cut=0.6, healed=0.5)),
-        "Healing makes agreement worse: 30 points of accuracy lost, then 40",
+        "Healing makes agreement worse: from 30 to 40 points of accuracy lost",
     ),
     (lambda: f.probes(h.answers(whole=0.9, cut=0.6, healed=0.7)), "back part of agreement and"),
     (lambda: f.probes(h.answers(whole=0.9, cut=0.9, healed=0.9)), "No loss of ability is shown"),

@@ -12,7 +12,7 @@ import handmade as h
 import pytest
 
 from depthprune_study import paths
-from depthprune_study.report import markdown, pages, readme
+from depthprune_study.report import markdown, matrix, pages, readme
 from depthprune_study.report.evidence import Evidence
 from depthprune_study.report.html_page import html_page
 
@@ -51,7 +51,7 @@ def test_every_link_of_the_page_leads_to_a_file_or_a_heading(evidence: Evidence)
 
 def test_pieces_link_from_the_notebooks_folder(evidence: Evidence) -> None:
     """10_report shows them, and its executed copy lies in notebooks/."""
-    for piece in (pages.answer, pages.claims, pages.findings, pages.costs):
+    for piece in (pages.answer, matrix.claims, pages.findings, pages.costs):
         for link in re.findall(r"(?<!\\)\]\(([^)]+)\)", piece(evidence)):
             assert (evidence.folder / "notebooks" / link).resolve().is_file()
 
@@ -78,7 +78,7 @@ def test_missing_notebooks_are_named(tmp_path: Path) -> None:
     empty = Evidence("quick", tmp_path)
     assert pages.answer(empty) == pages.failures(empty) == pages.costs(empty) == pages.NOT_RUN
     assert "Not run in this study: 01, 02" in pages.findings(empty)
-    assert pages.claims(empty).count("not tested here**") == 14
+    assert matrix.claims(empty).count("not tested here**") == 14
     page = html_page(pages.page(empty), tmp_path / "figures", title="x")
     assert page.endswith("</html>\n")
 

@@ -186,7 +186,7 @@ def probes(answers: Mapping[str, Answers]) -> Finding:
     if worse := [f for f in regained if w.side(regained[f], 0) == w.BELOW]:
         most = min(worse, key=lambda f: regained[f].point)
         before, after = (-100 * loss[most].point for loss in (lost, left))
-        drop = f"{before:.0f} points of accuracy lost, then {after:.0f}"
+        drop = f"from {before:.0f} to {after:.0f} points of accuracy lost"
         return Finding(f"Healing makes {most} worse: {drop}", text, True)
     if not back and not part:
         return Finding(f"{worst}; healing brings nothing clear back", text, True)
